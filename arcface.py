@@ -1,0 +1,105 @@
+"""Compare two pictures of faces.
+
+    from arcface import Arcface
+    arcface = Arcface()
+    arcface.detect_image("img/1_001.jpg", "img/1_002.jpg")   # L2 distance, 0 (the same) to 2
+    arcface.verify("img/1_001.jpg", "img/2_001.jpg").same    # False
+    arcface.embed(["img/1_001.jpg", "img/2_001.jpg"])        # float32 (2, 128), of length 1
+
+A picture is a path, a PIL image or a uint8 array (H, W, 3); the face must be aligned to the 112x112 template.
+"""
+import numbers
+import os
+import time
+from statistics import median
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.checkpoint import load_embedder
+from utils.device import choose_device, describe_device
+from utils.embedding import embed, inference_copy
+from utils.errors import UserError
+from utils.images import check_input_shape, preprocess
+from utils.pictures import draw_comparison
+
+
+class Match(NamedTuple):
+    distance: float    # L2 distance of the normalised embeddings, 0 to 2
+    similarity: float  # their cosine, 1 to -1: 1 - distance^2 / 2
+    threshold: float   # on the distance
+    same: bool         # distance < threshold
+
+
+class Arcface:
+    """The two-picture predictor. Keywords override `_defaults`.
+
+    Raises TypeError for an unknown or ill-typed keyword, and UserError for weights that do not load.
+    """
+
+    _defaults = {
+        "model_path": "model_data/arcface_mobilefacenet.pth",
+        "backbone": "mobilefacenet",    # the network of model_path: see nets/arcface.py for the others
+        "input_shape": [112, 112, 3],   # height, width, channels
+        "letterbox_image": True,        # pad to a square instead of stretching to one
+        "cuda": True,                   # use CUDA if there is one
+        "threshold": 1.24,              # on the distance: the mean over folds of best accuracy on LFW for these weights
+    }
+    _types = {"model_path": (str, os.PathLike), "backbone": str, "input_shape": (list, tuple),
+              "letterbox_image": bool, "cuda": bool, "threshold": numbers.Real}
+
+    def __init__(self, **overrides):
+        for name, value in overrides.items():
+            if name not in self._defaults:
+                raise TypeError(f"Arcface has no setting {name!r}: choose among {', '.join(self._defaults)}")
+            if not isinstance(value, self._types[name]) or (name == "threshold" and isinstance(value, bool)):
+                raise TypeError(f"Arcface({name}={value!r}): expected something like {self._defaults[name]!r}; "
+                                f"the settings are {', '.join(self._defaults)}")
+        self.__dict__.update(self._defaults | overrides)
+        check_input_shape(self.input_shape)
+        self.device = choose_device("auto" if self.cuda else "cpu")
+        try:
+            self.net = load_embedder(self.backbone, self.model_path)
+        except ValueError as error:  # an unknown backbone
+            raise UserError(str(error)) from None
+        self.net = inference_copy(self.net).to(self.device)
+
+    def show_config(self):
+        """Print the settings in force."""
+        for name in self._defaults:
+            print(f"{name:>16}  {getattr(self, name)}")
+        print(f"{'device':>16}  {describe_device(self.device)}")
+
+    def embed(self, images, batch_size=64):
+        """A list of N pictures -> L2-normalised embeddings, float32 (N, D)."""
+        if len(images) == 0:
+            return np.zeros((0, self.net.embedding_size), np.float32)
+        return embed(self.net, list(images), SimpleNamespace(
+            input_shape=self.input_shape, letterbox_image=self.letterbox_image, batch_size=batch_size,
+            num_workers=min(4, len(images)), flip=False)).numpy()
+
+    def detect_image(self, image_1, image_2):
+        """-> the L2 distance of two pictures: 0 is the same picture, 2 the opposite of one."""
+        first, second = self.embed([image_1, image_2]).astype(np.float64)
+        return float(np.linalg.norm(first - second))
+
+    def verify(self, image_1, image_2):
+        """-> Match: whether two pictures show one person."""
+        distance = self.detect_image(image_1, image_2)
+        return Match(distance, 1 - distance ** 2 / 2, self.threshold, distance < self.threshold)
+
+    def draw(self, image_1, image_2, match):
+        """-> a PIL picture: the two side by side, as the network sees them, and what verify() said of them."""
+        return draw_comparison([preprocess(image, self.input_shape, self.letterbox_image)
+                                for image in (image_1, image_2)], match)
+
+    def get_FPS(self, image, test_interval, batch_size=1):
+        """-> seconds per picture, the median over `test_interval` forward passes after a warm-up."""
+        images = [image] * batch_size
+        seconds = []
+        for _ in range(test_interval + 3):
+            start = time.perf_counter()
+            self.embed(images, batch_size)  # ends with a copy to the CPU, so CUDA has finished
+            seconds.append(time.perf_counter() - start)
+        return median(seconds[3:]) / batch_size

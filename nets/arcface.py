@@ -1,0 +1,65 @@
+"""ArcfaceNet: a backbone that embeds faces, and the head that trains it."""
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import nn
+
+from nets.head import ArcMarginProduct
+from nets.iresnet import IResNet
+from nets.mobilefacenet import MobileFaceNet
+from nets.mobilenet import MobileNetV1
+
+
+class Backbone(NamedTuple):
+    build: Callable[[], nn.Module]
+    embedding_size: int
+    scale: float  # the head's s
+
+
+BACKBONES = {
+    "mobilefacenet": Backbone(MobileFaceNet, 128, 32.0),
+    "mobilenet": Backbone(MobileNetV1, 512, 64.0),
+    "iresnet18": Backbone(partial(IResNet, (2, 2, 2, 2)), 512, 64.0),
+    "iresnet34": Backbone(partial(IResNet, (3, 4, 6, 3)), 512, 64.0),
+    "iresnet50": Backbone(partial(IResNet, (3, 4, 14, 3)), 512, 64.0),
+    "iresnet100": Backbone(partial(IResNet, (3, 13, 30, 3)), 512, 64.0),
+    "iresnet200": Backbone(partial(IResNet, (6, 26, 60, 6)), 512, 64.0),
+}
+
+
+def backbone_name(name):
+    """The key of BACKBONES that `name` means: "mobilenetv1" and "arcface_mobilenet" are "mobilenet".
+
+    Raises ValueError for an unknown one.
+    """
+    key = name.removeprefix("arcface_")
+    key = "mobilenet" if key == "mobilenetv1" else key
+    if key not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(BACKBONES)}")
+    return key
+
+
+class ArcfaceNet(nn.Module):
+    """`net(images)` -> L2-normalised embeddings (B, D); `net(images, labels)` -> scaled margin logits (B, C).
+
+    images: float32 (B, 3, 112, 112) in [-1, 1]; labels: int64 (B,) in 0..num_classes-1.
+    num_classes: None makes a network without a head, for evaluation and prediction.
+    s: the head's scale; None takes the backbone's own. m, easy_margin: see ArcMarginProduct.
+
+    `state_dict()` has the names of the published files: `arcface.<layer>...` and `head.weight`.
+    """
+
+    def __init__(self, num_classes=None, backbone="mobilefacenet", s=None, m=0.5, easy_margin=False):
+        super().__init__()
+        self.backbone = backbone_name(backbone)
+        build, self.embedding_size, scale = BACKBONES[self.backbone]
+        self.arcface = build()
+        if num_classes is not None:
+            self.head = ArcMarginProduct(self.embedding_size, num_classes, scale if s is None else s, m, easy_margin)
+
+    def forward(self, images, labels=None):
+        # In float32, so that embeddings are of length 1 to seven digits also under bf16 autocast.
+        embeddings = F.normalize(self.arcface(images).float())
+        return embeddings if labels is None else self.head(embeddings, labels)

@@ -1,0 +1,44 @@
+"""Fixtures. Real faces are looked for in ../shared, or where ARCFACE_SHARED points."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("ARCFACE_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of test data; without it a test is skipped, and fails where CI=true."""
+    if not SHARED.is_dir():
+        reason = f"{SHARED} is not there: it holds the pictures and weights that this test reads"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def published_weights(shared):
+    return shared / "weights" / "arcface_mobilefacenet.pth"
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """run_script("train.py", "--epochs", 1) -> CompletedProcess, run in tmp_path as a user would, without a screen."""
+    def run(script, *arguments, stdin="", cwd=tmp_path, timeout=120):
+        environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, input=stdin, timeout=timeout,
+            capture_output=True, encoding="utf-8", env=environment | {"PYTHONUTF8": "1"})
+    return run
+
+
+def assert_user_error(result, *words):
+    """The script ended with status 2 and one line on stderr that holds these words."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    for word in words:
+        assert str(word) in lines[0], lines[0]

@@ -1,0 +1,41 @@
+"""Turn a folder of faces into the list that train.py reads.
+
+    datasets/                    python txt_annotation.py
+        alice/  1.jpg  2.jpg     python txt_annotation.py --datasets-path /data/casia --output casia_train.txt
+        bob/    1.jpg  2.png
+
+Writes `label;path` lines to cls_train.txt and `label;name` lines to cls_classes.txt beside it.
+"""
+from functools import partial
+from statistics import median
+
+from tqdm import tqdm
+
+from utils.annotation import classes_path, scan_folder, write_annotation
+from utils.errors import SettingsParser, UserError, script
+
+
+def parse_settings():
+    parser = SettingsParser(__doc__)
+    parser.add_argument("--datasets-path", default="datasets", help="a folder with one folder of pictures per person")
+    parser.add_argument("--output", default="cls_train.txt", help="the annotation file to write")
+    return parser.parse_args()
+
+
+@script
+def main():
+    settings = parse_settings()
+    people, skipped = scan_folder(settings.datasets_path, partial(tqdm, desc="decoding", unit="img", disable=None))
+    for path, reason in skipped:
+        print(f"skipped {path}: {reason}")
+    if not people:
+        raise UserError(f"{settings.datasets_path} holds no person with a picture: make one folder per person in it")
+    write_annotation(people, settings.output)
+    counts = [len(images) for images in people.values()]
+    print(f"{len(people)} people, {sum(counts)} images, {min(counts)} / {median(counts):g} / {max(counts)} images per "
+          f"person (min / median / max), {len(skipped)} skipped")
+    print(f"wrote {settings.output} and {classes_path(settings.output)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Training data: decoded faces, the validation split, and the order in which they are seen."""
+import random
+from collections import Counter
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from utils.images import preprocess
+
+
+class FaceDataset(Dataset):
+    """Item i -> (uint8 (H, W, 3), label, i). Nothing random happens here: augmentation works on the batch."""
+
+    def __init__(self, paths, labels, input_shape, letterbox):
+        self.paths, self.labels = paths, labels
+        self.input_shape, self.letterbox = input_shape, letterbox
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        image = preprocess(self.paths[index], self.input_shape, self.letterbox)
+        return torch.from_numpy(image), self.labels[index], index
+
+
+class EpochBatches:
+    """A batch sampler whose order depends on (seed, epoch) alone, and which can start in the middle of an epoch.
+
+    Set `epoch` and `start` (in batches) before iterating. The last partial batch is left out (BatchNorm
+    needs more than one picture), unless it is the only one.
+    """
+
+    def __init__(self, count, batch_size, seed):
+        self.count, self.batch_size, self.seed = count, min(batch_size, count), seed
+        self.epoch = self.start = 0
+
+    def __len__(self):
+        return self.count // self.batch_size - self.start
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
+        order = torch.randperm(self.count, generator=generator).tolist()
+        for batch in range(self.start, self.start + len(self)):
+            yield order[batch * self.batch_size:(batch + 1) * self.batch_size]
+
+
+def mix_seeds(*numbers):
+    """Several non-negative integers -> one 63-bit seed that differs as soon as one of them does."""
+    return random.Random(repr(numbers)).getrandbits(63)
+
+
+def split_validation(labels, fraction, seed):
+    """-> (training indices, validation indices), disjoint and sorted.
+
+    Never takes a person's last training picture, so a small dataset may give fewer than asked for, or none.
+    """
+    order = list(range(len(labels)))
+    random.Random(seed).shuffle(order)
+    wanted = int(len(labels) * fraction)
+    left, validation = Counter(labels), set()
+    for index in order:
+        if len(validation) < wanted and left[labels[index]] > 1:
+            left[labels[index]] -= 1
+            validation.add(index)
+    return [index for index in range(len(labels)) if index not in validation], sorted(validation)
+
+
+def make_loaders(paths, labels, settings, device):
+    """-> (training loader over EpochBatches, validation loader or None), as `settings` of train.py asks."""
+    def make_loader(indices, **batching):
+        dataset = FaceDataset([paths[i] for i in indices], [labels[i] for i in indices],
+                              settings.input_shape, settings.letterbox_image)
+        return DataLoader(dataset, num_workers=settings.num_workers, pin_memory=device.type == "cuda",
+                          persistent_workers=settings.num_workers > 0,
+                          # A generator of its own: else every epoch's start would draw from the global one.
+                          generator=torch.Generator().manual_seed(settings.seed), **batching)
+
+    training, validation = split_validation(labels, settings.val_split, settings.seed)
+    batches = EpochBatches(len(training), settings.batch_size, settings.seed)
+    return (make_loader(training, batch_sampler=batches),
+            make_loader(validation, batch_size=settings.batch_size) if validation else None)
+

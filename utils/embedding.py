@@ -1,0 +1,67 @@
+"""Pictures to embeddings, fast."""
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.fx.experimental.optimization import fuse
+
+from utils.images import normalise, preprocess
+
+# Pictures per forward pass on a CPU: 8 fit the cache. MobileFaceNet, img/s on 2 cores by batch size:
+# 1: 160, 4: 280, 8: 293, 16: 270, 32: 240, 128: 232.
+CPU_BATCH = 8
+
+
+def inference_copy(net):
+    """A copy of an ArcfaceNet for evaluation: no head, BatchNorm folded into the layer before, channels last.
+
+    The embeddings differ from the original's by float32 rounding (below 1e-6).
+    """
+    fast = copy.copy(net)
+    fast._modules = {"arcface": fuse(copy.deepcopy(net.arcface).eval()).to(memory_format=torch.channels_last)}
+    return fast
+
+
+def embed(net, sources, settings, progress=None):
+    """Pictures (anything open_image takes) -> L2-normalised embeddings (N, D), float32 on the CPU.
+
+    net: ArcfaceNet in eval mode; its device is used.
+    settings: has input_shape, letterbox_image, batch_size, num_workers (threads that decode), and flip: add
+    the embedding of the mirrored picture.
+    progress: wraps the batches, called as progress(iterable, total=count), such as tqdm.
+    Raises UserError for a picture that does not open.
+    """
+    batches = [sources[start:start + settings.batch_size] for start in range(0, len(sources), settings.batch_size)]
+    decoded = decode_ahead(batches, settings)
+    if progress is not None:
+        decoded = progress(decoded, total=len(batches))
+    return torch.cat([embed_batch(net, images, settings.flip) for images in decoded])
+
+
+@torch.inference_mode()
+def embed_batch(net, images, flip=False):
+    """uint8 (B, H, W, 3) -> L2-normalised embeddings (B, D), float32 on the CPU."""
+    device = next(net.parameters()).device
+    embeddings = []
+    for part in images.split(CPU_BATCH if device.type == "cpu" else len(images)):
+        part = normalise(part.to(device, non_blocking=True))
+        sums = net(part)
+        if flip:
+            sums = F.normalize(sums + net(part.flip(3)))
+        embeddings.append(sums.cpu())
+    return torch.cat(embeddings)
+
+
+def decode_ahead(batches, settings):
+    """Yield each batch as a uint8 tensor (B, H, W, 3) while threads decode the next one."""
+    def decode(source):
+        return preprocess(source, settings.input_shape, settings.letterbox_image)
+
+    with ThreadPoolExecutor(max(1, settings.num_workers)) as pool:
+        ahead = []
+        for batch in [*batches, []]:
+            ready, ahead = ahead, [pool.submit(decode, source) for source in batch]
+            if ready:
+                yield torch.from_numpy(np.stack([future.result() for future in ready]))

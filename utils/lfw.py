@@ -1,0 +1,86 @@
+"""Labeled Faces in the Wild: the list of pairs, and a network's figures on them."""
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from utils.embedding import embed
+from utils.errors import UserError
+from utils.files import read_lines
+from utils.metrics import verification
+
+
+class Pairs(NamedTuple):
+    paths: list          # every distinct picture, once
+    first: np.ndarray    # (N,) indices into paths
+    second: np.ndarray
+    genuine: np.ndarray  # (N,) bool
+    folds: int
+
+
+def read_pairs(pairs_path, folder):
+    """The official list (first line: folds, genuine pairs per fold) and the folder of pictures -> Pairs.
+
+    A line is `name n m` for a genuine pair and `name n name m` for an impostor pair; picture n of a person
+    is <folder>/<name>/<name>_000n.jpg. Raises UserError for a malformed line, and where pictures are missing.
+    """
+    lines = [line.split() for line in read_lines(pairs_path, "it comes with the repository, give --lfw-pairs")]
+    try:
+        folds, per_fold = map(int, lines[0])
+    except (ValueError, IndexError):
+        raise UserError(f"{pairs_path}, line 1: expected the number of folds and of pairs, such as `10 300`") from None
+    numbers, first, second, genuine = {}, [], [], []  # numbers: path -> its place in Pairs.paths
+    for number, fields in enumerate(lines[1:], 2):
+        if not fields:
+            continue
+        if len(fields) == 3:
+            fields = [fields[0], fields[1], fields[0], fields[2]]
+            genuine.append(True)
+        else:
+            genuine.append(False)
+        if len(fields) != 4 or not fields[1].isdecimal() or not fields[3].isdecimal():
+            raise UserError(f"{pairs_path}, line {number}: expected `name n m` or `name n name m`")
+        for column, (name, picture) in ((first, fields[:2]), (second, fields[2:])):
+            path = Path(folder, name, f"{name}_{int(picture):04d}.jpg")
+            column.append(numbers.setdefault(path, len(numbers)))
+    if len(genuine) != 2 * folds * per_fold:
+        raise UserError(f"{pairs_path}: the first line promises {2 * folds * per_fold} pairs, {len(genuine)} follow")
+    check_pictures(list(numbers), folder)
+    return Pairs(list(numbers), np.array(first), np.array(second), np.array(genuine), folds)
+
+
+def check_pictures(paths, folder):
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder} is not a folder: put the aligned LFW pictures there, or give --lfw-dir")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} of the {len(paths)} pictures in the pairs list, "
+                        f"{missing[0]} first: it must hold <Person>/<Person>_0001.jpg and so on")
+
+
+def looks_unaligned(paths):
+    """Whether these are the original 250x250 pictures, of which a face fills a quarter, and not aligned crops."""
+    sizes = []
+    for path in paths[:: max(1, len(paths) // 20)]:
+        with Image.open(path) as image:
+            sizes.append(image.size)
+    return sizes.count((250, 250)) > len(sizes) / 2
+
+
+def pair_distances(embeddings, pairs):
+    """Embeddings (len(pairs.paths), D) -> L2 distances (N,), float64."""
+    embeddings = np.asarray(embeddings, np.float64)
+    return np.linalg.norm(embeddings[pairs.first] - embeddings[pairs.second], axis=1)
+
+
+def evaluate(net, pairs, settings, progress):
+    """-> (Verification, distances (N,)). settings: as for embed, and far.
+
+    Raises UserError where the distances allow no figures.
+    """
+    distances = pair_distances(embed(net, pairs.paths, settings, progress), pairs)
+    try:
+        return verification(distances, pairs.genuine, pairs.folds, settings.far), distances
+    except ValueError as error:
+        raise UserError(f"no figures on LFW: {error}") from None

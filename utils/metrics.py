@@ -1,0 +1,123 @@
+"""Verification figures by the LFW View 2 protocol, exact: every threshold that makes a difference is tried.
+
+Distances are L2 distances of normalised embeddings; a pair is accepted as one person where distance <
+threshold. `genuine` marks the pairs of one person, the others are impostor pairs.
+Protocol: Huang et al. 2007, http://vis-www.cs.umass.edu/lfw/, "View 2", unrestricted with labelled outside data.
+"""
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Verification(NamedTuple):
+    """Figures over `folds` test folds; std is the population's, over folds."""
+    accuracy: float
+    accuracy_std: float
+    accuracy_standard_error: float  # ddof=1 / sqrt(folds)
+    threshold: float                # the mean of the folds' thresholds, not the last fold's
+    threshold_std: float
+    val: float                      # genuine pairs accepted (TAR), mean over folds
+    val_std: float
+    far: float                      # impostor pairs accepted, mean over folds
+    far_target: float
+    far_threshold: float            # the mean of the folds' thresholds at the FAR target
+    auc: float
+    eer: float
+    folds: int
+    pairs: int
+    fold_accuracies: list
+
+
+def verification(distances, genuine, folds=10, far_target=1e-3):
+    """Distances (N,) and genuine flags (N,), in the order of the folds -> Verification.
+
+    Each fold's threshold is chosen on the other folds. Raises ValueError for distances that are not
+    finite or all equal (collapsed embeddings), and for a fold without a genuine or an impostor pair.
+    """
+    distances, genuine = np.asarray(distances, np.float64), np.asarray(genuine, bool)
+    check(distances, genuine, folds)
+    fold_of = np.arange(len(distances)) * folds // len(distances)
+    rows = []
+    for fold in range(folds):
+        test, train = fold_of == fold, fold_of != fold
+        threshold = best_threshold(distances[train], genuine[train])
+        far_threshold = threshold_at_far(distances[train & ~genuine], far_target)
+        accuracy = np.mean((distances[test] < threshold) == genuine[test])
+        accepted = distances[test] < far_threshold
+        val, far = accepted[genuine[test]].mean(), accepted[~genuine[test]].mean()
+        rows.append((accuracy, threshold, val, far, far_threshold))
+    accuracies, thresholds, vals, fars, far_thresholds = np.array(rows).T
+    false_positive_rate, true_positive_rate, _ = roc(distances, genuine)
+    return Verification(
+        accuracies.mean().item(), accuracies.std().item(), accuracies.std(ddof=1).item() / math.sqrt(folds),
+        thresholds.mean().item(), thresholds.std().item(), vals.mean().item(), vals.std().item(),
+        fars.mean().item(), far_target, far_thresholds.mean().item(),
+        np.trapezoid(true_positive_rate, false_positive_rate).item(),
+        equal_error_rate(false_positive_rate, true_positive_rate), folds, len(distances), accuracies.tolist())
+
+
+def check(distances, genuine, folds):
+    if not np.isfinite(distances).all():
+        raise ValueError(f"{(~np.isfinite(distances)).sum()} of {len(distances)} distances are not finite: "
+                         "the network gives NaN embeddings")
+    if folds < 2 or len(distances) % folds:
+        raise ValueError(f"{len(distances)} pairs do not divide into {folds} folds")
+    of_fold = genuine.reshape(folds, -1).sum(1)
+    if (of_fold == 0).any() or (of_fold == len(genuine) // folds).any():
+        raise ValueError("a fold without both genuine and impostor pairs has no accuracy")
+    if np.ptp(distances) < 1e-6:
+        raise ValueError(f"all {len(distances)} distances are {distances[0]:.6f}: the embeddings have collapsed")
+
+
+def best_threshold(distances, genuine):
+    """The threshold with the most correct decisions on these pairs.
+
+    A cut accepts the j smallest distances; only cuts between distinct values exist. Of the best cuts the
+    middle one counts (index len // 2), its threshold half-way between its two neighbours.
+    """
+    order = np.argsort(distances)
+    distances, genuine = distances[order], genuine[order]
+    accepted_genuine = np.concatenate([[0], np.cumsum(genuine)])
+    accepted_impostor = np.concatenate([[0], np.cumsum(~genuine)])
+    correct = accepted_genuine + accepted_impostor[-1] - accepted_impostor
+    between = np.concatenate([[True], distances[1:] > distances[:-1], [True]])
+    cuts = np.flatnonzero(between & (correct == correct[between].max()))
+    cut = cuts[len(cuts) // 2]
+    if cut == 0:                 # accept nothing
+        return distances[0]
+    if cut == len(distances):    # accept everything
+        return np.nextafter(distances[-1], np.inf)
+    middle = (distances[cut - 1] + distances[cut]) / 2
+    return middle if middle > distances[cut - 1] else distances[cut]  # two neighbouring floats have no middle
+
+
+def threshold_at_far(impostor_distances, far_target):
+    """The largest threshold that accepts at most floor(far_target * impostors) of these impostor pairs."""
+    allowed = math.floor(far_target * len(impostor_distances) + 1e-9)
+    if allowed >= len(impostor_distances):
+        return np.inf
+    return np.partition(impostor_distances, allowed)[allowed]
+
+
+def roc(distances, genuine):
+    """-> (false positive rate, true positive rate, threshold), each (K+1,), a point per distinct distance.
+
+    A point's threshold accepts distances <= it; the first point accepts nothing.
+    """
+    order = np.argsort(distances)
+    distances, genuine = distances[order], genuine[order]
+    last_of_value = np.append(distances[1:] > distances[:-1], True)
+    true_positives = np.cumsum(genuine)[last_of_value]
+    false_positives = np.cumsum(~genuine)[last_of_value]
+    return (np.append(0, false_positives) / (~genuine).sum(), np.append(0, true_positives) / genuine.sum(),
+            np.append(0, distances[last_of_value]))
+
+
+def equal_error_rate(false_positive_rate, true_positive_rate):
+    """Where impostors accepted = genuine pairs rejected, on the straight line between the ROC's two nearest points."""
+    difference = false_positive_rate - (1 - true_positive_rate)  # rises from -1 to 1
+    after = int(np.argmax(difference >= 0))
+    before = after - 1
+    share = -difference[before] / (difference[after] - difference[before])
+    return float(false_positive_rate[before] + share * (false_positive_rate[after] - false_positive_rate[before]))

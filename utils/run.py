@@ -1,0 +1,85 @@
+"""The folder of one training run: settings, log, curves and weights."""
+import csv
+import io
+import json
+import math
+import time
+from pathlib import Path
+
+from utils import checkpoint
+from utils.files import atomic_write, write_text
+from utils.pictures import draw_batch
+from utils.plots import plot_history
+
+COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+           "lfw_accuracy", "val_at_far", "images_per_second", "data_wait")
+
+
+class Run:
+    """Everything a run writes. `rows` are the epochs so far, dicts of COLUMNS; what was not measured is NaN."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.rows = []
+        self.tensorboard = None
+
+    @classmethod
+    def start(cls, save_dir, backbone, settings):
+        """Make save_dir/<time>_<backbone>/ and write settings.json there."""
+        name = time.strftime("%Y_%m_%d_%H_%M_%S") + "_" + backbone
+        folder, number = Path(save_dir, name), 2
+        while folder.exists():
+            folder, number = Path(save_dir, f"{name}_{number}"), number + 1
+        run = cls(folder)
+        write_text(folder / "settings.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        return run
+
+    def open_tensorboard(self):
+        """Write TensorBoard events too. -> whether tensorboard is installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return False
+        self.tensorboard = SummaryWriter(self.folder)
+        return True
+
+    def log(self, row):
+        """Add one epoch's row to log.csv, the curves and TensorBoard."""
+        self.rows.append(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({name: "" if math.isnan(value) else f"{value:.6g}" for name, value in row.items()})
+        write_text(self.folder / "log.csv", text.getvalue())
+        plot_history(self.rows, {"train_loss": "train", "val_loss": "validation"}, "loss", self.folder / "loss.png")
+        plot_history(self.rows, {"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
+                                 "val_at_far": "LFW VAL at FAR 0.001"}, "accuracy", self.folder / "accuracy.png")
+        if self.tensorboard:
+            for name, value in self.rows[-1].items():
+                if name != "epoch" and not math.isnan(value):
+                    self.tensorboard.add_scalar(name, value, self.rows[-1]["epoch"])
+            self.tensorboard.flush()
+
+    def save_weights(self, state, period, last_epoch):
+        """Save epNNN-....pth every `period` epochs and at the end, and best.pth when the newest row is the best."""
+        row = self.rows[-1]
+        if row["epoch"] % period == 0 or row["epoch"] == last_epoch:
+            name = f"ep{row['epoch']:03d}-loss{row['train_loss']:.3f}-val_loss{row['val_loss']:.3f}.pth"
+            checkpoint.save(state, self.folder / name)
+        if self.newest_is_best():
+            checkpoint.save(state, self.folder / "best.pth")
+
+    def newest_is_best(self):
+        """By LFW accuracy; without LFW by validation loss; without validation by training loss."""
+        for column, sign in (("lfw_accuracy", 1), ("val_loss", -1), ("train_loss", -1)):
+            scores = [sign * row[column] for row in self.rows if not math.isnan(row[column])]
+            if scores:
+                return not math.isnan(self.rows[-1][column]) and scores[-1] > max(scores[:-1], default=-math.inf)
+        return True
+
+    def save_batch_picture(self, images, labels):
+        """A float batch (B, 3, H, W) in [-1, 1] -> batch.png, as the network sees it."""
+        pixels = ((images[:64] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        with atomic_write(self.folder / "batch.png") as temporary:
+            draw_batch(pixels, [str(label) for label in labels[:64].tolist()]).save(temporary, format="png")
