@@ -82,7 +82,8 @@ def save_mistakes(pairs, distances, threshold, settings, most=12):
     worst_rejected = rejected[np.argsort(-distances[rejected])][:most]
     worst_accepted = accepted[np.argsort(distances[accepted])][:most]
     picture = draw_mistakes({f"One person, rejected ({len(rejected)})": [describe(n) for n in worst_rejected],
-                             f"Two people, accepted ({len(accepted)})": [describe(n) for n in worst_accepted]}, threshold)
+                             f"Two people, accepted ({len(accepted)})": [describe(n) for n in worst_accepted]},
+                            threshold)
     with atomic_write(settings.mistakes) as temporary:
         picture.save(temporary, format="png")
 

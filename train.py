@@ -4,36 +4,43 @@
     python train.py                                  MobileFaceNet, 100 epochs, batch 64
     python train.py --backbone iresnet50 --batch-size 128 --bf16
     python train.py --model-path model_data/arcface_mobilefacenet.pth --init-lr 1e-3 --epochs 10
-    python train.py --device cpu --epochs 12 --no-lfw-eval --num-workers 2
+    python train.py --resume                         go on with the newest run in logs/
+    torchrun --nproc-per-node 4 train.py --batch-size 512 --init-lr 0.0125
 
-Writes to logs/<time>_<backbone>/: weights of every epoch and best.pth, log.csv, curves, settings.json.
+Writes to logs/<time>_<backbone>/: weights of every epoch, best.pth, last.pt, log.csv, curves, settings.json.
 """
 import argparse
+import hashlib
 import math
-import time
-from functools import partial
+import shlex
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from tqdm import tqdm
+from torch.utils.data import default_collate
 
 from nets.arcface import ArcfaceNet, backbone_name
-from utils import checkpoint, lfw
+from utils import checkpoint, distributed, lfw, resume
 from utils.annotation import check_trainable, read_annotation
 from utils.augmentation import augment
+from utils.average import average_weights
+from utils.compilation import compile_backbone, compile_pays
 from utils.dataset import make_loaders
-from utils.device import choose_device, describe_device, keep_freed_memory
+from utils.describe import describe
+from utils.device import choose_device, keep_freed_memory
 from utils.embedding import inference_copy
-from utils.engine import Training, train_one_epoch, validate
+from utils.engine import Diverged, Training, epoch_means, epoch_totals, train_one_epoch, validate
 from utils.errors import SettingsParser, UserError, script
 from utils.images import check_input_shape
-from utils.optimizer import describe_groups, make_optimizer
+from utils.interrupt import StopRequest
+from utils.optimizer import make_optimizer
+from utils.progress import Progress
 from utils.run import Run
-from utils.schedule import SCHEDULES, scale_learning_rate
+from utils.schedule import LearningRate, Margin, scale_learning_rate
 
 
-def parse_settings():
+def make_parser():
     switch = argparse.BooleanOptionalAction
     parser = SettingsParser(__doc__)
     data = parser.add_argument_group("data")
@@ -48,23 +55,39 @@ def parse_settings():
     network.add_argument("--model-path", default="", help="start from these weights")
     network.add_argument("--pretrained", action=switch, default=False,
                          help="start the backbone from model_data/<backbone>_backbone_weights.pth")
-    network.add_argument("--s", type=float, default=None, help="scale of the logits; none: the backbone's own, 32 or 64")
+    network.add_argument("--s", type=float, default=None, help="scale of the logits; none: the backbone's, 32 or 64")
     network.add_argument("--m", type=float, default=0.5, help="angular margin, in radians")
     network.add_argument("--easy-margin", action=switch, default=False, help="no margin where cos(theta) <= 0")
+    network.add_argument("--margin-warmup-epochs", type=float, default=0, help="let m grow from 0 in these")
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--init-epoch", type=int, default=0, help="start counting here, at its learning rate")
     optimisation.add_argument("--epochs", type=int, default=100)
-    optimisation.add_argument("--batch-size", type=int, default=64)
+    optimisation.add_argument("--batch-size", type=int, default=64, help="over all processes")
+    optimisation.add_argument("--accumulate", type=int, default=1, help="batches per optimizer step")
     optimisation.add_argument("--init-lr", type=float, default=1e-2, help="for a batch of 64; scales with the batch")
     optimisation.add_argument("--min-lr-ratio", type=float, default=0.01, help="lowest learning rate / highest")
+    optimisation.add_argument("--lr-decay-type", choices=("cos", "step"), default="cos")
+    optimisation.add_argument("--milestones", type=float, nargs="+", default=[], metavar="EPOCH",
+                              help="a tenth of the learning rate from each of these on, instead of --lr-decay-type")
+    optimisation.add_argument("--warmup-epochs", type=float, default=None,
+                              help="none: a tenth of the run, at most 3, for cos; 0 otherwise")
     optimisation.add_argument("--optimizer-type", choices=("sgd", "adam", "adamw"), default="sgd")
     optimisation.add_argument("--momentum", type=float, default=0.9)
     optimisation.add_argument("--weight-decay", type=float, default=5e-4, help="not on BatchNorm, PReLU and biases")
-    optimisation.add_argument("--lr-decay-type", choices=tuple(SCHEDULES), default="cos")
+    optimisation.add_argument("--head-weight-decay", type=float, default=None,
+                              help="on the head and the embedding layer; none: as --weight-decay")
+    optimisation.add_argument("--grad-clip", type=float, default=0, help="largest gradient norm; 0: no limit")
+    optimisation.add_argument("--ema", type=float, default=0, metavar="DECAY",
+                              help="evaluate and save the moving average of the weights; 0: none")
     optimisation.add_argument("--seed", type=int, default=11)
     results = parser.add_argument_group("results")
     results.add_argument("--save-dir", default="logs")
     results.add_argument("--save-period", type=int, default=1, help="epochs between two saved weight files")
+    results.add_argument("--checkpoint-every", type=float, default=0, metavar="MINUTES",
+                         help="write last.pt this often, not only after each epoch")
+    results.add_argument("--resume", nargs="?", const="", default=None, metavar="RUN",
+                         help="go on with this run, or with the newest one")
+    results.add_argument("--force", action="store_true", help="go on although settings differ")
     results.add_argument("--lfw-eval", action=switch, default=None,
                          help="evaluate on LFW every epoch; none: if it is there")
     results.add_argument("--lfw-dir", default="lfw")
@@ -74,21 +97,42 @@ def parse_settings():
     precision = machine.add_mutually_exclusive_group()
     precision.add_argument("--fp16", action="store_true", help="mixed precision with loss scaling (CUDA)")
     precision.add_argument("--bf16", action="store_true", help="mixed precision without")
+    machine.add_argument("--compile", action=switch, default=None, help="torch.compile; none: where it pays")
+    machine.add_argument("--channels-last", action=switch, default=True, help="the faster memory format")
+    machine.add_argument("--sync-bn", action="store_true", help="BatchNorm over all processes (CUDA)")
+    return parser
+
+
+def parse_settings():
+    """-> the settings, and the checkpoint to go on from or None.
+
+    A resumed run takes its settings from its checkpoint; flags given beside --resume override them.
+    """
+    parser, state = make_parser(), None
     settings = parser.parse_args()
+    if settings.resume is not None:
+        path = resume.find_checkpoint(settings.resume, settings.save_dir)
+        state = resume.read_checkpoint(path)
+        parser.set_defaults(**state["settings"])
+        settings = parser.parse_args()
+        settings.resume = str(path)
     check_settings(settings, parser)
-    return settings
+    if state:
+        resume.check_settings(state["settings"], vars(settings), settings.force)
+    return settings, state
 
 
 def check_settings(settings, parser):
-    for name, lowest in (("epochs", 1), ("batch_size", 2), ("save_period", 1), ("num_workers", 0), ("seed", 0),
-                         ("init_epoch", 0), ("init_lr", 0), ("min_lr_ratio", 0), ("momentum", 0), ("weight_decay", 0)):
-        if getattr(settings, name) < lowest:
+    for name, lowest in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("save_period", 1), ("num_workers", 0),
+                         ("seed", 0), ("init_epoch", 0), ("init_lr", 0), ("min_lr_ratio", 0), ("momentum", 0),
+                         ("weight_decay", 0), ("grad_clip", 0), ("checkpoint_every", 0), ("margin_warmup_epochs", 0)):
+        if not getattr(settings, name) >= lowest:  # so that nan is refused too
             parser.error(f"--{name.replace('_', '-')} must be at least {lowest}")
-    if not settings.init_epoch < settings.epochs:
+    if settings.init_epoch >= settings.epochs:
         parser.error(f"--init-epoch {settings.init_epoch} leaves nothing to do before --epochs {settings.epochs}")
-    if not 0 <= settings.val_split < 1:
-        parser.error("--val-split must be at least 0 and below 1")
-    if not 0 <= settings.m < math.pi or (settings.s is not None and settings.s <= 0):
+    if not 0 <= settings.val_split < 1 or not 0 <= settings.ema < 1:
+        parser.error("--val-split and --ema must be at least 0 and below 1")
+    if not 0 <= settings.m < math.pi or (settings.s is not None and not settings.s > 0):
         parser.error("--m must be at least 0 and below pi, and --s above 0")
     try:
         settings.backbone = backbone_name(settings.backbone)
@@ -96,7 +140,19 @@ def check_settings(settings, parser):
         parser.error(f"--backbone: {error}")
 
 
-def make_net(settings, num_classes):
+def prepare_machine(settings):
+    """-> the device, after joining the other processes where torchrun started some."""
+    keep_freed_memory()
+    device = distributed.start(choose_device(settings.device))
+    if settings.fp16 and device.type == "cpu":
+        raise UserError("--fp16 needs CUDA: on a CPU use --bf16")
+    if settings.batch_size % distributed.world_size():
+        raise UserError(f"--batch-size {settings.batch_size} is for all processes together: make it a multiple of "
+                        f"{distributed.world_size()}")
+    return device
+
+
+def make_net(settings, num_classes, device):
     """-> a network that starts from random weights, from --model-path or from --pretrained."""
     torch.manual_seed(settings.seed)
     net = ArcfaceNet(num_classes, settings.backbone, settings.s, settings.m, settings.easy_margin)
@@ -104,109 +160,111 @@ def make_net(settings, num_classes):
         print(checkpoint.load_for_training(net, settings.model_path))
     elif settings.pretrained:
         print(checkpoint.load_pretrained_backbone(net, f"model_data/{settings.backbone}_backbone_weights.pth"))
-    return net
+    if settings.sync_bn and device.type == "cuda" and distributed.world_size() > 1:
+        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    torch.manual_seed(settings.seed + distributed.rank())  # from here on each process has dropout of its own
+    return net.to(device, memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format)
 
 
-def make_training(net, settings, device, steps_per_epoch, batch_size):
-    peak, lowest = scale_learning_rate(settings.init_lr, settings.min_lr_ratio, batch_size, settings.optimizer_type)
-    print(f"learning rate: {peak:g} to {lowest:g}, for a batch of {batch_size}")
+def make_training(net, batches, settings, device):
+    """batches: the EpochBatches of the training pictures."""
+    steps_per_epoch = -(-len(batches) // settings.accumulate)
+    pictures_per_step = batches.batch_size * settings.accumulate
+    peak, lowest = scale_learning_rate(settings.init_lr, settings.min_lr_ratio, pictures_per_step,
+                                       settings.optimizer_type)
     settings.effective_lr, settings.effective_min_lr = peak, lowest
     return Training(
-        net=net, optimizer=make_optimizer(net, settings, peak), device=device, seed=settings.seed,
-        learning_rate=partial(SCHEDULES[settings.lr_decay_type], total_steps=settings.epochs * steps_per_epoch,
-                              steps_per_epoch=steps_per_epoch, peak=peak, lowest=lowest),
+        net=net, model=distributed.wrap(net, device), optimizer=make_optimizer(net, settings, peak),
+        learning_rate=LearningRate(settings.lr_decay_type, peak, lowest, settings.epochs * steps_per_epoch,
+                                   steps_per_epoch, settings.warmup_epochs, tuple(settings.milestones)),
+        margin=Margin(settings.m, settings.margin_warmup_epochs * steps_per_epoch),
+        device=device, seed=settings.seed, accumulate=settings.accumulate, grad_clip=settings.grad_clip,
         autocast_dtype=torch.float16 if settings.fp16 else torch.bfloat16 if settings.bf16 else None,
         scaler=torch.amp.GradScaler(device.type, enabled=settings.fp16),
+        average=average_weights(net, settings.ema) if settings.ema else None, stop=StopRequest(),
+        memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
+        checkpoint_every=60 * settings.checkpoint_every,
         step=settings.init_epoch * steps_per_epoch, epoch=settings.init_epoch)
 
 
-def find_lfw(settings):
-    """-> Pairs, or None where LFW is not wanted, or is absent and was not asked for."""
-    if settings.lfw_eval is False:
-        return None
-    if settings.lfw_eval is None and not Path(settings.lfw_dir).is_dir():
-        print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss)")
-        return None
-    return lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
-
-
-def evaluate_lfw(training, pairs, settings):
-    """-> Verification on LFW of the network as it is now."""
-    net = inference_copy(training.net).to(training.device)
-    figures, _ = lfw.evaluate(net, pairs, SimpleNamespace(
-        input_shape=settings.input_shape, letterbox_image=settings.letterbox_image, batch_size=256,
-        num_workers=max(1, settings.num_workers), flip=False, far=1e-3))
-    return figures
-
-
-def finish_epoch(training, run, train, val_loader, pairs, settings):
-    """Measure the epoch that just ended, log it and save the weights."""
-    nothing = math.nan
+def finish_epoch(training, run, val_loader, pairs, settings):
+    """Measure the epoch that has ended, log it and save the weights; every process takes part, rank 0 writes."""
+    train = epoch_means(epoch_totals(training))
+    training.epoch, training.batch, training.sums = training.epoch + 1, 0, {}
     row = {"epoch": training.epoch, "lr": training.learning_rate(training.step - 1),
            "train_loss": train["loss"], "train_accuracy": train["accuracy"],
-           "val_loss": nothing, "val_accuracy": nothing, "lfw_accuracy": nothing, "val_at_far": nothing,
+           "val_loss": math.nan, "val_accuracy": math.nan, "lfw_accuracy": math.nan, "val_at_far": math.nan,
            "images_per_second": train["images_per_second"], "data_wait": train["waiting"]}
     if val_loader is not None:
         val = validate(training, val_loader)
         row |= {"val_loss": val["loss"], "val_accuracy": val["accuracy"]}
     if pairs is not None:
-        figures = evaluate_lfw(training, pairs, settings)
+        figures, _ = lfw.evaluate(inference_copy(training.evaluated), pairs, SimpleNamespace(
+            input_shape=settings.input_shape, letterbox_image=settings.letterbox_image, batch_size=256,
+            num_workers=max(1, settings.num_workers), flip=False, far=1e-3))
         row |= {"lfw_accuracy": figures.accuracy, "val_at_far": figures.val}
     run.log(row)
-    run.save_weights(training.net.state_dict(), settings.save_period, settings.epochs)
+    run.save_weights(training.evaluated.state_dict(), settings.save_period, settings.epochs)
     print(f"epoch {training.epoch}/{settings.epochs}  " + "  ".join(
-        f"{name} {value:.5g}" for name, value in row.items() if name != "epoch" and not math.isnan(value)))
+        f"{name} {value:.5g}" for name, value in row.items() if name != "epoch" and not math.isnan(value)), flush=True)
 
 
-def make_report(bar, training, total_steps):
-    """-> what shows the means so far on the bar."""
-    began, first_step = time.perf_counter(), training.step
+def train(training, run, loader, val_loader, pairs, data, settings):
+    """Epoch after epoch until the last one, or until a signal: then exit with 128 + its number."""
+    total_steps = training.learning_rate.total_steps
 
-    def report(means):
-        per_step = (time.perf_counter() - began) / (training.step - first_step)
-        eta = time.strftime("%H:%M:%S", time.gmtime(per_step * (total_steps - training.step)))
-        bar.set_postfix_str(f"loss {means['loss']:.3f} acc {means['accuracy']:.3f} "
-                            f"lr {training.learning_rate(training.step - 1):.2g} "
-                            f"{means['images_per_second']:.0f} img/s ETA {eta}", refresh=False)
-        bar.update()
-    return report
+    def save():
+        resume.save_checkpoint(training, run, vars(settings), data)
+
+    while training.epoch < settings.epochs:
+        with Progress(training, training.batch + len(loader), settings.epochs, total_steps) as progress:
+            train_one_epoch(training, loader, progress.report, save)
+        if training.stop.received:
+            print(f"stopped after step {training.step}, go on with: python {shlex.join(sys.argv[:1])} --resume "
+                  f"{shlex.quote(str(run.folder))}", flush=True)
+            distributed.stop()
+            sys.exit(128 + training.stop.received)
+        finish_epoch(training, run, val_loader, pairs, settings)
+        save()
 
 
 @script
 def main():
-    settings = parse_settings()
-    keep_freed_memory()
+    settings, state = parse_settings()
     check_input_shape(settings.input_shape)
-    device = choose_device(settings.device)
-    if settings.fp16 and device.type == "cpu":
-        raise UserError("--fp16 needs CUDA: on a CPU use --bf16")
+    device = prepare_machine(settings)
     paths, labels = read_annotation(settings.annotation_path)
     check_trainable(labels, settings.annotation_path)
-    pairs = find_lfw(settings)
-    net = make_net(settings, num_classes=max(labels) + 1).to(device, memory_format=torch.channels_last)
+    data = hashlib.sha256(Path(settings.annotation_path).read_bytes()).hexdigest()
+    pairs = None
+    if settings.lfw_eval or (settings.lfw_eval is None and Path(settings.lfw_dir).is_dir()):
+        pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+    elif settings.lfw_eval is None:
+        print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss)")
+    net = make_net(settings, max(labels) + 1, device)
     loader, val_loader = make_loaders(paths, labels, settings, device)
     batches = loader.batch_sampler
-    training = make_training(net, settings, device, len(batches), batches.batch_size)
+    training = make_training(net, batches, settings, device)
+    run = Run.start(settings) if state is None else Run(Path(settings.resume).parent)
+    if state is not None:
+        resume.restore(training, run, state, data, settings.force)
+    print("\n".join(describe(training, batches, val_loader, settings)))
+    print(f"run: {run.folder}; TensorBoard events: "
+          f"{'yes' if run.open_tensorboard() else 'no, tensorboard is not installed'}")
 
-    run = Run.start(settings.save_dir, settings.backbone, vars(settings))
-    print("\n".join(f"{name:>18}  {value}" for name, value in vars(settings).items()))
-    print("\n".join(describe_groups(training.optimizer)))
-    print(f"{max(labels) + 1} people, {batches.count} pictures to train on, "
-          f"{len(val_loader.dataset) if val_loader else 0} to validate on, {len(batches)} steps an epoch")
-    print(f"device: {describe_device(device)}")
-    print(f"TensorBoard events: {'yes' if run.open_tensorboard() else 'no, tensorboard is not installed'}")
-    print(f"expected initial loss: {net.head.expected_initial_loss():.1f} (most of it the margin's share)")
-    print(f"run: {run.folder}")
-    images, sample_labels, _ = next(iter(loader))
-    run.save_batch_picture(augment(images, settings.seed, training.epoch, 0), sample_labels)
+    images, sample_labels, _ = default_collate([loader.dataset[index] for index in next(iter(batches))])
+    images = augment(images.to(device), settings.seed, 0, 0)
+    run.save_batch_picture(images, sample_labels)
+    if settings.compile is None:
+        settings.compile = compile_pays(settings.backbone, device, (settings.epochs - training.epoch) * batches.count)
+    print(compile_backbone(training, images) if settings.compile else "torch.compile: no (--compile turns it on)")
 
-    while training.epoch < settings.epochs:
-        with tqdm(total=batches.count // batches.batch_size, desc=f"epoch {training.epoch + 1}/{settings.epochs}",
-                  unit="batch", disable=None) as bar:
-            report = make_report(bar, training, settings.epochs * len(batches))
-            means = train_one_epoch(training, loader, report)
-        training.epoch, training.batch, training.sums = training.epoch + 1, 0, {}
-        finish_epoch(training, run, means, val_loader, pairs, settings)
+    try:
+        train(training, run, loader, val_loader, pairs, data, settings)
+    except Diverged as error:
+        run.write_json("diverged.json", error.facts)
+        raise UserError(f"{error}; its pictures are in diverged.json, last.pt holds the last good state") from None
+    distributed.stop()
 
 
 if __name__ == "__main__":

@@ -63,6 +63,13 @@ class ArcMarginProduct(nn.Module):
         others = logits.detach().scatter(1, labels[:, None], -torch.inf).amax(1)
         return self.target_cosine[:, 0] * self.s > others
 
+    def collapsed(self, logits, labels):
+        """Whether all embeddings of the last forward pass were equal: then every row of cosines is the same."""
+        difference = (logits.detach() - logits[0].detach()).abs()
+        difference.scatter_(1, labels[:, None], 0)  # each row's own target has the margin, and row 0's in column 0
+        difference[:, labels[0]] = 0
+        return len(labels) > 1 and difference.max().item() < 1e-4 * self.s
+
     def expected_initial_loss(self):
         """The cross-entropy before anything is learned, when every cosine is N(0, 1/in_features).
 

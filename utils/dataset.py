@@ -5,7 +5,9 @@ from collections import Counter
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from utils import distributed
 from utils.images import preprocess
+from utils.interrupt import ignore_signals
 
 
 class FaceDataset(Dataset):
@@ -26,12 +28,15 @@ class FaceDataset(Dataset):
 class EpochBatches:
     """A batch sampler whose order depends on (seed, epoch) alone, and which can start in the middle of an epoch.
 
-    Set `epoch` and `start` (in batches) before iterating. The last partial batch is left out (BatchNorm
-    needs more than one picture), unless it is the only one.
+    Set `epoch` and `start` (in batches) before iterating. `batch_size` is the global one: each process
+    gets its share of every batch. The last partial batch is left out (BatchNorm needs more than one
+    picture), unless it is the only one.
     """
 
     def __init__(self, count, batch_size, seed):
-        self.count, self.batch_size, self.seed = count, min(batch_size, count), seed
+        processes = distributed.world_size()
+        self.count, self.seed = count, seed
+        self.batch_size = min(batch_size, count) // processes * processes
         self.epoch = self.start = 0
 
     def __len__(self):
@@ -40,8 +45,10 @@ class EpochBatches:
     def __iter__(self):
         generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
         order = torch.randperm(self.count, generator=generator).tolist()
+        share = self.batch_size // distributed.world_size()
         for batch in range(self.start, self.start + len(self)):
-            yield order[batch * self.batch_size:(batch + 1) * self.batch_size]
+            first = batch * self.batch_size + distributed.rank() * share
+            yield order[first:first + share]
 
 
 def mix_seeds(*numbers):
@@ -71,12 +78,13 @@ def make_loaders(paths, labels, settings, device):
         dataset = FaceDataset([paths[i] for i in indices], [labels[i] for i in indices],
                               settings.input_shape, settings.letterbox_image)
         return DataLoader(dataset, num_workers=settings.num_workers, pin_memory=device.type == "cuda",
-                          persistent_workers=settings.num_workers > 0,
+                          persistent_workers=settings.num_workers > 0, worker_init_fn=ignore_signals,
                           # A generator of its own: else every epoch's start would draw from the global one.
                           generator=torch.Generator().manual_seed(settings.seed), **batching)
 
     training, validation = split_validation(labels, settings.val_split, settings.seed)
     batches = EpochBatches(len(training), settings.batch_size, settings.seed)
     return (make_loader(training, batch_sampler=batches),
-            make_loader(validation, batch_size=settings.batch_size) if validation else None)
+            make_loader(validation[distributed.rank()::distributed.world_size()], batch_size=settings.batch_size)
+            if validation else None)
 

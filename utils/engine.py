@@ -2,75 +2,171 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from nets.arcface import ArcfaceNet
+from utils import distributed
 from utils.augmentation import augment
+from utils.errors import UserError
 from utils.images import normalise
+from utils.interrupt import StopRequest
+
+CHECK_EVERY = 50  # steps between two looks for what is too slow to look for at each
 
 
 @dataclass
 class Training:
     """What a training step reads and changes."""
     net: ArcfaceNet
+    model: nn.Module                          # net, or DistributedDataParallel around it
     optimizer: torch.optim.Optimizer
-    learning_rate: Callable[[int], float]  # step -> learning rate
+    learning_rate: Callable[[int], float]     # step -> learning rate
+    margin: Callable[[int], float]            # step -> the head's m
     device: torch.device
     seed: int
-    autocast_dtype: torch.dtype | None     # None: float32
+    accumulate: int                           # batches per optimizer step
+    grad_clip: float                          # largest gradient norm; 0: no limit
+    autocast_dtype: torch.dtype | None        # None: float32
     scaler: torch.amp.GradScaler
-    step: int = 0                          # optimizer steps taken since the start of the run
-    epoch: int = 0                         # the epoch that runs, from 0
-    batch: int = 0                         # batches taken of that epoch
-    sums: dict = field(default_factory=dict)  # of that epoch: see new_sums
+    average: AveragedModel | None             # the moving average of the weights
+    stop: StopRequest
+    memory_format: torch.memory_format        # of the network and its images
+    checkpoint_every: float                   # seconds; 0: at the end of each epoch only
+    step: int = 0                             # optimizer steps taken since the start of the run
+    epoch: int = 0                            # the epoch that runs, from 0
+    batch: int = 0                            # batches taken of that epoch
+    sums: dict = field(default_factory=dict)  # of that epoch, see new_sums
 
     def autocast(self):
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    @property
+    def evaluated(self):
+        """The network that is validated and saved: the averaged one where there is one."""
+        return self.average.module if self.average else self.net
+
+
+class Diverged(UserError):
+    """A loss or gradient that is not finite; the step was not taken. `facts`: step, lr, losses and pictures."""
+
+    def __init__(self, facts):
+        super().__init__(f"the loss is {facts['loss']} and the gradient norm {facts['gradient_norm']} at step "
+                         f"{facts['step']}, learning rate {facts['lr']:.3g}: lower --init-lr, or set --grad-clip 5")
+        self.facts = facts
 
 
 def new_sums():
     return {"images": 0, "loss": 0.0, "correct": 0, "seconds": 0.0, "waiting": 0.0}
 
 
-def train_one_epoch(training, loader, report):
-    """Train on what is left of the epoch. -> the epoch's means, as epoch_means gives them.
+def train_one_epoch(training, loader, report, save):
+    """Train on what is left of the epoch, or until a signal asks to stop: then the state is saved.
 
-    loader: a DataLoader over EpochBatches. report: called after each step with the means so far.
+    loader: a DataLoader over EpochBatches. report: called after each step with the means of the epoch so far.
+    save: called without arguments when a checkpoint is due. The sums are of this process's share alone.
+    Raises Diverged, and UserError for collapsed embeddings or a loss scale at its floor.
     """
     loader.batch_sampler.epoch, loader.batch_sampler.start = training.epoch, training.batch
-    training.net.train()
+    training.model.train()
     sums = training.sums = training.sums or new_sums()
-    start = time.perf_counter()
-    for images, labels, _ in loader:
+    batches, left = iter(loader), len(loader)
+    saved = start = time.perf_counter()
+    while left:
+        group = list(islice(batches, min(training.accumulate, left)))
         waited = time.perf_counter() - start
-        loss, correct = train_one_batch(training, images.to(training.device, non_blocking=True),
-                                        labels.to(training.device, non_blocking=True))
-        training.batch += 1
+        loss, correct = train_one_step(training, group, loader.dataset)
+        training.batch, left = training.batch + len(group), left - len(group)
         now = time.perf_counter()
-        for name, value in (("images", len(images)), ("loss", loss * len(images)), ("correct", correct),
+        images = sum(len(labels) for _, labels, _ in group)
+        for name, value in (("images", images), ("loss", loss * images), ("correct", correct),
                             ("seconds", now - start), ("waiting", waited)):
             sums[name] += value
         start = now
         report(epoch_means(sums))
-    return epoch_means(sums)
+        due = training.checkpoint_every and now - saved > training.checkpoint_every
+        signal, due = distributed.reduce([training.stop.received, bool(due)], training.device, largest=True)
+        if signal:
+            training.stop.received = int(signal)
+            save()
+            return
+        if due:
+            save()
+            saved = start = time.perf_counter()
 
 
-def train_one_batch(training, images, labels):
-    """One optimizer step on uint8 images (B, H, W, 3). -> (loss, number of correct predictions without the margin)."""
-    images = augment(images, training.seed, training.epoch, training.batch)
-    for group in training.optimizer.param_groups:
-        group["lr"] = training.learning_rate(training.step)
-    with training.autocast():
-        logits = training.net(images, labels)
-    loss = F.cross_entropy(logits, labels)
+def train_one_step(training, group, dataset):
+    """One optimizer step on a list of batches. -> (mean loss, number of correct predictions without the margin)."""
+    rate = training.learning_rate(training.step)
+    for parameters in training.optimizer.param_groups:
+        parameters["lr"] = rate
+    training.net.head.m = training.margin(training.step)
     training.optimizer.zero_grad(set_to_none=True)
-    training.scaler.scale(loss).backward()
+    losses, correct = [], []
+    for number, (images, labels, _) in enumerate(group):
+        images = images.to(training.device, non_blocking=True)
+        labels = labels.to(training.device, non_blocking=True)
+        # Without this, DistributedDataParallel would average the gradients once a batch instead of once a step.
+        training.model.require_backward_grad_sync = number == len(group) - 1
+        images = augment(images, training.seed, training.epoch, training.batch + number)
+        loss, hits = backward(training, images.contiguous(memory_format=training.memory_format), labels,
+                              share=1 / len(group))
+        losses.append(loss)
+        correct.append(hits)
+    training.scaler.unscale_(training.optimizer)
+    norm = nn.utils.clip_grad_norm_(training.net.parameters(), training.grad_clip or float("inf"))
+    loss = torch.stack(losses).mean()
+    check_finite(training, loss, norm, rate, [dataset.paths[i] for _, _, indices in group for i in indices])
     training.scaler.step(training.optimizer)
     training.scaler.update()
+    if training.average:
+        training.average.update_parameters(training.net)
     training.step += 1
-    return loss.item(), training.net.head.correct(logits, labels).sum().item()
+    return loss.item(), torch.stack(correct).sum().item()
+
+
+def backward(training, images, labels, share):
+    """Forward and backward passes of one batch, its loss weighted by `share`. -> (loss, correct), on the device."""
+    with training.autocast():
+        logits = training.model(images, labels)
+    loss = F.cross_entropy(logits, labels)
+    training.scaler.scale(loss * share).backward()
+    if training.step % CHECK_EVERY == 0:
+        check_health(training, logits, labels)
+    return loss.detach(), training.net.head.correct(logits, labels).sum()
+
+
+def check_finite(training, loss, norm, rate, paths):
+    """Raises Diverged in every process when one has a loss or a gradient that is not finite.
+
+    Infinite gradients are normal with a loss scaler, which skips such a step; an infinite loss is not.
+    """
+    bad = not loss.isfinite() or not (norm.isfinite() or training.scaler.is_enabled())
+    if any(distributed.reduce([bad], training.device)):
+        raise Diverged({"step": training.step, "epoch": training.epoch + 1, "lr": rate, "loss": loss.item(),
+                        "gradient_norm": norm.item(), "pictures": paths})
+
+
+def check_health(training, logits, labels):
+    if training.net.head.collapsed(logits, labels):
+        raise UserError(f"all embeddings of a batch are equal at step {training.step}, the network has collapsed: "
+                        "lower --init-lr")
+    if training.scaler.is_enabled() and training.scaler.get_scale() < 1:
+        raise UserError(f"the loss scale fell below 1 at step {training.step}: the gradients exceed fp16, use --bf16")
+
+
+def epoch_totals(training):
+    """The sums of the epoch so far over all processes; seconds are those of one."""
+    if not training.sums:
+        return {}
+    totals = dict(zip(training.sums, distributed.reduce(training.sums.values(), training.device)))
+    for name in ("seconds", "waiting"):
+        totals[name] /= distributed.world_size()
+    return totals
 
 
 def epoch_means(sums):
@@ -81,14 +177,19 @@ def epoch_means(sums):
 
 @torch.inference_mode()
 def validate(training, loader):
-    """-> {"loss", "accuracy"} on a validation loader, without augmentation and, for accuracy, without the margin."""
-    training.net.eval()
+    """-> {"loss", "accuracy"} of the evaluated network on the validation set, every picture once over all processes.
+
+    Without augmentation and, for accuracy, without the margin.
+    """
+    net = training.evaluated.eval()
+    net.head.m = training.margin(training.step)
     loss, correct, count = 0.0, 0, 0
     for images, labels, _ in loader:
         images, labels = normalise(images.to(training.device)), labels.to(training.device)
         with training.autocast():
-            logits = training.net(images, labels)
+            logits = net(images, labels)
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        correct += training.net.head.correct(logits, labels).sum().item()
+        correct += net.head.correct(logits, labels).sum().item()
         count += len(labels)
+    loss, correct, count = distributed.reduce([loss, correct, count], training.device)
     return {"loss": loss / count, "accuracy": correct / count}

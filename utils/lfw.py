@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from utils import distributed
 from utils.embedding import embed
 from utils.errors import UserError
 from utils.files import read_lines
@@ -74,12 +75,16 @@ def pair_distances(embeddings, pairs):
     return np.linalg.norm(embeddings[pairs.first] - embeddings[pairs.second], axis=1)
 
 
-def evaluate(net, pairs, settings, progress):
-    """-> (Verification, distances (N,)). settings: as for embed, and far.
+def evaluate(net, pairs, settings, progress=None):
+    """-> (Verification, distances (N,)). settings: as for embed, and far. Under torchrun every process takes a share.
 
     Raises UserError where the distances allow no figures.
     """
-    distances = pair_distances(embed(net, pairs.paths, settings, progress), pairs)
+    processes, rank = distributed.world_size(), distributed.rank()
+    embeddings = np.empty((len(pairs.paths), net.embedding_size), np.float32)
+    for share, part in enumerate(distributed.gather(embed(net, pairs.paths[rank::processes], settings, progress))):
+        embeddings[share::processes] = part
+    distances = pair_distances(embeddings, pairs)
     try:
         return verification(distances, pairs.genuine, pairs.folds, settings.far), distances
     except ValueError as error:

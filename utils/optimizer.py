@@ -1,27 +1,31 @@
 """The optimizer, and which parameters decay."""
 import torch
 
+# The head and the layer that makes the embedding: mobilefacenet's, mobilenet's, iresnet's.
+HEAD = ("head.", "arcface.features.", "arcface.linear.", "arcface.fc.")
 
-def decay_groups(net, weight_decay):
-    """-> two parameter groups: matrices decay; BatchNorm, PReLU and biases do not.
 
+def decay_groups(net, weight_decay, head_weight_decay):
+    """-> three parameter groups: the head and the embedding layer, the other matrices, and what does not decay.
+
+    BatchNorm, PReLU and biases do not.
     A decayed PReLU drifts towards ReLU and a decayed BatchNorm scale only fights the next layer's
     (MobileFaceNet's authors and He et al. 2018, arXiv 1812.01187, both leave them out).
     """
-    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    return [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
-
-
-def describe_groups(optimizer):
-    return [f"weight decay {group['weight_decay']:g}: {len(group['params'])} tensors, "
-            f"{sum(p.numel() for p in group['params']):,} parameters" for group in optimizer.param_groups]
+    trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
+    head = [p for name, p in trained if p.ndim >= 2 and name.startswith(HEAD)]
+    body = [p for name, p in trained if p.ndim >= 2 and not name.startswith(HEAD)]
+    rest = [p for _, p in trained if p.ndim < 2]
+    return [{"params": body, "weight_decay": weight_decay},
+            {"params": head, "weight_decay": head_weight_decay},
+            {"params": rest, "weight_decay": 0.0}]
 
 
 def make_optimizer(net, settings, learning_rate):
     """"sgd" (Nesterov), "adam" or "adamw", as settings.optimizer_type says; momentum is also Adam's first beta."""
-    groups = decay_groups(net, settings.weight_decay)
+    on_head = settings.weight_decay if settings.head_weight_decay is None else settings.head_weight_decay
+    groups = decay_groups(net, settings.weight_decay, on_head)
     if settings.optimizer_type == "sgd":
-        return torch.optim.SGD(groups, learning_rate, settings.momentum, nesterov=settings.momentum > 0)
+        return torch.optim.SGD(groups, learning_rate, settings.momentum, nesterov=settings.momentum > 0, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer_type]
-    return kind(groups, learning_rate, betas=(settings.momentum, 0.999))
+    return kind(groups, learning_rate, betas=(settings.momentum, 0.999), fused=True)

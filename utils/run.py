@@ -1,12 +1,13 @@
 """The folder of one training run: settings, log, curves and weights."""
 import csv
+import functools
 import io
 import json
 import math
 import time
 from pathlib import Path
 
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.files import atomic_write, write_text
 from utils.pictures import draw_batch
 from utils.plots import plot_history
@@ -15,8 +16,16 @@ COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accur
            "lfw_accuracy", "val_at_far", "images_per_second", "data_wait")
 
 
+def on_main(method):
+    """Only rank 0 writes: in the other processes the method does nothing."""
+    @functools.wraps(method)
+    def run(*args, **kwargs):
+        return method(*args, **kwargs) if distributed.is_main() else None
+    return run
+
+
 class Run:
-    """Everything a run writes. `rows` are the epochs so far, dicts of COLUMNS; what was not measured is NaN."""
+    """Everything a run writes, from rank 0. `rows`: the epochs so far, dicts of COLUMNS; NaN is not measured."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -24,16 +33,21 @@ class Run:
         self.tensorboard = None
 
     @classmethod
-    def start(cls, save_dir, backbone, settings):
-        """Make save_dir/<time>_<backbone>/ and write settings.json there."""
-        name = time.strftime("%Y_%m_%d_%H_%M_%S") + "_" + backbone
-        folder, number = Path(save_dir, name), 2
+    def start(cls, settings):
+        """Make <save_dir>/<time>_<backbone>/ and write settings.json there."""
+        name = time.strftime("%Y_%m_%d_%H_%M_%S") + "_" + settings.backbone
+        folder, number = Path(settings.save_dir, name), 2
         while folder.exists():
-            folder, number = Path(save_dir, f"{name}_{number}"), number + 1
-        run = cls(folder)
-        write_text(folder / "settings.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+            folder, number = Path(settings.save_dir, f"{name}_{number}"), number + 1
+        run = cls(distributed.gather(folder)[0])  # the clocks of the processes may differ by a second
+        run.write_json("settings.json", vars(settings))
         return run
 
+    @on_main
+    def write_json(self, name, content):
+        write_text(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    @on_main
     def open_tensorboard(self):
         """Write TensorBoard events too. -> whether tensorboard is installed."""
         try:
@@ -43,6 +57,7 @@ class Run:
         self.tensorboard = SummaryWriter(self.folder)
         return True
 
+    @on_main
     def log(self, row):
         """Add one epoch's row to log.csv, the curves and TensorBoard."""
         self.rows.append(row)
@@ -61,6 +76,7 @@ class Run:
                     self.tensorboard.add_scalar(name, value, self.rows[-1]["epoch"])
             self.tensorboard.flush()
 
+    @on_main
     def save_weights(self, state, period, last_epoch):
         """Save epNNN-....pth every `period` epochs and at the end, and best.pth when the newest row is the best."""
         row = self.rows[-1]
@@ -78,6 +94,7 @@ class Run:
                 return not math.isnan(self.rows[-1][column]) and scores[-1] > max(scores[:-1], default=-math.inf)
         return True
 
+    @on_main
     def save_batch_picture(self, images, labels):
         """A float batch (B, 3, H, W) in [-1, 1] -> batch.png, as the network sees it."""
         pixels = ((images[:64] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -1,5 +1,6 @@
-"""The learning rate: a pure function of the step."""
+"""The learning rate and the margin: pure functions of the step."""
 import math
+from dataclasses import dataclass
 
 REFERENCE_BATCH = 64
 # The learning rate that a batch size may scale to (lowest, highest), as in the published scripts.
@@ -15,27 +16,58 @@ def scale_learning_rate(init_lr, min_lr_ratio, batch_size, optimizer_type):
     return peak, min(floor, peak)
 
 
-def cosine_learning_rate(step, total_steps, steps_per_epoch, peak, lowest):
-    """Quadratic warm-up from peak / 10, half a cosine, then a flat end at the lowest rate.
+@dataclass(frozen=True)
+class LearningRate:
+    """`schedule(step)` -> the learning rate of that optimizer step, counted from 0.
 
-    The warm-up takes a tenth of the run, at most 3 epochs, and the flat end three tenths, at most 15
-    epochs: the published schedule, except that it moves every step and not once an epoch.
+    A quadratic warm-up from peak / 10, then `decay`:
+    "cos": half a cosine to the lowest rate, which then holds for three tenths of the run, at most 15 epochs.
+    "step": ten equal stretches, from the peak to the lowest rate by a constant factor.
+    milestones (epochs, may be fractions), where there are any, replace the decay: a tenth from each of them on.
+    warmup_epochs: None is a tenth of the run, at most 3 epochs, for "cos", and none otherwise. These are the
+    published rules, except that the rate moves every step and not once an epoch.
     """
-    warmup = min(0.1 * total_steps, 3 * steps_per_epoch)
-    flat = min(0.3 * total_steps, 15 * steps_per_epoch)
-    if step < warmup:
-        start = max(0.1 * peak, 1e-6)
-        return start + (peak - start) * (step / warmup) ** 2
-    if step >= total_steps - flat:
-        return lowest
-    progress = (step - warmup) / (total_steps - warmup - flat)
-    return lowest + (peak - lowest) * (1 + math.cos(math.pi * progress)) / 2
+    decay: str
+    peak: float
+    lowest: float
+    total_steps: int
+    steps_per_epoch: int
+    warmup_epochs: float | None = None
+    milestones: tuple = ()
+
+    def __call__(self, step):
+        warmup = self.warmup_steps()
+        if step < warmup:
+            start = max(0.1 * self.peak, 1e-6)
+            return start + (self.peak - start) * (step / warmup) ** 2
+        if self.milestones:
+            return self.peak * 0.1 ** sum(step >= epoch * self.steps_per_epoch for epoch in self.milestones)
+        return self.cosine(step, warmup) if self.decay == "cos" else self.ten_steps(step)
+
+    def warmup_steps(self):
+        if self.warmup_epochs is not None:
+            return self.warmup_epochs * self.steps_per_epoch
+        if self.milestones or self.decay != "cos":
+            return 0
+        return min(0.1 * self.total_steps, 3 * self.steps_per_epoch)
+
+    def cosine(self, step, warmup):
+        flat = min(0.3 * self.total_steps, 15 * self.steps_per_epoch)
+        if step >= self.total_steps - flat:
+            return self.lowest
+        progress = (step - warmup) / (self.total_steps - warmup - flat)
+        return self.lowest + (self.peak - self.lowest) * (1 + math.cos(math.pi * progress)) / 2
+
+    def ten_steps(self, step):
+        stretch = min(step * 10 // self.total_steps, 9)
+        return self.peak * (self.lowest / self.peak) ** (stretch / 9)
 
 
-def step_learning_rate(step, total_steps, steps_per_epoch, peak, lowest):
-    """Ten equal stretches, from the peak to the lowest rate by a constant factor."""
-    stretch = min(step * 10 // total_steps, 9)
-    return peak * (lowest / peak) ** (stretch / 9)
+@dataclass(frozen=True)
+class Margin:
+    """`schedule(step)` -> the head's m, which grows linearly from 0 in the first warmup_steps."""
+    m: float
+    warmup_steps: float = 0
 
-
-SCHEDULES = {"cos": cosine_learning_rate, "step": step_learning_rate}
+    def __call__(self, step):
+        return self.m * min(1, step / self.warmup_steps) if self.warmup_steps else self.m

@@ -1,0 +1,303 @@
+"""arcface.py: the two-picture predictor, with the published weights and real faces."""
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from arcface import Arcface
+from nets.arcface import ArcfaceNet
+from utils.errors import UserError
+from utils.images import preprocess
+
+SETTINGS = ("model_path", "backbone", "input_shape", "letterbox_image", "cuda", "threshold")
+
+
+@pytest.fixture(scope="module")
+def arcface(published_weights):
+    return Arcface(model_path=str(published_weights), cuda=False)
+
+
+@pytest.fixture(scope="module")
+def pairs(shared):
+    """The first twelve genuine and twelve impostor pairs of LFW, as paths: (genuine, impostor)."""
+    def picture(name, number):
+        return str(shared / "lfw" / "images" / name / f"{name}_{int(number):04d}.jpg")
+
+    lines = [line.split() for line in (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:601]]
+    genuine = [(picture(name, n), picture(name, m)) for name, n, m in (line for line in lines if len(line) == 3)]
+    impostor = [(picture(*line[:2]), picture(*line[2:])) for line in lines if len(line) == 4]
+    return genuine[:12], impostor[:12]
+
+
+@pytest.fixture(scope="module")
+def faces(pairs):
+    return [path for pair in pairs[0][:3] + pairs[1][:3] for path in pair]
+
+
+def kinds(path):
+    """The one picture as a path, a path object, a PIL image and an array."""
+    image = Image.open(path).convert("RGB")
+    return [path, os.fspath(path), image, np.asarray(image)]
+
+
+def test_every_kind_of_picture_gives_the_same_python_float(arcface, faces):
+    distances = [arcface.detect_image(first, second)
+                 for first, second in zip(kinds(faces[0]), reversed(kinds(faces[1])))]
+    assert all(type(distance) is float for distance in distances)
+    assert np.ptp(distances) < 1e-6 and 0 < distances[0] < 2
+
+
+def test_distance_is_symmetric_and_zero_for_one_picture(arcface, faces):
+    assert arcface.detect_image(faces[0], faces[2]) == pytest.approx(arcface.detect_image(faces[2], faces[0]), abs=1e-6)
+    assert arcface.detect_image(faces[0], faces[0]) == pytest.approx(0, abs=1e-6)
+    assert arcface.detect_image(faces[0], Image.open(faces[0])) == pytest.approx(0, abs=1e-6)
+
+
+def test_distance_is_the_l2_distance_of_the_embeddings(arcface, faces):
+    first, second = arcface.embed(faces[:2]).astype(np.float64)
+    assert arcface.detect_image(*faces[:2]) == pytest.approx(np.sqrt(((first - second) ** 2).sum()), abs=1e-6)
+
+
+def test_verify_fields_agree(arcface, pairs):
+    for pair in (pairs[0][0], pairs[1][0], (pairs[0][0][0],) * 2):
+        match = arcface.verify(*pair)
+        first, second = arcface.embed(pair).astype(np.float64)
+        assert match.distance == pytest.approx(arcface.detect_image(*pair), abs=1e-6)
+        assert match.similarity == pytest.approx(1 - match.distance ** 2 / 2, abs=1e-9)
+        assert match.similarity == pytest.approx(first @ second, abs=1e-5)
+        assert match.threshold == arcface.threshold
+        assert match.same is (match.distance < match.threshold)
+
+
+def test_threshold_decides_strictly_below(published_weights, arcface, faces):
+    distance = arcface.detect_image(*faces[:2])
+    for threshold, same in ((distance - 0.01, False), (distance + 0.01, True), (0, False), (2.1, True)):
+        match = Arcface(model_path=str(published_weights), cuda=False, threshold=threshold).verify(*faces[:2])
+        assert match.threshold == threshold and match.same is same
+
+
+def test_genuine_pairs_are_closer_than_impostor_pairs(arcface, pairs):
+    genuine, impostor = ([arcface.verify(*pair) for pair in kind] for kind in pairs)
+    # About 1.5% of LFW lie on the wrong side, so not all of these twelve and twelve need be right.
+    assert np.mean([match.same for match in genuine]) > 0.8
+    assert np.mean([match.same for match in impostor]) < 0.2
+    assert np.median([match.distance for match in genuine]) < 1.1 < 1.3 < np.median([match.distance for match in impostor])
+
+
+def test_embeddings_of_mixed_kinds_are_unit_float32(arcface, faces):
+    found = arcface.embed([kinds(path)[place % 4] for place, path in enumerate(faces)])
+    assert isinstance(found, np.ndarray) and found.dtype == np.float32 and found.shape == (len(faces), 128)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(len(faces)), abs=1e-6)
+    assert np.abs(found - arcface.embed(faces)).max() < 1e-6
+
+
+def test_embeddings_do_not_depend_on_the_batch_size_or_the_order(arcface, faces):
+    expected = arcface.embed(faces)
+    for batch_size in (1, 5, 1000):
+        assert np.abs(arcface.embed(faces, batch_size=batch_size) - expected).max() < 1e-5
+    assert np.abs(arcface.embed(faces[::-1])[::-1] - expected).max() < 1e-5
+    assert np.abs(arcface.embed(tuple(faces)) - expected).max() < 1e-5
+
+
+def test_embeddings_are_those_of_the_plain_network(arcface, published_weights, faces):
+    net = ArcfaceNet()
+    net.load_state_dict(torch.load(published_weights, weights_only=True))
+    images = torch.from_numpy(np.stack([preprocess(path) for path in faces]))
+    with torch.no_grad():
+        expected = net.eval()((images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5).numpy()
+    assert np.abs(arcface.embed(faces) - expected).max() < 1e-5
+
+
+def test_no_pictures_give_no_embeddings(arcface):
+    found = arcface.embed([])
+    assert found.shape == (0, 128) and found.dtype == np.float32
+
+
+def test_letterbox_setting_reaches_the_pictures(published_weights, arcface, faces):
+    wide = Image.open(faces[0]).resize((224, 112))
+    stretching = Arcface(model_path=str(published_weights), cuda=False, letterbox_image=False)
+    assert stretching.detect_image(wide, faces[0]) < 0.3 < arcface.detect_image(wide, faces[0])
+
+
+@pytest.mark.parametrize("source", ["gone.jpg", "text.jpg"])
+def test_a_picture_that_does_not_open_is_a_user_error_that_names_it(arcface, faces, tmp_path, source):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    for call in (arcface.detect_image, arcface.verify, lambda *both: arcface.embed(list(both))):
+        with pytest.raises(UserError, match=source):
+            call(faces[0], tmp_path / source)
+
+
+def test_an_unknown_setting_is_a_type_error_that_lists_the_settings():
+    with pytest.raises(TypeError) as caught:
+        Arcface(modelpath="x.pth")
+    assert all(name in str(caught.value) for name in ("modelpath", *SETTINGS))
+
+
+@pytest.mark.parametrize("name, value", [
+    ("model_path", 3), ("model_path", None), ("backbone", None), ("input_shape", "112"), ("input_shape", 112),
+    ("letterbox_image", 1), ("letterbox_image", "yes"), ("cuda", "cpu"), ("cuda", 0), ("threshold", "1.2"),
+    ("threshold", True), ("threshold", None)])
+def test_an_ill_typed_setting_is_a_type_error_that_lists_the_settings(name, value):
+    with pytest.raises(TypeError) as caught:
+        Arcface(**{name: value})
+    assert all(setting in str(caught.value) for setting in (repr(value), *SETTINGS))
+
+
+def test_an_input_shape_the_networks_do_not_take_is_a_user_error(published_weights):
+    with pytest.raises(UserError, match="112x112"):
+        Arcface(model_path=published_weights, input_shape=[224, 224, 3])
+
+
+def test_show_config_prints_every_setting(published_weights, capsys):
+    Arcface(model_path=published_weights, cuda=False, threshold=1.0625).show_config()
+    printed = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert printed.keys() >= set(SETTINGS)
+    assert printed["model_path"] == str(published_weights) and printed["threshold"] == "1.0625"
+    assert printed["backbone"] == "mobilefacenet" and printed["cuda"] == "False" and "cpu" in printed["device"]
+
+
+def test_settings_of_one_object_do_not_leak_into_the_next(published_weights, arcface):
+    Arcface(model_path=published_weights, cuda=False, threshold=0.5, letterbox_image=False)
+    assert Arcface(model_path=published_weights, cuda=False).threshold == arcface.threshold == 1.24
+
+
+def test_drawing_shows_both_pictures_and_the_verdict_in_green_or_red(arcface, faces):
+    drawn = []
+    for threshold in (0.0, 3.0):
+        match = arcface.verify(*faces[:2])._replace(threshold=threshold)
+        picture = arcface.draw(*faces[:2], match._replace(same=match.distance < threshold))
+        assert isinstance(picture, Image.Image) and picture.mode == "RGB" and picture.width > 2 * 112
+        drawn.append(np.asarray(picture).astype(int))
+    red, green = (array.reshape(-1, 3) for array in drawn)
+    assert ((red[:, 0] > 180) & (red[:, 1] < 60)).sum() > ((green[:, 0] > 180) & (green[:, 1] < 60)).sum()
+    assert not np.array_equal(*drawn)
+
+
+def test_comparing_and_drawing_never_import_matplotlib(published_weights, faces):
+    code = ("import sys; from arcface import Arcface\n"
+            f"arcface = Arcface(model_path={str(published_weights)!r}, cuda=False)\n"
+            f"pair = {faces[:2]!r}\n"
+            "arcface.detect_image(*pair); arcface.draw(*pair, arcface.verify(*pair))\n"
+            "assert 'torch' in sys.modules\n"
+            "print([name for name in sys.modules if name.startswith(('matplotlib', 'sklearn', 'scipy', 'cv2'))])")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_fps_gives_seconds_per_picture(arcface, faces):
+    seconds = arcface.get_FPS(faces[0], 3, batch_size=4)
+    assert type(seconds) is float and 0 < seconds < 5
+
+
+def test_a_head_in_the_weight_file_is_left_out(published_weights, arcface, faces, tmp_path):
+    state = torch.load(published_weights, weights_only=True)
+    torch.save(state | {"head.weight": torch.zeros(7, 128)}, tmp_path / "trained.pth")
+    found = Arcface(model_path=tmp_path / "trained.pth", cuda=False)
+    assert found.detect_image(*faces[:2]) == arcface.detect_image(*faces[:2])
+
+
+def test_missing_weights_are_a_user_error_that_names_the_file(tmp_path):
+    for path in (tmp_path / "gone.pth", tmp_path):
+        with pytest.raises(UserError, match=str(path)):
+            Arcface(model_path=path)
+
+
+def test_weights_of_another_backbone_are_a_user_error_that_suggests_it(tmp_path):
+    path = tmp_path / "eighteen.pth"
+    with torch.device("meta"):
+        names = ArcfaceNet(backbone="iresnet18").state_dict()
+    torch.save({name: torch.zeros(()).expand(value.shape) for name, value in names.items()}, path)  # few bytes on disk
+    with pytest.raises(UserError) as caught:
+        Arcface(model_path=path, cuda=False)
+    message = str(caught.value)
+    assert str(path) in message and "--backbone iresnet18" in message and "\n" not in message
+    assert "missing" in message and "unexpected" in message
+    assert Arcface(model_path=path, backbone="iresnet18", cuda=False).net.backbone == "iresnet18"
+
+
+def test_missing_unexpected_and_mis_shaped_names_are_listed(published_weights, tmp_path):
+    state = torch.load(published_weights, weights_only=True)
+    first, second, *_ = state
+    state["arcface.surplus"] = state.pop(first)
+    state[second] = torch.zeros(5, 7)
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(UserError) as caught:
+        Arcface(model_path=tmp_path / "odd.pth", cuda=False)
+    for words in (f"1 missing: {first}", "1 unexpected: arcface.surplus", second, "[5, 7]"):
+        assert words in str(caught.value)
+
+
+def test_an_unknown_backbone_is_a_user_error_that_lists_the_known_ones(published_weights):
+    with pytest.raises(UserError, match=r"resnet7.*mobilefacenet.*iresnet50"):
+        Arcface(model_path=published_weights, backbone="resnet7")
+
+
+@pytest.mark.parametrize("name", ["arcface_mobilefacenet", "mobilefacenet"])
+def test_both_names_of_a_backbone_are_accepted(published_weights, name):
+    assert Arcface(model_path=published_weights, backbone=name, cuda=False).net.backbone == "mobilefacenet"
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("how", [
+    lambda content, path: path.write_bytes(pickle.dumps(content)), torch.save,
+    lambda content, path: torch.save({"arcface.conv1.weight": content}, path),
+    lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False)])
+def test_code_in_a_weight_file_is_refused_and_never_runs(tmp_path, how):
+    marker, path = tmp_path / "executed", tmp_path / "evil.pth"
+    how(Malicious(marker), path)
+    with pytest.raises(UserError, match=r"evil\.pth"):
+        Arcface(model_path=path, cuda=False)
+    assert not marker.exists()
+
+
+def test_a_training_checkpoint_is_a_user_error_that_points_to_the_weights(published_weights, tmp_path):
+    state = torch.load(published_weights, weights_only=True)
+    torch.save({"model": state, "optimizer": {}, "epoch": 3, "settings": {"epochs": 5}}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt is a training checkpoint.*best\.pth"):
+        Arcface(model_path=tmp_path / "last.pt", cuda=False)
+
+
+@pytest.mark.parametrize("content", [
+    [1, 2], "weights", torch.zeros(3), {"state_dict": {"arcface.conv1.weight": torch.zeros(3)}}, {0: torch.zeros(3)}, {},
+    torch.nn.Linear(2, 2), None], ids=lambda content: type(content).__name__)
+def test_other_saved_objects_are_a_user_error(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other\.pth") as caught:
+        Arcface(model_path=tmp_path / "other.pth", cuda=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_kind_is_a_user_error_whatever_its_first_letter(tmp_path, arcface):
+    path, failures = tmp_path / "other.pth", {}
+    contents = [b"", b"\n", *(bytes([first]) + rest for first in range(256) for rest in (b"", b"nother text\n"))]
+    for content in contents:
+        path.write_bytes(content)
+        try:
+            Arcface(model_path=path, cuda=False)
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+        except Exception as error:
+            failures[content[:4]] = repr(error)
+    assert failures == {}
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_a_truncated_weight_file_is_a_user_error(published_weights, tmp_path, share):
+    whole = published_weights.read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[:int(share * len(whole))])
+    with pytest.raises(UserError, match=r"cut\.pth"):
+        Arcface(model_path=tmp_path / "cut.pth", cuda=False)

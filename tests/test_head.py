@@ -1,0 +1,264 @@
+"""The ArcFace head against cos(arccos(x) + m) in float64: values, gradients, and what accuracy is judged on."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nets.head import ArcMarginProduct
+
+PI = math.pi
+
+
+def make_head(weight, s=32.0, m=0.5, easy_margin=False):
+    weight = torch.as_tensor(weight, dtype=torch.float32)
+    head = ArcMarginProduct(weight.shape[1], weight.shape[0], s, m, easy_margin)
+    head.weight.data.copy_(weight)
+    return head
+
+
+def on_circle(angles, radius=1.0):
+    """Angles (B,) -> points (B, 2) at these angles from the first axis."""
+    angles = torch.as_tensor(angles, dtype=torch.float64)
+    return (radius * torch.stack([angles.cos(), angles.sin()], 1)).float()
+
+
+def reference(embeddings, weight, labels, s, m, easy_margin=False):
+    """The logits in float64, with one arccos a target and the published fallback beyond pi - m."""
+    cosine = F.normalize(embeddings.double()) @ F.normalize(weight.double()).T
+    target = cosine.gather(1, labels[:, None])
+    theta = torch.arccos(target)
+    if easy_margin:
+        shifted = torch.where(target > 0, torch.cos(theta + m), target)
+    else:
+        shifted = torch.where(theta + m <= PI, torch.cos(theta + m), target - m * math.sin(m))
+    return s * torch.where(F.one_hot(labels, len(weight)).bool(), shifted, cosine)
+
+
+def compare_with_reference(embeddings, weight, labels, m=0.5, easy_margin=False, autocast=False, atol=1e-5, rtol=1e-4):
+    """Values and gradients of random sums of the logits, both for embeddings and for weights."""
+    head = make_head(weight, 32.0, m, easy_margin)
+    found_in = embeddings.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = head(found_in, labels)
+    inputs = embeddings.double().requires_grad_(), head.weight.detach().double().requires_grad_()
+    expected = reference(*inputs, labels, 32.0, m, easy_margin)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=32 * atol)
+
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found.backward(upstream.float())
+    expected.backward(upstream)
+    for gradient, right in zip((found_in.grad, head.weight.grad), (inputs[0].grad, inputs[1].grad)):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient.double(), right, rtol=0, atol=rtol * right.abs().max().item())
+
+
+# Near 0 a float32 cosine holds few digits of the angle: its rounding, 6e-8, is divided by sin(theta).
+ANGLES = [(1e-3, 3e-4, 0.2), (1e-2, 3e-5, 5e-3), (0.1, 3e-6, 1e-4), (0.7, 1e-6, 1e-5), (PI / 2, 1e-6, 1e-5),
+          (PI - 0.5 - 1e-4, 1e-6, 1e-5), (PI - 0.5 + 1e-4, 1e-6, 1e-5), (3.0, 1e-6, 1e-5), (PI - 1e-3, 1e-6, 1e-5)]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("easy_margin", [False, True])
+@pytest.mark.parametrize(("theta", "atol", "rtol"), ANGLES)
+def test_logits_and_gradients_at_an_angle_equal_those_of_arccos(theta, atol, rtol, easy_margin, autocast):
+    weight = on_circle([0, 2.5], radius=3)
+    compare_with_reference(on_circle([theta], radius=0.2), weight, torch.tensor([0]), easy_margin=easy_margin,
+                           autocast=autocast, atol=atol, rtol=rtol)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("m", "easy_margin"), [(0.5, False), (0.5, True), (0, False), (0.2, False), (2.0, False)])
+def test_logits_and_gradients_at_random_angles_equal_those_of_arccos(m, easy_margin, autocast):
+    generator = torch.Generator().manual_seed(2)
+    weight, labels = on_circle([0.3, 1.7, 4.0], radius=2), torch.randint(0, 3, (200,), generator=generator)
+    theta = 0.05 + (PI - 0.1) * torch.rand(200, generator=generator, dtype=torch.float64)
+    theta[(theta - (PI - m)).abs() < 1e-3] = 0.5  # the two formulas meet there in a step
+    side = 2 * torch.randint(0, 2, (200,), generator=generator) - 1
+    embeddings = on_circle(torch.tensor([0.3, 1.7, 4.0])[labels] + side * theta, radius=5)
+    compare_with_reference(embeddings, weight, labels, m, easy_margin, autocast, atol=3e-6)
+
+
+def test_logits_and_gradients_in_many_dimensions_equal_those_of_arccos():
+    generator = torch.Generator().manual_seed(3)
+    embeddings, weight = torch.randn(32, 128, generator=generator), torch.randn(50, 128, generator=generator)
+    compare_with_reference(embeddings, weight, torch.randint(0, 50, (32,), generator=generator), atol=1e-6)
+
+
+@pytest.mark.parametrize("theta", [0.1, 0.7, PI / 2, 2.6, 2.7, 3.1])
+def test_the_gradient_along_the_circle_is_minus_sine_and_equals_finite_differences(theta):
+    head, labels = make_head(on_circle([0, 2.0])), torch.tensor([0])
+    embedding = on_circle([theta]).requires_grad_()
+    head(embedding, labels)[0, 0].backward()
+    along = (embedding.grad.double() @ torch.tensor([[-math.sin(theta)], [math.cos(theta)]], dtype=torch.float64)).item()
+
+    beyond = theta + 0.5 > PI
+    assert along == pytest.approx(-32 * math.sin(theta if beyond else theta + 0.5), abs=1e-4)
+
+    def logit(angle):
+        point = torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+        return reference(point, head.weight.detach(), labels, 32.0, 0.5)[0, 0].item()
+
+    assert along == pytest.approx((logit(theta + 1e-5) - logit(theta - 1e-5)) / 2e-5, abs=1e-3)
+
+
+@pytest.mark.parametrize("easy_margin", [False, True])
+def test_the_margin_passes_gradcheck(easy_margin):
+    head = make_head(torch.eye(2), easy_margin=easy_margin)
+    cosine = torch.cos(torch.linspace(0.05, PI - 0.05, 40, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(head.add_margin, cosine)
+
+
+def test_the_fallback_begins_just_beyond_pi_minus_m():
+    head = make_head(torch.eye(2))
+    at = torch.tensor([-math.cos(0.5)], dtype=torch.float64)
+    assert head.add_margin(at).item() == pytest.approx(-1, abs=1e-12)
+    assert head.add_margin(at - 1e-12).item() == pytest.approx(-math.cos(0.5) - 0.5 * math.sin(0.5), abs=1e-9)
+
+
+def test_the_target_logit_falls_as_the_angle_grows():
+    head, theta = make_head(on_circle([0, 2.0])), torch.linspace(0.01, PI, 500)
+    logits = head(on_circle(theta), torch.zeros(500, dtype=torch.int64))[:, 0]
+    assert (logits.diff() < 1e-4).all()
+
+
+@pytest.mark.parametrize(("easy_margin", "opposite"), [(False, -1 - 0.5 * math.sin(0.5)), (True, -1)])
+def test_values_and_gradients_are_right_and_finite_where_the_cosine_is_one_or_minus_one(easy_margin, opposite):
+    head = make_head([[2, 0], [0, 1]], easy_margin=easy_margin)
+    embeddings = torch.tensor([[1.0, 0], [4, 0], [-1, 0], [-0.25, 0]], requires_grad=True)
+    logits = head(embeddings, torch.zeros(4, dtype=torch.int64))
+    assert head.target_cosine[:, 0].tolist() == [1, 1, -1, -1]
+    expected = 32 * torch.tensor([math.cos(0.5)] * 2 + [opposite] * 2)
+    torch.testing.assert_close(logits[:, 0].detach(), expected, rtol=0, atol=1e-4)
+    logits.sum().backward()
+    assert embeddings.grad.isfinite().all() and head.weight.grad.isfinite().all()
+    assert embeddings.grad.abs().max() < 1e4
+
+
+def test_a_cosine_that_rounding_puts_beyond_one_has_a_finite_gradient():
+    cosine = torch.tensor([1 + 1.2e-7, 1 - 6e-8, -1 - 1.2e-7, -1 + 6e-8], requires_grad=True)
+    shifted = make_head(torch.eye(2)).add_margin(cosine)
+    shifted.sum().backward()
+    assert shifted.isfinite().all() and cosine.grad.isfinite().all()
+
+
+def test_autocast_changes_no_digit_of_logits_and_gradients():
+    torch.manual_seed(4)
+    head, labels = ArcMarginProduct(64, 100, 64, 0.5), torch.randint(0, 100, (16,))
+    results = []
+    for enabled in (False, True):
+        embeddings = torch.randn(16, 64, generator=torch.Generator().manual_seed(5)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = head(embeddings, labels)
+        head.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        results.append((logits, embeddings.grad, head.weight.grad.clone()))
+    for plain, mixed in zip(*results):
+        assert mixed.dtype == torch.float32 and torch.equal(plain, mixed)
+
+
+def test_bf16_embeddings_are_computed_with_in_float32():
+    head = make_head(torch.randn(5, 16, generator=torch.Generator().manual_seed(6)))
+    embeddings = torch.randn(4, 16, generator=torch.Generator().manual_seed(7)).bfloat16()
+    labels = torch.tensor([0, 4, 2, 2])
+    assert torch.equal(head(embeddings, labels), head(embeddings.float(), labels))
+
+
+def test_only_the_targets_differ_from_the_scaled_cosine():
+    generator = torch.Generator().manual_seed(8)
+    weight, embeddings = torch.randn(30, 8, generator=generator), torch.randn(20, 8, generator=generator)
+    labels = torch.randint(0, 30, (20,), generator=generator)
+    logits = make_head(weight)(embeddings, labels).detach()
+    plain = make_head(weight, m=0)(embeddings, labels).detach()
+    cosine = F.normalize(embeddings) @ F.normalize(weight).T
+    torch.testing.assert_close(plain, 32 * cosine, rtol=0, atol=1e-5)
+    is_target = F.one_hot(labels, 30).bool()
+    assert torch.equal(logits[~is_target], plain[~is_target])
+    assert (logits[is_target] < plain[is_target] - 1).all()
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 100, -100])
+def test_a_label_out_of_range_is_an_error_that_names_it_and_the_class_count(wrong):
+    head = make_head(torch.eye(3))
+    with pytest.raises(ValueError, match=rf"label {wrong} .* 3 classes"):
+        head(torch.randn(3, 3), torch.tensor([0, wrong, 2]))
+
+
+def test_the_first_and_the_last_class_and_an_empty_batch_are_fine():
+    head = make_head(torch.eye(3))
+    assert head(torch.randn(2, 3), torch.tensor([0, 2])).shape == (2, 3)
+    assert head(torch.empty(0, 3), torch.empty(0, dtype=torch.int64)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(("s", "m"), [(0, 0.5), (-1, 0.5), (math.nan, 0.5), (math.inf, 0.5),
+                                      (32, -0.1), (32, PI), (32, 4), (32, math.nan)])
+def test_a_senseless_scale_or_margin_is_refused(s, m):
+    with pytest.raises(ValueError, match=rf"s={s}, m={m}"):
+        ArcMarginProduct(2, 2, s, m)
+
+
+def test_accuracy_is_judged_without_the_margin():
+    head = make_head(on_circle([0, 1.0]))
+    labels = torch.tensor([0, 1, 0, 1])
+    # 0.4 from class 0 and 0.6 from class 1: the margin makes class 1 the largest logit of a face of class 0.
+    logits = head(on_circle([0.4, 0.4, -0.5, 0.9]), labels)
+    assert logits.argmax(1).tolist() == [1, 0, 0, 1]
+    assert head.correct(logits, labels).tolist() == [True, False, True, True]
+
+
+def test_a_target_as_near_as_another_class_is_not_correct():
+    head = make_head([[1, 0], [1, 0], [0, 1]])
+    labels = torch.tensor([0, 1, 2])
+    assert head.correct(head(torch.ones(3, 2), labels), labels).tolist() == [False] * 3
+
+
+@pytest.mark.parametrize(("labels", "classes"), [([0, 1, 2, 0], 5), ([1, 1, 1, 1], 3), ([0, 1, 1, 1], 2), ([0, 1], 2)])
+def test_equal_embeddings_have_collapsed_and_different_ones_have_not(labels, classes):
+    generator, labels = torch.Generator().manual_seed(9), torch.tensor(labels)
+    head = make_head(torch.randn(classes, 16, generator=generator))
+    embeddings = torch.randn(len(labels), 16, generator=generator)
+    assert not head.collapsed(head(embeddings, labels), labels)
+    assert head.collapsed(head(embeddings[:1].expand(len(labels), 16), labels), labels)
+
+
+def test_one_embedding_alone_has_not_collapsed():
+    head, labels = make_head(torch.eye(3)), torch.tensor([1])
+    assert not head.collapsed(head(torch.randn(1, 3), labels), labels)
+
+
+def test_expected_initial_loss_of_mobilefacenet_on_casia():
+    assert ArcMarginProduct(128, 10575, 32, 0.5).expected_initial_loss() == pytest.approx(28.6, abs=0.1)
+
+
+@pytest.mark.parametrize(("dimensions", "classes", "s", "m", "easy_margin"), [
+    (128, 10575, 32, 0.5, False), (512, 10575, 64, 0.5, False), (128, 2000, 32, 0.2, False),
+    (128, 2000, 32, 0.5, True)])
+def test_expected_initial_loss_is_that_of_random_embeddings(dimensions, classes, s, m, easy_margin):
+    torch.manual_seed(10)
+    head = ArcMarginProduct(dimensions, classes, s, m, easy_margin)
+    labels = torch.randint(0, classes, (1024,))
+    with torch.inference_mode():
+        loss = F.cross_entropy(head(torch.randn(1024, dimensions), labels), labels).item()
+    assert head.expected_initial_loss() == pytest.approx(loss, rel=0.02)
+
+
+def test_the_head_learns_under_bf16_autocast_with_float32_weights():
+    torch.manual_seed(11)
+    people, net, head = torch.randn(8, 20), torch.nn.Linear(20, 16), ArcMarginProduct(16, 8, 32, 0.5)
+    optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], lr=0.1, momentum=0.9)
+    losses = []
+    for _ in range(60):
+        labels = torch.randint(0, 8, (32,))
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings = net(people[labels] + 0.1 * torch.randn(32, 20))
+            assert embeddings.dtype == torch.bfloat16
+            logits = head(embeddings, labels)
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert head.weight.dtype == head.weight.grad.dtype == torch.float32
+    assert losses[-1] < 1 < 10 < losses[0]
+    assert head.correct(logits, labels).all()

@@ -1,0 +1,162 @@
+"""Training on real faces: what a run writes, that it learns, and that it can be repeated."""
+import csv
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from training_data import QUICK, assert_same_weights, only_run, weights, write_faces
+
+from nets.arcface import ArcfaceNet
+from utils.annotation import read_annotation
+from utils.augmentation import augment
+from utils.dataset import EpochBatches, split_validation
+from utils.embedding import embed
+from utils.images import normalise
+
+
+def test_batches_cover_the_epoch_once_and_depend_on_the_epoch():
+    batches = EpochBatches(count=20, batch_size=6, seed=1)
+    first = list(batches)
+    assert [len(batch) for batch in first] == [6, 6, 6]
+    assert len({index for batch in first for index in batch}) == 18
+    batches.epoch = 1
+    assert list(batches) != first
+
+
+def test_batches_started_in_the_middle_are_the_rest_of_the_epoch():
+    batches = EpochBatches(count=20, batch_size=6, seed=1)
+    whole = list(batches)
+    batches.start = 2
+    assert list(batches) == whole[2:] and len(batches) == 1
+
+
+def test_a_dataset_smaller_than_the_batch_is_one_batch():
+    assert len(list(EpochBatches(count=5, batch_size=64, seed=1))) == 1
+
+
+@pytest.mark.parametrize("fraction", [0, 0.01, 0.5, 0.99])
+def test_the_validation_split_leaves_everyone_a_training_picture(fraction):
+    labels = [0] * 50 + [1] * 2 + [2] + [3] * 30
+    training, validation = split_validation(labels, fraction, seed=3)
+    assert sorted(training + validation) == list(range(len(labels)))
+    assert {labels[i] for i in training} == {0, 1, 2, 3}
+    assert len(validation) == min(int(fraction * len(labels)), len(labels) - 4)
+
+
+def test_augmentation_mirrors_about_half_and_differs_by_batch_and_epoch():
+    image = torch.arange(112 * 112 * 3).remainder(251).byte().reshape(112, 112, 3)
+    images = image.repeat(200, 1, 1, 1)
+    plain, streams = normalise(images), []
+    for epoch, batch in ((0, 0), (0, 1), (1, 0)):
+        out = augment(images, 7, epoch, batch)
+        mirrored = torch.tensor([not torch.equal(a, b) for a, b in zip(out, plain)])
+        assert torch.equal(out, torch.where(mirrored[:, None, None, None], plain.flip(3), plain))
+        assert 70 < mirrored.sum() < 130
+        streams.append(tuple(mirrored.tolist()))
+    assert len(set(streams)) == 3
+    assert torch.equal(augment(images, 7, 1, 0), out)
+
+
+@pytest.fixture(scope="module")
+def trained(shared, tmp_path_factory):
+    """A short run on 24 people: the run's folder."""
+    import subprocess
+
+    from training_data import train_command
+    folder = tmp_path_factory.mktemp("trained")
+    annotation = write_faces(shared, folder / "cls_train.txt", people=24, pictures=16)
+    command = train_command(*QUICK, "--batch-size", 32, "--annotation-path", annotation, "--epochs", 4, "--save-dir",
+                            folder / "logs", "--num-workers", 2, "--val-split", 0.05, "--save-period", 2)
+    result = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=200)
+    assert result.returncode == 0, result.stderr
+    (folder / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+    return only_run(folder / "logs")
+
+
+def test_a_run_writes_what_the_readme_lists(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"settings.json", "log.csv", "loss.png", "accuracy.png", "batch.png", "best.pth", "last.pt"} <= names
+    assert len([name for name in names if name.startswith("ep")]) == 2
+    assert any(name.startswith("ep004-loss") and "-val_loss" in name for name in names)
+    assert not any(name.endswith(".tmp") for name in names)
+    settings = json.loads((trained / "settings.json").read_text(encoding="utf-8"))
+    assert settings["epochs"] == 4 and settings["effective_lr"] == pytest.approx(0.025)
+
+
+def test_the_log_has_a_row_per_epoch_and_the_loss_falls(trained):
+    with open(trained / "log.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"]) - 1
+    assert float(rows[-1]["train_accuracy"]) > 3 * float(rows[0]["train_accuracy"])
+    assert rows[0]["lfw_accuracy"] == "" and float(rows[0]["val_loss"]) > 0
+    assert 0 <= float(rows[0]["data_wait"]) < 1
+
+
+def test_the_start_is_described(trained):
+    text = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8")
+    assert "expected initial loss: 22." in text
+    assert "weight decay 0 on BatchNorm, PReLU and biases" in text
+    assert "effective_lr  0.025" in text
+
+
+def test_weights_are_a_bare_state_dict_of_the_published_names(trained):
+    state = weights(trained)
+    assert state.keys() == ArcfaceNet(24).state_dict().keys()
+
+
+def test_people_never_trained_on_separate_better_than_before(trained, shared, tmp_path):
+    paths, labels = read_annotation(write_faces(shared, tmp_path / "held_out.txt", people=24, pictures=8, skip=100))
+    first, second = np.triu_indices(len(paths), 1)
+    genuine = np.array(labels)[first] == np.array(labels)[second]
+    settings = SimpleNamespace(input_shape=(112, 112), letterbox_image=True, batch_size=64, num_workers=2, flip=False)
+
+    def separation(net):
+        embeddings = embed(net.eval(), paths, settings).numpy()
+        return roc_auc_score(genuine, (embeddings[first] * embeddings[second]).sum(1))
+
+    torch.manual_seed(0)
+    before = separation(ArcfaceNet(24))
+    net = ArcfaceNet(24)
+    net.load_state_dict(weights(trained))
+    after = separation(net)
+    assert after > before + 0.05, (before, after)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_repeats_bit_for_bit(run_script, shared, tmp_path, workers):
+    annotation = write_faces(shared, tmp_path / "cls_train.txt")
+    for name in ("first", "second"):
+        result = run_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 2, "--save-dir",
+                            tmp_path / name, "--num-workers", workers, "--val-split", 0.1)
+        assert result.returncode == 0, result.stderr
+    assert_same_weights(only_run(tmp_path / "first"), only_run(tmp_path / "second"))
+
+
+def test_another_seed_gives_other_weights(run_script, shared, tmp_path):
+    annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=4)
+    for seed in (1, 2):
+        result = run_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--save-dir",
+                            tmp_path / str(seed), "--num-workers", 0, "--seed", seed)
+        assert result.returncode == 0, result.stderr
+    with pytest.raises(AssertionError):
+        assert_same_weights(only_run(tmp_path / "1"), only_run(tmp_path / "2"))
+
+
+def test_two_people_with_two_pictures_are_enough(run_script, shared, tmp_path):
+    annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=2)
+    result = run_script("train.py", "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0)
+    assert result.returncode == 0, result.stderr
+    assert "lfw is not there" in result.stdout
+    assert len(list(only_run(tmp_path / "logs").glob("ep001-*.pth"))) == 1
+
+
+def test_weights_of_other_classes_keep_the_backbone_and_say_so(run_script, shared, published_weights, tmp_path):
+    annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=2)
+    result = run_script("train.py", "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
+                        "--model-path", published_weights)
+    assert result.returncode == 0, result.stderr
+    assert "the head is made anew (the file has none)" in result.stdout

@@ -1,0 +1,71 @@
+"""One process or many under torchrun: who am I, and what do the others have?
+
+Without torchrun every function is that of a world of one process.
+"""
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+
+def start(device):
+    """Join the other processes that torchrun started, if it did. -> the device of this process.
+
+    NCCL on CUDA, gloo on the CPU. Only rank 0 prints to stdout from here on.
+    """
+    if "RANK" not in os.environ:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    else:
+        # torchrun sets one thread per process; share the cores instead.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if not is_main():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
+    return device
+
+
+def stop():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main():
+    return rank() == 0
+
+
+def wrap(net, device):
+    """-> the module to train with: DistributedDataParallel around the whole network, head included, where needed."""
+    if world_size() == 1:
+        return net
+    from torch.nn.parallel import DistributedDataParallel
+    return DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def reduce(values, device, largest=False):
+    """Numbers of every process -> their sums over processes, or their maxima, as a list of floats."""
+    if world_size() == 1:
+        return list(map(float, values))
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
+    return tensor.tolist()
+
+
+def gather(value):
+    """A picklable value of every process -> the list of them by rank, in every process."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
