@@ -60,7 +60,7 @@ def test_state_dict_has_the_published_names_shapes_and_dtypes(backbone, shared):
     assert sorted(line(*entry) for entry in meta_net(backbone).state_dict().items()) == sorted(expected)
 
 
-@pytest.mark.parametrize("backbone", ["mobilefacenet", "mobilenet", "iresnet18", "iresnet34", "iresnet50", "iresnet100"])
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "iresnet200"])
 def test_embeddings_equal_those_of_the_published_network(backbone, fill, forward):
     with torch.inference_mode():
         embeddings = filled_net(backbone, fill)(fill.images(2))

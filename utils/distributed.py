@@ -30,6 +30,7 @@ def start(device):
 
 def stop():
     if dist.is_initialized():
+        dist.barrier()  # a process that leaves while another still talks to it would abort that one
         dist.destroy_process_group()
 
 
@@ -57,7 +58,7 @@ def reduce(values, device, largest=False):
     """Numbers of every process -> their sums over processes, or their maxima, as a list of floats."""
     if world_size() == 1:
         return list(map(float, values))
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    tensor = torch.tensor(list(values), dtype=torch.float64, device=device)
     dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
     return tensor.tolist()
 
