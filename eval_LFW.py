@@ -47,8 +47,8 @@ def parse_settings():
     settings = parser.parse_args()
     if settings.batch_size < 1 or settings.num_workers < 0:
         parser.error("--batch-size must be at least 1 and --num-workers at least 0")
-    if not 0 <= settings.far <= 1:
-        parser.error("--far must be between 0 and 1")
+    if not 0 <= settings.far < 1:
+        parser.error("--far must be at least 0 and below 1")
     return settings
 
 

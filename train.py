@@ -128,11 +128,13 @@ def check_settings(settings, parser):
                          ("weight_decay", 0), ("grad_clip", 0), ("checkpoint_every", 0), ("margin_warmup_epochs", 0)):
         if not getattr(settings, name) >= lowest:  # so that nan is refused too
             parser.error(f"--{name.replace('_', '-')} must be at least {lowest}")
+    if any(not epoch > 0 for epoch in settings.milestones) or (settings.warmup_epochs or 0) < 0:
+        parser.error("--milestones must be above 0 and --warmup-epochs at least 0")
     if settings.init_epoch >= settings.epochs:
         parser.error(f"--init-epoch {settings.init_epoch} leaves nothing to do before --epochs {settings.epochs}")
     if not 0 <= settings.val_split < 1 or not 0 <= settings.ema < 1:
         parser.error("--val-split and --ema must be at least 0 and below 1")
-    if not 0 <= settings.m < math.pi or (settings.s is not None and not settings.s > 0):
+    if not 0 <= settings.m < math.pi or (settings.s is not None and not 0 < settings.s < math.inf):
         parser.error("--m must be at least 0 and below pi, and --s above 0")
     try:
         settings.backbone = backbone_name(settings.backbone)

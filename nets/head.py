@@ -22,7 +22,7 @@ class ArcMarginProduct(nn.Module):
 
     def __init__(self, in_features, out_features, s, m, easy_margin=False):
         super().__init__()
-        if s <= 0 or not 0 <= m < math.pi:
+        if not 0 < s < math.inf or not 0 <= m < math.pi:
             raise ValueError(f"the scale s must be positive and the margin m in [0, pi): s={s}, m={m}")
         self.s, self.m, self.easy_margin = s, m, easy_margin
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
@@ -64,11 +64,9 @@ class ArcMarginProduct(nn.Module):
         return self.target_cosine[:, 0] * self.s > others
 
     def collapsed(self, logits, labels):
-        """Whether all embeddings of the last forward pass were equal: then every row of cosines is the same."""
-        difference = (logits.detach() - logits[0].detach()).abs()
-        difference.scatter_(1, labels[:, None], 0)  # each row's own target has the margin, and row 0's in column 0
-        difference[:, labels[0]] = 0
-        return len(labels) > 1 and difference.max().item() < 1e-4 * self.s
+        """Whether all embeddings of the last forward pass were equal: then every row of plain cosines is the same."""
+        plain = logits.detach().scatter(1, labels[:, None], self.target_cosine * self.s)
+        return len(labels) > 1 and (plain - plain[0]).abs().max().item() < 1e-4 * self.s
 
     def expected_initial_loss(self):
         """The cross-entropy before anything is learned, when every cosine is N(0, 1/in_features).
@@ -78,7 +76,7 @@ class ArcMarginProduct(nn.Module):
         """
         classes, dimensions = self.weight.shape
         spread = 1 / dimensions
-        shifted = -math.sin(self.m) * (1 - spread / 2)
+        shifted = -math.sin(self.m)
         if self.easy_margin:  # only the half with cos(theta) > 0 is shifted
             half = math.sqrt(spread / (2 * math.pi))
             shifted = shifted / 2 + half * (math.cos(self.m) - 1)

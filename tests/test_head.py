@@ -229,11 +229,11 @@ def test_one_embedding_alone_has_not_collapsed():
 
 
 def test_expected_initial_loss_of_mobilefacenet_on_casia():
-    assert ArcMarginProduct(128, 10575, 32, 0.5).expected_initial_loss() == pytest.approx(28.6, abs=0.1)
+    assert round(ArcMarginProduct(128, 10575, 32, 0.5).expected_initial_loss(), 1) == 28.6
 
 
 @pytest.mark.parametrize(("dimensions", "classes", "s", "m", "easy_margin"), [
-    (128, 10575, 32, 0.5, False), (512, 10575, 64, 0.5, False), (128, 2000, 32, 0.2, False),
+    (128, 10575, 32, 0.5, False), (512, 10575, 64, 0.5, False), (128, 10575, 32, 0.2, False),
     (128, 2000, 32, 0.5, True)])
 def test_expected_initial_loss_is_that_of_random_embeddings(dimensions, classes, s, m, easy_margin):
     torch.manual_seed(10)

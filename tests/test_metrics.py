@@ -153,7 +153,8 @@ def test_the_threshold_at_a_far_is_the_largest_that_accepts_no_more(impostors, t
         assert (impostors <= threshold).sum() > allowed
 
 
-@pytest.mark.parametrize(("target", "place"), [(0, 0), (0.001, 2), (0.0011, 2), (0.01, 27), (0.1, 270), (0.29, 783)])
+@pytest.mark.parametrize(("target", "place"), [
+    (0, 0), (0.001, 2), (0.0011, 2), (0.01, 27), (0.1, 270), (0.35, 945), (0.7, 1890)])  # 0.35 * 2700 is a float < 945
 def test_the_far_count_is_the_exact_product_rounded_down(target, place):
     impostors = np.random.default_rng(0).permutation(2700) / 2700  # as many as nine folds of LFW have
     assert threshold_at_far(impostors, target) == place / 2700

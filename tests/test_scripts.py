@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from conftest import assert_user_error
 from PIL import Image
 
+from utils.dataset import EpochBatches
 from utils.metrics import Verification
 
 
@@ -195,19 +197,23 @@ def test_a_file_of_another_kind_as_weights_is_one_line_on_stderr(run_script, tmp
 
 # eval_LFW.py
 
+def assert_published_lines(printed, figures):
+    """The three lines of the published script are there, with the figures of the JSON file."""
+    number = r"(\d\.\d{5})"
+    for pattern, names in ((rf"^Accuracy: {number}\+-{number}$", ("accuracy", "accuracy_std")),
+                           (rf"^Best_thresholds: {number}$", ("threshold",)),
+                           (rf"^Validation rate: {number}\+-{number} @ FAR={number}$", ("val", "val_std", "far"))):
+        found = re.search(pattern, printed, re.MULTILINE)
+        assert found and found.groups() == tuple(f"{figures[name]:.5f}" for name in names), printed
+
+
 def test_eval_prints_the_published_lines_and_writes_its_files(run_script, weights, tiny_lfw, tmp_path):
     result = run_script("eval_LFW.py", *weights, *tiny_lfw, "--device", "cpu", "--png-save-path", "out/roc.png",
                         "--json", "figures.json", "--mistakes", "mistakes.png", "--num-workers", "1")
     assert result.returncode == 0 and result.stderr == "", result.stderr
-    number = r"(\d\.\d{5})"
-    accuracy = re.search(rf"^Accuracy: {number}\+-{number}$", result.stdout, re.MULTILINE)
-    threshold = re.search(rf"^Best_thresholds: {number}$", result.stdout, re.MULTILINE)
-    validation = re.search(rf"^Validation rate: {number}\+-{number} @ FAR={number}$", result.stdout, re.MULTILINE)
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert figures.keys() >= {*Verification._fields, "aligned", "settings"}
-    for name, printed in (("accuracy", accuracy[1]), ("accuracy_std", accuracy[2]), ("threshold", threshold[1]),
-                          ("val", validation[1]), ("val_std", validation[2]), ("far", validation[3])):
-        assert f"{figures[name]:.5f}" == printed
+    assert_published_lines(result.stdout, figures)
     assert figures["accuracy"] >= 0.75 and 0.8 < figures["threshold"] < 1.5
     assert figures["folds"] == len(figures["fold_accuracies"]) == 2 and figures["pairs"] == 12
     assert figures["aligned"] is True and figures["settings"]["lfw_dir"] == str(tmp_path / "lfw")
@@ -222,7 +228,9 @@ def test_eval_says_that_250x250_pictures_are_not_aligned(call_script, weights, s
                          "--json", "figures.json")
     assert result.returncode == 0, result.stderr
     assert re.search(rf"^{re.escape(str(folder))} .*un-aligned 250x250", result.stdout, re.MULTILINE)
-    assert json.loads((tmp_path / "figures.json").read_text())["aligned"] is False
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert_published_lines(result.stdout, figures)
+    assert figures["aligned"] is False and figures["accuracy"] < 1
     assert is_png(tmp_path / "model_data" / "roc_test.png")
 
 
@@ -337,13 +345,14 @@ def test_train_with_a_bad_annotation_is_a_user_error(call_script, annotation, tm
 @pytest.mark.parametrize("workers, content", [(0, None), (2, None), (0, "not a picture"), (2, "not a picture")],
                          ids=["missing", "missing, by a worker", "undecodable", "undecodable, by a worker"])
 def test_train_meeting_a_bad_picture_is_a_user_error_that_names_it(run_script, annotation, tmp_path, workers, content):
-    bad = tmp_path / "faces" / "1_2.png"
+    listed = annotation.read_text(encoding="utf-8")
+    _, last_batch = EpochBatches(count=8, batch_size=4, seed=11)  # the first is also drawn as batch.png, by no worker
+    bad = Path(listed.splitlines()[last_batch[0]].partition(";")[2])
     bad.unlink() if content is None else bad.write_text(content)
-    listed = annotation.read_bytes()
-    result = run_script("train.py", "--epochs", 1, "--no-lfw-eval", "--device", "cpu", "--batch-size", 4,
-                        "--num-workers", workers)
+    result = run_script("train.py", "--epochs", 1, "--no-lfw-eval", "--device", "cpu", "--batch-size", 4, "--seed", 11,
+                        "--val-split", 0, "--num-workers", workers)
     assert_user_error(result, "train.py", bad, "does not exist" if content is None else "does not decode")
-    assert annotation.read_bytes() == listed
+    assert annotation.read_text(encoding="utf-8") == listed
 
 
 def test_train_that_cannot_write_is_a_user_error(run_script, annotation, tmp_path):

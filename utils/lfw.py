@@ -29,8 +29,10 @@ def read_pairs(pairs_path, folder):
     lines = [line.split() for line in read_lines(pairs_path, "it comes with the repository, give --lfw-pairs")]
     try:
         folds, per_fold = map(int, lines[0])
+        if folds < 2 or per_fold < 1:
+            raise ValueError
     except (ValueError, IndexError):
-        raise UserError(f"{pairs_path}, line 1: expected the number of folds and of pairs, such as `10 300`") from None
+        raise UserError(f"{pairs_path}, line 1: expected two or more folds and their pairs, such as `10 300`") from None
     numbers, first, second, genuine = {}, [], [], []  # numbers: path -> its place in Pairs.paths
     for number, fields in enumerate(lines[1:], 2):
         if not fields:
@@ -47,6 +49,9 @@ def read_pairs(pairs_path, folder):
             column.append(numbers.setdefault(path, len(numbers)))
     if len(genuine) != 2 * folds * per_fold:
         raise UserError(f"{pairs_path}: the first line promises {2 * folds * per_fold} pairs, {len(genuine)} follow")
+    uneven = np.flatnonzero(np.reshape(genuine, (folds, -1)).sum(1) != per_fold)
+    if len(uneven):
+        raise UserError(f"{pairs_path}: fold {uneven[0] + 1} is not {per_fold} genuine and {per_fold} impostor pairs")
     check_pictures(list(numbers), folder)
     return Pairs(list(numbers), np.array(first), np.array(second), np.array(genuine), folds)
 

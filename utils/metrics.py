@@ -111,7 +111,7 @@ def roc(distances, genuine):
     true_positives = np.cumsum(genuine)[last_of_value]
     false_positives = np.cumsum(~genuine)[last_of_value]
     return (np.append(0, false_positives) / (~genuine).sum(), np.append(0, true_positives) / genuine.sum(),
-            np.append(0, distances[last_of_value]))
+            np.append(-np.inf, distances[last_of_value]))
 
 
 def equal_error_rate(false_positive_rate, true_positive_rate):

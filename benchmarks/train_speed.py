@@ -1,0 +1,116 @@
+"""Images per second of a plain training loop and of train.py's, in turn, and the ratio of the two.
+
+    python benchmarks/train_speed.py --annotation-path cls_train.txt
+    python benchmarks/train_speed.py --annotation-path cls_train.txt --backbone iresnet50 --batch-size 32 --bf16
+    python benchmarks/train_speed.py --annotation-path cls_train.txt --steps 50 --repeats 1     do the losses agree?
+
+plain: eager, channels first, float32, the C library's malloc as it is, margin by a one-hot matrix, accuracy by a
+softmax, in the order of the published scripts. ours: the step of utils/engine.py, set up as train.py does. Each
+measurement is a process of its own; pictures are decoded beforehand in both. Every flag of train.py is one here.
+"""
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import default_collate
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from train import check_settings, make_net, make_parser, make_training
+from utils.annotation import read_annotation
+from utils.augmentation import augment
+from utils.compilation import compile_backbone, compile_pays
+from utils.dataset import EpochBatches, FaceDataset
+from utils.device import keep_freed_memory
+from utils.engine import train_one_step
+
+CPU = torch.device("cpu")
+WARM_UP = 3  # steps not counted
+
+
+def parse_settings():
+    parser = make_parser()
+    parser.add_argument("--steps", type=int, default=8, help="counted steps of one measurement")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each loop")
+    parser.add_argument("--side", choices=("plain", "ours"), help="one measurement of this loop, as JSON")
+    settings = parser.parse_args()
+    check_settings(settings, parser)
+    return settings
+
+
+def measure(settings):
+    """Run one loop. -> {"images_per_second", "losses"}."""
+    if settings.side == "ours":
+        keep_freed_memory()
+    else:
+        settings.channels_last = settings.bf16 = settings.compile = False
+    paths, labels = read_annotation(settings.annotation_path)
+    dataset = FaceDataset(paths, labels, settings.input_shape, settings.letterbox_image)
+    batches = EpochBatches(len(paths), settings.batch_size, settings.seed)
+    groups = [default_collate([dataset[i] for i in indices])
+              for _, indices in zip(range(WARM_UP + settings.steps), batches)]
+    training = make_training(make_net(settings, max(labels) + 1, CPU), batches, settings, CPU)
+    if settings.compile or (settings.compile is None and compile_pays(settings.backbone, CPU, float("inf"))):
+        print(compile_backbone(training, augment(groups[0][0], settings.seed, 0, 0)), file=sys.stderr)
+    training.model.train()
+    step = plain_step if settings.side == "plain" else our_step
+    seconds, losses = [], []
+    for group in groups:
+        start = time.perf_counter()
+        losses.append(step(training, group, dataset))
+        seconds.append(time.perf_counter() - start)
+    return {"images_per_second": batches.batch_size / statistics.median(seconds[WARM_UP:]), "losses": losses}
+
+
+def our_step(training, group, dataset):
+    loss, _ = train_one_step(training, [group], dataset)
+    training.batch += 1
+    return loss
+
+
+def plain_step(training, group, dataset):
+    pixels, labels, _ = group
+    images = augment(pixels, training.seed, training.epoch, training.batch).contiguous()
+    for parameters in training.optimizer.param_groups:
+        parameters["lr"] = training.learning_rate(training.step)
+    training.optimizer.zero_grad()
+    head = training.net.head
+    cosine = F.linear(F.normalize(training.net.arcface(images)), F.normalize(head.weight))
+    one_hot = torch.zeros_like(cosine).scatter_(1, labels[:, None], 1)
+    logits = (one_hot * head.add_margin(cosine) + (1 - one_hot) * cosine) * head.s
+    loss = F.nll_loss(F.log_softmax(logits, -1), labels)
+    loss.backward()
+    training.optimizer.step()
+    (F.softmax(logits, -1).argmax(-1) == labels).float().mean().item()
+    training.step, training.batch = training.step + 1, training.batch + 1
+    return loss.item()
+
+
+def main():
+    settings = parse_settings()
+    if settings.side:
+        print(json.dumps(measure(settings)))
+        return
+    rates, losses = {"plain": [], "ours": []}, {}
+    for repeat in range(settings.repeats):
+        for side in rates:
+            result = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side], check=True,
+                                    stdout=subprocess.PIPE, encoding="utf-8")
+            result = json.loads(result.stdout.splitlines()[-1])
+            rates[side].append(result["images_per_second"])
+            losses[side] = result["losses"]
+        print(f"{repeat + 1}: plain {rates['plain'][-1]:.1f} img/s, ours {rates['ours'][-1]:.1f} img/s", flush=True)
+    ratios = sorted(ours / plain for plain, ours in zip(rates["plain"], rates["ours"]))
+    print(f"{settings.backbone}, batch {settings.batch_size}: median plain {statistics.median(rates['plain']):.1f}, "
+          f"ours {statistics.median(rates['ours']):.1f} img/s; ratio {statistics.median(ratios):.2f} "
+          f"({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    difference = max(abs(a - b) for a, b in zip(losses["plain"], losses["ours"]))
+    print(f"largest difference of the first {len(losses['ours'])} losses: {difference:.2e}")
+
+
+if __name__ == "__main__":
+    main()
