@@ -27,7 +27,7 @@ from utils.pictures import draw_mistakes
 from utils.plots import plot_roc
 
 
-def parse_settings():
+def make_parser():
     switch = argparse.BooleanOptionalAction
     parser = SettingsParser(__doc__)
     parser.add_argument("--backbone", default="mobilefacenet", help="the network of the weights")
@@ -44,6 +44,11 @@ def parse_settings():
     parser.add_argument("--mistakes", metavar="FILE.png", help="write a contact sheet of the most wrong pairs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--num-workers", type=int, default=4, help="threads that decode pictures")
+    return parser
+
+
+def parse_settings():
+    parser = make_parser()
     settings = parser.parse_args()
     if settings.batch_size < 1 or settings.num_workers < 0:
         parser.error("--batch-size must be at least 1 and --num-workers at least 0")

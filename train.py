@@ -213,13 +213,13 @@ def finish_epoch(training, run, val_loader, pairs, settings):
 
 def train(training, run, loader, val_loader, pairs, data, settings):
     """Epoch after epoch until the last one, or until a signal: then exit with 128 + its number."""
-    total_steps = training.learning_rate.total_steps
+    total_steps, batches = training.learning_rate.total_steps, len(loader)
 
     def save():
         resume.save_checkpoint(training, run, vars(settings), data)
 
     while training.epoch < settings.epochs:
-        with Progress(training, training.batch + len(loader), settings.epochs, total_steps) as progress:
+        with Progress(training, batches, settings.epochs, total_steps) as progress:
             train_one_epoch(training, loader, progress.report, save)
         if training.stop.received:
             print(f"stopped after step {training.step}, go on with: python {shlex.join(sys.argv[:1])} --resume "
@@ -250,6 +250,8 @@ def main():
     run = Run.start(settings) if state is None else Run(Path(settings.resume).parent)
     if state is not None:
         resume.restore(training, run, state, data, settings.force)
+        if training.epoch >= settings.epochs:
+            raise UserError(f"{run.folder} has finished its {settings.epochs} epochs: give more --epochs, with --force")
     print("\n".join(describe(training, batches, val_loader, settings)))
     print(f"run: {run.folder}; TensorBoard events: "
           f"{'yes' if run.open_tensorboard() else 'no, tensorboard is not installed'}")

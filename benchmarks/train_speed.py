@@ -9,6 +9,7 @@ softmax, in the order of the published scripts. ours: the step of utils/engine.p
 measurement is a process of its own; pictures are decoded beforehand in both. Every flag of train.py is one here.
 """
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def parse_settings():
 
 
 def measure(settings):
-    """Run one loop. -> {"images_per_second", "losses"}."""
+    """Run one loop. -> {"images_per_second", "losses", "peak_megabytes"}."""
     if settings.side == "ours":
         keep_freed_memory()
     else:
@@ -63,7 +64,8 @@ def measure(settings):
         start = time.perf_counter()
         losses.append(step(training, group, dataset))
         seconds.append(time.perf_counter() - start)
-    return {"images_per_second": batches.batch_size / statistics.median(seconds[WARM_UP:]), "losses": losses}
+    return {"images_per_second": batches.batch_size / statistics.median(seconds[WARM_UP:]), "losses": losses,
+            "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def our_step(training, group, dataset):
@@ -95,21 +97,21 @@ def main():
     if settings.side:
         print(json.dumps(measure(settings)))
         return
-    rates, losses = {"plain": [], "ours": []}, {}
+    rates, last = {"plain": [], "ours": []}, {}
     for repeat in range(settings.repeats):
         for side in rates:
             result = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side], check=True,
                                     stdout=subprocess.PIPE, encoding="utf-8")
-            result = json.loads(result.stdout.splitlines()[-1])
-            rates[side].append(result["images_per_second"])
-            losses[side] = result["losses"]
+            last[side] = json.loads(result.stdout.splitlines()[-1])
+            rates[side].append(last[side]["images_per_second"])
         print(f"{repeat + 1}: plain {rates['plain'][-1]:.1f} img/s, ours {rates['ours'][-1]:.1f} img/s", flush=True)
     ratios = sorted(ours / plain for plain, ours in zip(rates["plain"], rates["ours"]))
     print(f"{settings.backbone}, batch {settings.batch_size}: median plain {statistics.median(rates['plain']):.1f}, "
           f"ours {statistics.median(rates['ours']):.1f} img/s; ratio {statistics.median(ratios):.2f} "
           f"({ratios[0]:.2f} to {ratios[-1]:.2f})")
-    difference = max(abs(a - b) for a, b in zip(losses["plain"], losses["ours"]))
-    print(f"largest difference of the first {len(losses['ours'])} losses: {difference:.2e}")
+    print(f"peak memory: plain {last['plain']['peak_megabytes']:.0f} MB, ours {last['ours']['peak_megabytes']:.0f} MB")
+    differences = [abs(a - b) for a, b in zip(last["plain"]["losses"], last["ours"]["losses"])]
+    print(f"largest difference of the first {len(differences)} losses: {max(differences):.2e}")
 
 
 if __name__ == "__main__":

@@ -20,17 +20,17 @@ def annotation(shared, tmp_path):
     return write_faces(shared, tmp_path / "cls_train.txt")
 
 
-def start_and_signal(arguments, folder, number, after):
+def start_and_signal(arguments, folder, number, after, group=False):
     """Start train.py, wait until its last.pt has passed `after` steps, send a signal. -> (status, stdout, stderr)."""
     process = subprocess.Popen(train_command(*arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               encoding="utf-8")
+                               encoding="utf-8", start_new_session=True)
     deadline = time.time() + 100
     while time.time() < deadline and process.poll() is None:
         found = list((folder / "logs").glob("*/last.pt"))
         if found and torch.load(found[0], weights_only=True)["step"] >= after:
             break
         time.sleep(0.02)
-    process.send_signal(number)
+    os.killpg(process.pid, number) if group else process.send_signal(number)
     stdout, stderr = process.communicate(timeout=100)
     return process.returncode, stdout, stderr
 
@@ -147,3 +147,11 @@ def test_the_averaged_weights_are_what_is_saved(run_script, annotation, tmp_path
     name = "arcface.sep.weight"
     assert torch.equal(saved[name], state["average"]["module." + name])
     assert not torch.equal(saved[name], state["model"][name])
+
+
+def test_a_signal_to_the_whole_process_group_still_saves(annotation, tmp_path):
+    arguments = [*QUICK, "--annotation-path", annotation, "--epochs", 50, "--num-workers", 2,
+                 "--checkpoint-every", 0.0001]
+    code, stdout, stderr = start_and_signal(arguments, tmp_path, signal.SIGTERM, after=2, group=True)
+    assert code == 143, stderr
+    assert "go on with" in stdout and "Traceback" not in stderr

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils import distributed
 from utils.images import preprocess
-from utils.interrupt import ignore_signals
+from utils.interrupt import leave_signals_to_main
 
 
 class FaceDataset(Dataset):
@@ -78,7 +78,7 @@ def make_loaders(paths, labels, settings, device):
         dataset = FaceDataset([paths[i] for i in indices], [labels[i] for i in indices],
                               settings.input_shape, settings.letterbox_image)
         return DataLoader(dataset, num_workers=settings.num_workers, pin_memory=device.type == "cuda",
-                          persistent_workers=settings.num_workers > 0, worker_init_fn=ignore_signals,
+                          persistent_workers=settings.num_workers > 0, worker_init_fn=leave_signals_to_main,
                           # A generator of its own: else every epoch's start would draw from the global one.
                           generator=torch.Generator().manual_seed(settings.seed), **batching)
 

@@ -1,4 +1,5 @@
 """SIGINT and SIGTERM as a wish that the training loop grants after its step."""
+import os
 import signal
 
 
@@ -15,7 +16,13 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
 
-def ignore_signals(worker):
-    """For DataLoader workers: Ctrl-C reaches the whole terminal group, but only the main process decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def leave_signals_to_main(worker):
+    """For DataLoader workers: Ctrl-C and a SIGTERM to the group reach every process of it, but only main decides.
+
+    A worker therefore leaves the group. It must not ignore SIGTERM: that is how Python ends workers at exit.
+    """
+    if hasattr(os, "setsid"):
+        os.setsid()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
