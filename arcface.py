@@ -20,7 +20,6 @@ import numpy as np
 from utils.checkpoint import load_embedder
 from utils.device import choose_device, describe_device
 from utils.embedding import embed, inference_copy
-from utils.errors import UserError
 from utils.images import check_input_shape, preprocess
 from utils.pictures import draw_comparison
 
@@ -59,11 +58,7 @@ class Arcface:
         self.__dict__.update(self._defaults | overrides)
         check_input_shape(self.input_shape)
         self.device = choose_device("auto" if self.cuda else "cpu")
-        try:
-            self.net = load_embedder(self.backbone, self.model_path)
-        except ValueError as error:  # an unknown backbone
-            raise UserError(str(error)) from None
-        self.net = inference_copy(self.net).to(self.device)
+        self.net = inference_copy(load_embedder(self.backbone, self.model_path)).to(self.device)
 
     def show_config(self):
         """Print the settings in force."""

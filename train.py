@@ -212,7 +212,7 @@ def finish_epoch(training, run, val_loader, pairs, settings):
 
 
 def train(training, run, loader, val_loader, pairs, data, settings):
-    """Epoch after epoch until the last one, or until a signal: then exit with 128 + its number."""
+    """Epoch after epoch until the last one, or until a signal. -> the status to exit with."""
     total_steps, batches = training.learning_rate.total_steps, len(loader)
 
     def save():
@@ -224,10 +224,10 @@ def train(training, run, loader, val_loader, pairs, data, settings):
         if training.stop.received:
             print(f"stopped after step {training.step}, go on with: python {shlex.join(sys.argv[:1])} --resume "
                   f"{shlex.quote(str(run.folder))}", flush=True)
-            distributed.stop()
-            sys.exit(128 + training.stop.received)
+            return 128 + training.stop.received
         finish_epoch(training, run, val_loader, pairs, settings)
         save()
+    return 0
 
 
 @script
@@ -264,11 +264,12 @@ def main():
     print(compile_backbone(training, images) if settings.compile else "torch.compile: no (--compile turns it on)")
 
     try:
-        train(training, run, loader, val_loader, pairs, data, settings)
+        status = train(training, run, loader, val_loader, pairs, data, settings)
     except Diverged as error:
         run.write_json("diverged.json", error.facts)
         raise UserError(f"{error}; its pictures are in diverged.json, last.pt holds the last good state") from None
     distributed.stop()
+    return status
 
 
 if __name__ == "__main__":

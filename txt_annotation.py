@@ -27,6 +27,7 @@ def main():
     settings = parse_settings()
     people, skipped = scan_folder(settings.datasets_path, partial(tqdm, desc="decoding", unit="img", disable=None))
     for path, reason in skipped:
+        path = str(path).encode(errors="backslashreplace").decode()  # a name may be no valid Unicode
         print(f"skipped {path}: {reason}")
     if not people:
         raise UserError(f"{settings.datasets_path} holds no person with a picture: make one folder per person in it")

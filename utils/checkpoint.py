@@ -1,5 +1,5 @@
 """Weight files (bare state dicts, the published format) and training checkpoints, read and written safely."""
-import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -20,8 +20,10 @@ def read(path, remedy="give the path of a .pth file"):
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: {remedy}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice to load a plain pickle unsafely
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file may raise almost anything, IndexError and struct.error among it
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} is not a file of weights ({reason}): {remedy}") from None
 
@@ -31,7 +33,8 @@ def read_weights(path, remedy="give the path of a .pth file"):
     state = read(path, remedy)
     if isinstance(state, dict) and "model" in state and "settings" in state:
         raise UserError(f"{path} is a training checkpoint, not weights: use the best.pth beside it")
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
         raise UserError(f"{path} is not a bare state dict: {remedy}")
     return state
 
@@ -41,7 +44,10 @@ def load_embedder(backbone, path):
 
     Raises UserError, which lists the differences, where the file is not of exactly this backbone.
     """
-    net = ArcfaceNet(backbone=backbone)
+    try:
+        net = ArcfaceNet(backbone=backbone)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     state = {name: value for name, value in read_weights(path).items() if not name.startswith("head.")}
     load_exactly(net, state, path)
     return net.eval()

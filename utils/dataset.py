@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils import distributed
+from utils.device import available_cores
 from utils.images import preprocess
 from utils.interrupt import leave_signals_to_main
 
@@ -77,11 +78,12 @@ def make_loaders(paths, labels, settings, device):
     def make_loader(indices, **batching):
         dataset = FaceDataset([paths[i] for i in indices], [labels[i] for i in indices],
                               settings.input_shape, settings.letterbox_image)
-        return DataLoader(dataset, num_workers=settings.num_workers, pin_memory=device.type == "cuda",
-                          persistent_workers=settings.num_workers > 0, worker_init_fn=leave_signals_to_main,
+        return DataLoader(dataset, num_workers=workers, pin_memory=device.type == "cuda",
+                          persistent_workers=workers > 0, worker_init_fn=leave_signals_to_main,
                           # A generator of its own: else every epoch's start would draw from the global one.
                           generator=torch.Generator().manual_seed(settings.seed), **batching)
 
+    workers = min(settings.num_workers, available_cores())  # more would only cost memory, and a warning
     training, validation = split_validation(labels, settings.val_split, settings.seed)
     batches = EpochBatches(len(training), settings.batch_size, settings.seed)
     return (make_loader(training, batch_sampler=batches),

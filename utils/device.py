@@ -1,5 +1,6 @@
 """Where the networks run."""
 import ctypes
+import os
 import platform
 
 import torch
@@ -33,6 +34,11 @@ def describe_device(device):
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def available_cores():
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory():

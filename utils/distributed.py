@@ -8,6 +8,8 @@ import sys
 import torch
 import torch.distributed as dist
 
+from utils.device import available_cores
+
 
 def start(device):
     """Join the other processes that torchrun started, if it did. -> the device of this process.
@@ -21,7 +23,7 @@ def start(device):
         torch.cuda.set_device(device)
     else:
         # torchrun sets one thread per process; share the cores instead.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+        torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends

@@ -1,6 +1,7 @@
 """A user's mistake ends a script with one line on stderr and exit status 2; a bug keeps its traceback."""
 import argparse
 import functools
+import gc
 import sys
 from pathlib import Path
 
@@ -10,18 +11,26 @@ class UserError(Exception):
 
 
 def script(main):
-    """Decorate a script's main(): report a UserError in one line, and end quietly on Ctrl-C."""
+    """Decorate a script's main(): a UserError is reported in one line, Ctrl-C ends quietly.
+
+    main() returns None, or the status to exit with.
+    """
     @functools.wraps(main)
-    def run(*args, **kwargs):
+    def run():
         try:
-            return main(*args, **kwargs)
+            status = main()
         except UserError as error:
             # An error raised in a DataLoader worker arrives with the worker's traceback above its own last line.
             message = str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")
-            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-            sys.exit(2)
+            status = 2
         except KeyboardInterrupt:
-            sys.exit(130)
+            status = 130
+        # Here the traceback is gone, and with it what it held: DataLoaders have ended their workers in order.
+        gc.collect()
+        if status == 2:
+            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        if status:
+            sys.exit(status)
     return run
 
 

@@ -1,6 +1,6 @@
 """Writing files so that an interrupted run never leaves half of one."""
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.errors import UserError
@@ -10,10 +10,12 @@ from utils.errors import UserError
 def atomic_write(path):
     """Yield a temporary path beside `path`; when the block succeeds it becomes `path`, else it is removed.
 
-    The file that was at `path` stays whole until the new one is complete. Raises UserError where the folder
-    cannot be made or written.
+    The file that was at `path` stays whole until the new one is complete. Raises UserError where it cannot be
+    written.
     """
     path = Path(path)
+    if not path.name:
+        raise UserError(f"cannot write {str(path)!r}: that is no file name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,10 +23,11 @@ def atomic_write(path):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path, text):

@@ -50,8 +50,10 @@ def resize(image, input_shape, letterbox):
         return image
     if not letterbox:
         return image.resize((width, height), Image.Resampling.BICUBIC)
-    scale = min(width / image.width, height / image.height)
-    inner = max(1, int(image.width * scale)), max(1, int(image.height * scale))
+    if image.width * height >= image.height * width:  # in integers: int(55 * (112 / 55)) is 111
+        inner = width, max(1, image.height * width // image.width)
+    else:
+        inner = max(1, image.width * height // image.height), height
     canvas = Image.new("RGB", (width, height), GREY)
     canvas.paste(image.resize(inner, Image.Resampling.BICUBIC), ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return canvas

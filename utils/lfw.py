@@ -3,12 +3,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from utils import distributed
 from utils.embedding import embed
 from utils.errors import UserError
 from utils.files import read_lines
+from utils.images import open_image
 from utils.metrics import verification
 
 
@@ -67,10 +67,7 @@ def check_pictures(paths, folder):
 
 def looks_unaligned(paths):
     """Whether these are the original 250x250 pictures, of which a face fills a quarter, and not aligned crops."""
-    sizes = []
-    for path in paths[:: max(1, len(paths) // 20)]:
-        with Image.open(path) as image:
-            sizes.append(image.size)
+    sizes = [open_image(path).size for path in paths[:: max(1, len(paths) // 20)]]
     return sizes.count((250, 250)) > len(sizes) / 2
 
 
