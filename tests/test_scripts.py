@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_user_error
+from conftest import ROOT, assert_user_error
 from PIL import Image
 
 from utils.dataset import EpochBatches
@@ -383,3 +383,17 @@ def test_help_explains_every_flag_and_an_unknown_one_points_to_it(call_script, s
     flags = re.findall(r"^  (--[\w-]+)", result.stdout, re.MULTILINE)
     assert len(flags) >= 2 and "(default: " in result.stdout
     assert_user_error(call_script(script, "--no-such-flag"), "--no-such-flag", "--help")
+
+
+def test_predict_fps_measures_with_the_bundled_weights(run_script):
+    result = run_script("predict.py", "--fps", "--batch-size", 4, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"batch 1: [\d.]+ ms a picture, [\d.]+ images/s", result.stdout)
+    assert re.search(r"batch 4: [\d.]+ ms a picture", result.stdout)
+
+
+def test_the_readme_command_tells_the_sample_people_apart(run_script):
+    same = run_script("predict.py", "img/1_001.jpg", "img/1_002.jpg", cwd=ROOT)
+    different = run_script("predict.py", "img/1_001.jpg", "img/2_001.jpg", cwd=ROOT)
+    assert "Verdict: same person" in same.stdout, same.stderr
+    assert "Verdict: different people" in different.stdout, different.stderr
