@@ -42,3 +42,9 @@ def assert_user_error(result, *words):
     assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
     for word in words:
         assert str(word) in lines[0], lines[0]
+
+
+def pytest_collection_modifyitems(items):
+    """Fast tests first: those that start training processes come last."""
+    slow = ("test_scripts", "test_training", "test_resume", "test_distributed")
+    items.sort(key=lambda item: slow.index(item.path.stem) + 1 if item.path.stem in slow else 0)

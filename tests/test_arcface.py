@@ -175,7 +175,8 @@ def test_show_config_prints_every_setting(published_weights, capsys):
 
 def test_settings_of_one_object_do_not_leak_into_the_next(published_weights, arcface):
     Arcface(model_path=published_weights, cuda=False, threshold=0.5, letterbox_image=False)
-    assert Arcface(model_path=published_weights, cuda=False).threshold == arcface.threshold == 1.24
+    default = Arcface._defaults["threshold"]
+    assert Arcface(model_path=published_weights, cuda=False).threshold == arcface.threshold == default
 
 
 def test_drawing_shows_both_pictures_and_the_verdict_in_green_or_red(arcface, faces):

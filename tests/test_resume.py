@@ -12,7 +12,7 @@ from training_data import QUICK, assert_same_weights, only_run, train_command, w
 
 from nets.arcface import ArcfaceNet
 
-EPOCHS = 3
+EPOCHS = 2
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_a_killed_run_resumed_ends_with_the_same_weights(run_script, annotation,
 
 
 def test_dropout_goes_on_with_the_same_random_numbers(run_script, annotation, tmp_path):
-    arguments = [*QUICK, "--annotation-path", annotation, "--backbone", "mobilenet", "--batch-size", 4, "--epochs", 2,
-                 "--num-workers", 0, "--val-split", 0.8, "--checkpoint-every", 0.00001]
+    arguments = [*QUICK, "--annotation-path", annotation, "--backbone", "mobilenet", "--batch-size", 4, "--epochs", 1,
+                 "--num-workers", 0, "--val-split", 0.7, "--checkpoint-every", 0.00001]
     whole = run_script("train.py", *arguments, "--save-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     start_and_signal(arguments, tmp_path, signal.SIGKILL, after=1)

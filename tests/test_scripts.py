@@ -116,7 +116,8 @@ def is_png(path):
 # predict.py
 
 def test_predict_prints_distance_similarity_and_verdict_and_saves(run_script, weights, same, tmp_path):
-    result = run_script("predict.py", *same, *weights, "--no-cuda", "--save", "out/comparison.png", timeout=60)
+    result = run_script("predict.py", *same, *weights, "--no-cuda", "--threshold", 1.24, "--save",
+                        "out/comparison.png", timeout=60)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     distance = float(re.search(r"Distance: (\d\.\d{3})", result.stdout)[1])
     similarity = float(re.search(r"Similarity: (-?\d\.\d{3})", result.stdout)[1])
