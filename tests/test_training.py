@@ -131,7 +131,7 @@ def test_people_never_trained_on_separate_better_than_before(trained, shared, tm
 def test_a_run_repeats_bit_for_bit(run_script, shared, tmp_path, workers):
     annotation = write_faces(shared, tmp_path / "cls_train.txt")
     for name in ("first", "second"):
-        result = run_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 2, "--save-dir",
+        result = run_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--save-dir",
                             tmp_path / name, "--num-workers", workers, "--val-split", 0.1)
         assert result.returncode == 0, result.stderr
     assert_same_weights(only_run(tmp_path / "first"), only_run(tmp_path / "second"))
