@@ -9,7 +9,7 @@ from torch.fx.experimental.optimization import fuse
 
 from utils.images import normalise, preprocess
 
-# Pictures per forward pass on a CPU: few, so that they stay in its cache. MobileFaceNet, img/s on 2 cores by batch size:
+# Pictures per forward pass on a CPU: few, so that they stay in its cache. MobileFaceNet, img/s on 2 cores by number:
 #                    1    4    8   16   32   64
 # AMD EPYC, Zen 4  160  280  293  270  240  232
 # Intel Xeon       167  298  351  380  373  366
