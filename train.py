@@ -4,6 +4,7 @@
     python train.py                                  MobileFaceNet, 100 epochs, batch 64
     python train.py --backbone iresnet50 --batch-size 128 --bf16
     python train.py --model-path model_data/arcface_mobilefacenet.pth --init-lr 1e-3 --epochs 10
+    python train.py --teacher model_data/arcface_iresnet50.pth --augment affine color mixup
     python train.py --resume                         go on with the newest run in logs/
     torchrun --nproc-per-node 4 train.py --batch-size 512 --init-lr 0.0125
 
@@ -23,17 +24,19 @@ from torch.utils.data import default_collate
 from nets.arcface import ArcfaceNet, backbone_name
 from utils import checkpoint, distributed, lfw, resume
 from utils.annotation import check_trainable, read_annotation
-from utils.augmentation import augment
+from utils.augmentation import KINDS, augment
 from utils.average import average_weights
-from utils.compilation import compile_backbone, compile_pays
+from utils.compilation import compile_networks, compile_pays
 from utils.dataset import make_loaders
 from utils.describe import describe
 from utils.device import choose_device, keep_freed_memory
+from utils.distillation import Distillation, Weights
 from utils.embedding import inference_copy
 from utils.engine import Diverged, Training, epoch_means, epoch_totals, train_one_epoch, validate
 from utils.errors import SettingsParser, UserError, script
 from utils.images import check_input_shape
 from utils.interrupt import StopRequest
+from utils.objective import LabelLoss
 from utils.optimizer import make_optimizer
 from utils.progress import Progress
 from utils.run import Run
@@ -48,6 +51,7 @@ def make_parser():
     data.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"))
     data.add_argument("--letterbox-image", action=switch, default=True, help="pad, not stretch")
     data.add_argument("--val-split", type=float, default=0.01, help="share of the pictures held out; 0 for none")
+    data.add_argument("--augment", nargs="+", choices=tuple(KINDS), default=[], help="beside the mirror")
     data.add_argument("--num-workers", type=int, default=4, help="processes that decode pictures")
     network = parser.add_argument_group("network")
     network.add_argument("--backbone", default="mobilefacenet",
@@ -59,12 +63,23 @@ def make_parser():
     network.add_argument("--m", type=float, default=0.5, help="angular margin, in radians")
     network.add_argument("--easy-margin", action=switch, default=False, help="no margin where cos(theta) <= 0")
     network.add_argument("--margin-warmup-epochs", type=float, default=0, help="let m grow from 0 in these")
+    teacher = parser.add_argument_group("learning from another network")
+    teacher.add_argument("--teacher", default="", metavar="WEIGHTS", help="learn from this network's embeddings")
+    teacher.add_argument("--teacher-backbone", default=None, help="none: told from the weights")
+    teacher.add_argument("--distill-weight", type=float, default=1.0, help="of 1 - cosine to the teacher's embedding")
+    teacher.add_argument("--hint-weight", type=float, default=0.0, help="of the relative error of the features within")
+    teacher.add_argument("--hint-epochs", type=float, default=0.0,
+                         help="in these first ones the stages learn apart, from hints alone")
+    teacher.add_argument("--label-weight", type=float, default=None,
+                         help="of the ArcFace loss; none: 1 without a teacher, 0 with one")
     optimisation = parser.add_argument_group("optimisation")
     optimisation.add_argument("--init-epoch", type=int, default=0, help="start counting here, at its learning rate")
     optimisation.add_argument("--epochs", type=int, default=100)
     optimisation.add_argument("--batch-size", type=int, default=64, help="over all processes")
     optimisation.add_argument("--accumulate", type=int, default=1, help="batches per optimizer step")
     optimisation.add_argument("--init-lr", type=float, default=1e-2, help="for a batch of 64; scales with the batch")
+    optimisation.add_argument("--scale-lr", action=switch, default=True,
+                              help="scale it with the batch, within the published limits")
     optimisation.add_argument("--min-lr-ratio", type=float, default=0.01, help="lowest learning rate / highest")
     optimisation.add_argument("--lr-decay-type", choices=("cos", "step"), default="cos")
     optimisation.add_argument("--milestones", type=float, nargs="+", default=[], metavar="EPOCH",
@@ -125,7 +140,8 @@ def parse_settings():
 def check_settings(settings, parser):
     for name, lowest in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("save_period", 1), ("num_workers", 0),
                          ("seed", 0), ("init_epoch", 0), ("init_lr", 0), ("min_lr_ratio", 0), ("momentum", 0),
-                         ("weight_decay", 0), ("grad_clip", 0), ("checkpoint_every", 0), ("margin_warmup_epochs", 0)):
+                         ("weight_decay", 0), ("grad_clip", 0), ("checkpoint_every", 0), ("margin_warmup_epochs", 0),
+                         ("distill_weight", 0), ("hint_weight", 0), ("hint_epochs", 0)):
         if not getattr(settings, name) >= lowest:  # so that nan is refused too
             parser.error(f"--{name.replace('_', '-')} must be at least {lowest}")
     if any(not epoch > 0 for epoch in settings.milestones) or (settings.warmup_epochs or 0) < 0:
@@ -136,6 +152,12 @@ def check_settings(settings, parser):
         parser.error("--val-split and --ema must be at least 0 and below 1")
     if not 0 <= settings.m < math.pi or (settings.s is not None and not 0 < settings.s < math.inf):
         parser.error("--m must be at least 0 and below pi, and --s above 0")
+    if settings.label_weight is None:
+        settings.label_weight = 0.0 if settings.teacher else 1.0
+    if settings.teacher and not (settings.label_weight >= 0 and settings.distill_weight + settings.hint_weight > 0):
+        parser.error("--teacher needs --distill-weight or --hint-weight above 0, and --label-weight at least 0")
+    if not settings.teacher and (settings.label_weight != 1 or settings.hint_weight or settings.hint_epochs):
+        parser.error("--label-weight, --hint-weight and --hint-epochs are for a --teacher")
     try:
         settings.backbone = backbone_name(settings.backbone)
     except ValueError as error:
@@ -165,18 +187,35 @@ def make_net(settings, num_classes, device):
     if settings.sync_bn and device.type == "cuda" and distributed.world_size() > 1:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
     torch.manual_seed(settings.seed + distributed.rank())  # from here on each process has dropout of its own
-    return net.to(device, memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format)
+    return net.to(device, memory_format=memory_format(settings))
+
+
+def make_objective(net, settings, device):
+    """-> the loss to train on: the labels', or that of a student of --teacher."""
+    if not settings.teacher:
+        return LabelLoss(net)
+    backbone = settings.teacher_backbone or checkpoint.read_backbone_name(settings.teacher)
+    teacher = checkpoint.load_embedder(backbone, settings.teacher).to(device, memory_format=memory_format(settings))
+    return Distillation(net, teacher, Weights(settings.label_weight, settings.distill_weight, settings.hint_weight))
+
+
+def memory_format(settings):
+    return torch.channels_last if settings.channels_last else torch.contiguous_format
 
 
 def make_training(net, batches, settings, device):
     """batches: the EpochBatches of the training pictures."""
     steps_per_epoch = -(-len(batches) // settings.accumulate)
-    pictures_per_step = batches.batch_size * settings.accumulate
-    peak, lowest = scale_learning_rate(settings.init_lr, settings.min_lr_ratio, pictures_per_step,
-                                       settings.optimizer_type)
+    peak, lowest = settings.init_lr, settings.init_lr * settings.min_lr_ratio
+    if settings.scale_lr:
+        peak, lowest = scale_learning_rate(settings.init_lr, settings.min_lr_ratio,
+                                           batches.batch_size * settings.accumulate, settings.optimizer_type)
     settings.effective_lr, settings.effective_min_lr = peak, lowest
+    objective = make_objective(net, settings, device)
+    learned = [*net.named_parameters(), *objective.maps.named_parameters()]
     return Training(
-        net=net, model=distributed.wrap(net, device), optimizer=make_optimizer(net, settings, peak),
+        net=net, objective=objective, model=distributed.wrap(objective, device),
+        optimizer=make_optimizer(learned, settings, peak),
         learning_rate=LearningRate(settings.lr_decay_type, peak, lowest, settings.epochs * steps_per_epoch,
                                    steps_per_epoch, settings.warmup_epochs, tuple(settings.milestones)),
         margin=Margin(settings.m, settings.margin_warmup_epochs * steps_per_epoch),
@@ -184,8 +223,8 @@ def make_training(net, batches, settings, device):
         autocast_dtype=torch.float16 if settings.fp16 else torch.bfloat16 if settings.bf16 else None,
         scaler=torch.amp.GradScaler(device.type, enabled=settings.fp16),
         average=average_weights(net, settings.ema) if settings.ema else None, stop=StopRequest(),
-        memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
-        checkpoint_every=60 * settings.checkpoint_every,
+        memory_format=memory_format(settings), augmentations=tuple(settings.augment),
+        hint_steps=round(settings.hint_epochs * steps_per_epoch), checkpoint_every=60 * settings.checkpoint_every,
         step=settings.init_epoch * steps_per_epoch, epoch=settings.init_epoch)
 
 
@@ -206,7 +245,10 @@ def finish_epoch(training, run, val_loader, pairs, settings):
             num_workers=max(1, settings.num_workers), flip=False, far=1e-3))
         row |= {"lfw_accuracy": figures.accuracy, "val_at_far": figures.val}
     run.log(row)
-    run.save_weights(training.evaluated.state_dict(), settings.save_period, settings.epochs)
+    weights = training.evaluated.state_dict()
+    if not settings.label_weight:
+        del weights["head.weight"]  # it has learned nothing
+    run.save_weights(weights, settings.save_period, settings.epochs)
     print(f"epoch {training.epoch}/{settings.epochs}  " + "  ".join(
         f"{name} {value:.5g}" for name, value in row.items() if name != "epoch" and not math.isnan(value)), flush=True)
 
@@ -257,11 +299,12 @@ def main():
           f"{'yes' if run.open_tensorboard() else 'no, tensorboard is not installed'}")
 
     images, sample_labels, _ = default_collate([loader.dataset[index] for index in next(iter(batches))])
-    images = augment(images.to(device), settings.seed, 0, 0)
+    images, _ = augment(images.to(device), settings.seed, 0, 0, settings.augment)
     run.save_batch_picture(images, sample_labels)
     if settings.compile is None:
         settings.compile = compile_pays(settings.backbone, device, (settings.epochs - training.epoch) * batches.count)
-    print(compile_backbone(training, images) if settings.compile else "torch.compile: no (--compile turns it on)")
+    print(compile_networks(training, images, sample_labels.to(device)) if settings.compile
+          else "torch.compile: no (--compile turns it on)")
 
     try:
         status = train(training, run, loader, val_loader, pairs, data, settings)

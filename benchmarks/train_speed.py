@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from train import check_settings, make_net, make_parser, make_training
 from utils.annotation import read_annotation
 from utils.augmentation import augment
-from utils.compilation import compile_backbone, compile_pays
+from utils.compilation import compile_networks, compile_pays
 from utils.dataset import EpochBatches, FaceDataset
 from utils.device import keep_freed_memory
 from utils.engine import train_one_step
@@ -56,7 +56,7 @@ def measure(settings):
               for _, indices in zip(range(WARM_UP + settings.steps), batches)]
     training = make_training(make_net(settings, max(labels) + 1, CPU), batches, settings, CPU)
     if settings.compile or (settings.compile is None and compile_pays(settings.backbone, CPU, float("inf"))):
-        print(compile_backbone(training, augment(groups[0][0], settings.seed, 0, 0)), file=sys.stderr)
+        print(compile_networks(training, augment(groups[0][0], settings.seed, 0, 0)[0], groups[0][1]), file=sys.stderr)
     training.model.train()
     step = plain_step if settings.side == "plain" else our_step
     seconds, losses = [], []
@@ -76,7 +76,7 @@ def our_step(training, group, dataset):
 
 def plain_step(training, group, dataset):
     pixels, labels, _ = group
-    images = augment(pixels, training.seed, training.epoch, training.batch).contiguous()
+    images = augment(pixels, training.seed, training.epoch, training.batch)[0].contiguous()
     for parameters in training.optimizer.param_groups:
         parameters["lr"] = training.learning_rate(training.step)
     training.optimizer.zero_grad()

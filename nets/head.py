@@ -63,11 +63,6 @@ class ArcMarginProduct(nn.Module):
         others = logits.detach().scatter(1, labels[:, None], -torch.inf).amax(1)
         return self.target_cosine[:, 0] * self.s > others
 
-    def collapsed(self, logits, labels):
-        """Whether all embeddings of the last forward pass were equal: then every row of plain cosines is the same."""
-        plain = logits.detach().scatter(1, labels[:, None], self.target_cosine * self.s)
-        return len(labels) > 1 and (plain - plain[0]).abs().max().item() < 1e-4 * self.s
-
     def expected_initial_loss(self):
         """The cross-entropy before anything is learned, when every cosine is N(0, 1/in_features).
 

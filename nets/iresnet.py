@@ -67,3 +67,9 @@ class IResNet(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = self.dropout(self.bn2(x).flatten(1))
         return self.features(self.fc(x))
+
+    def blocks(self):
+        """The network in pieces, in order: each takes what the one before gives, the first the images."""
+        return [nn.Sequential(self.conv1, self.bn1, self.prelu),
+                *self.layer1, *self.layer2, *self.layer3, *self.layer4,
+                nn.Sequential(self.bn2, nn.Flatten(), self.dropout, self.fc, self.features)]

@@ -81,3 +81,12 @@ class MobileFaceNet(nn.Module):
         x = self.GDC_bn(self.GDC_dw(x))
         x = self.last_bn(self.features(x))
         return x.flatten(1)
+
+    def blocks(self):
+        """The network in pieces, in order: each takes what the one before gives, the first the images."""
+        return [nn.Sequential(self.conv1, self.conv2_dw),
+                self.conv_23, *self.conv_3.model,
+                self.conv_34, *self.conv_4.model,
+                self.conv_45, *self.conv_5.model,
+                nn.Sequential(self.sep, self.sep_bn, self.prelu),
+                nn.Sequential(self.GDC_dw, self.GDC_bn, self.features, self.last_bn, nn.Flatten())]

@@ -58,3 +58,9 @@ class MobileNetV1(nn.Module):
         x = self.prelu(self.sep_bn(self.sep(x)))
         x = self.dropout(self.bn2(x).flatten(1))
         return self.features(self.linear(x))
+
+    def blocks(self):
+        """The network in pieces, in order: each takes what the one before gives, the first the images."""
+        return [*self.stage1, *self.stage2, *self.stage3,
+                nn.Sequential(self.sep, self.sep_bn, self.prelu),
+                nn.Sequential(self.bn2, nn.Flatten(), self.dropout, self.linear, self.features)]

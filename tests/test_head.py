@@ -214,20 +214,6 @@ def test_a_target_as_near_as_another_class_is_not_correct():
     assert head.correct(head(torch.ones(3, 2), labels), labels).tolist() == [False] * 3
 
 
-@pytest.mark.parametrize(("labels", "classes"), [([0, 1, 2, 0], 5), ([1, 1, 1, 1], 3), ([0, 1, 1, 1], 2), ([0, 1], 2)])
-def test_equal_embeddings_have_collapsed_and_different_ones_have_not(labels, classes):
-    generator, labels = torch.Generator().manual_seed(9), torch.tensor(labels)
-    head = make_head(torch.randn(classes, 16, generator=generator))
-    embeddings = torch.randn(len(labels), 16, generator=generator)
-    assert not head.collapsed(head(embeddings, labels), labels)
-    assert head.collapsed(head(embeddings[:1].expand(len(labels), 16), labels), labels)
-
-
-def test_one_embedding_alone_has_not_collapsed():
-    head, labels = make_head(torch.eye(3)), torch.tensor([1])
-    assert not head.collapsed(head(torch.randn(1, 3), labels), labels)
-
-
 def test_expected_initial_loss_of_mobilefacenet_on_casia():
     assert round(ArcMarginProduct(128, 10575, 32, 0.5).expected_initial_loss(), 1) == 28.6
 

@@ -139,7 +139,7 @@ def test_scaled_rates_are_always_in_order_and_within_the_limits(init_lr, ratio, 
 def named_groups(net):
     """-> the three sets of names: body, head, no decay; and the groups themselves."""
     names = {parameter: name for name, parameter in net.named_parameters()}
-    groups = decay_groups(net, 5e-4, 1e-3)
+    groups = decay_groups(net.named_parameters(), 5e-4, 1e-3)
     return [{names[p] for p in group["params"]} for group in groups], groups
 
 
@@ -184,7 +184,8 @@ def optimizer_settings(**changes):
 @pytest.mark.parametrize(("optimizer_type", "kind"), [
     ("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_the_optimizer_is_the_one_asked_for(optimizer_type, kind):
-    optimizer = make_optimizer(ArcfaceNet(3), optimizer_settings(optimizer_type=optimizer_type), 0.02)
+    parameters = ArcfaceNet(3).named_parameters()
+    optimizer = make_optimizer(parameters, optimizer_settings(optimizer_type=optimizer_type), 0.02)
     assert type(optimizer) is kind and [group["lr"] for group in optimizer.param_groups] == [0.02] * 3
     first = optimizer.param_groups[0]
     assert (first["momentum"], first["nesterov"]) == (0.9, True) if kind is torch.optim.SGD else \
@@ -195,7 +196,8 @@ def test_the_optimizer_is_the_one_asked_for(optimizer_type, kind):
 def test_a_step_without_gradient_shrinks_what_decays_and_nothing_else(head_weight_decay, on_head):
     net = ArcfaceNet(3)
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
-    optimizer = make_optimizer(net, optimizer_settings(momentum=0, head_weight_decay=head_weight_decay), 0.1)
+    choices = optimizer_settings(momentum=0, head_weight_decay=head_weight_decay)
+    optimizer = make_optimizer(net.named_parameters(), choices, 0.1)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -111,9 +111,23 @@ def shorten(names, limit=4):
 
 def guess_backbone(state):
     """The remedy for weights of another backbone: the one whose names they are, or ""."""
+    backbone = backbone_of(state)
+    return f". The file is of {backbone}: use --backbone {backbone}" if backbone else ""
+
+
+def backbone_of(state):
+    """The backbone whose names a state dict has, or None."""
     names = {name for name in state if name.startswith("arcface.")}
     for backbone in BACKBONES:
         with torch.device("meta"):
             if names == ArcfaceNet(backbone=backbone).state_dict().keys():
-                return f". The file is of {backbone}: use --backbone {backbone}"
-    return ""
+                return backbone
+    return None
+
+
+def read_backbone_name(path):
+    """The backbone that a weight file is of. Raises UserError where it is of none."""
+    backbone = backbone_of(read_weights(path))
+    if backbone is None:
+        raise UserError(f"{path} is of none of the backbones {', '.join(BACKBONES)}")
+    return backbone

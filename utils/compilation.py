@@ -1,4 +1,4 @@
-"""torch.compile for the backbone, where it pays."""
+"""torch.compile, where it pays."""
 import time
 
 import torch
@@ -14,26 +14,31 @@ def compile_pays(backbone, device, pictures):
     return device.type == "cpu" and pictures >= PAYS_FROM.get(backbone, float("inf"))
 
 
-def compile_backbone(training, images):
-    """Compile the backbone for batches like `images`. -> one sentence; where it fails the network stays eager.
+def compile_networks(training, images, labels):
+    """Compile what the loss runs, for batches like these. -> one sentence; where it fails the networks stay eager.
 
     Both passes are compiled now, on a real batch; BatchNorm's statistics, the gradients and the random state
     are then put back, so the run is what it would have been.
     """
-    start, backbone = time.perf_counter(), training.net.arcface.train()
+    start, modules = time.perf_counter(), training.objective.compiled_modules()
     images = images.contiguous(memory_format=training.memory_format)
-    statistics = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    statistics = {name: buffer.clone() for name, buffer in training.net.named_buffers()}
+    training.objective.train()
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-            backbone.compile()
-            with training.autocast():
-                embeddings = backbone(images)
-            embeddings.sum().backward()
-        message = f"compiled the backbone in {time.perf_counter() - start:.0f} s"
+            for module in modules:
+                module.compile()
+            for apart in {training.step < training.hint_steps, False}:
+                training.objective.apart = apart
+                with training.autocast():
+                    outcome = training.objective(images, labels)
+                outcome.loss.backward()
+        message = f"compiled the networks in {time.perf_counter() - start:.0f} s"
     except Exception as error:  # whatever a compiler, its C++ compiler or its cache may raise
-        backbone._compiled_call_impl = None
-        message = f"the backbone does not compile ({type(error).__name__}), training without (--no-compile: no try)"
-    for name, buffer in backbone.named_buffers():
+        for module in modules:
+            module._compiled_call_impl = None
+        message = f"the networks do not compile ({type(error).__name__}), training without (--no-compile: no try)"
+    for name, buffer in training.net.named_buffers():
         buffer.copy_(statistics[name])
-    training.net.zero_grad(set_to_none=True)
+    training.objective.zero_grad(set_to_none=True)
     return message

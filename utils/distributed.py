@@ -48,12 +48,14 @@ def is_main():
     return rank() == 0
 
 
-def wrap(net, device):
-    """-> the module to train with: DistributedDataParallel around the whole network, head included, where needed."""
+def wrap(objective, device):
+    """-> the module to train with: DistributedDataParallel around the loss, head and network included, where needed."""
     if world_size() == 1:
-        return net
+        return objective
     from torch.nn.parallel import DistributedDataParallel
-    return DistributedDataParallel(net, device_ids=[device.index] if device.type == "cuda" else None)
+    # A student whose stages learn apart, or without labels, has parameters that a step does not reach.
+    return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
+                                   find_unused_parameters=hasattr(objective, "teacher"))
 
 
 def reduce(values, device, largest=False):

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -23,7 +22,8 @@ CHECK_EVERY = 50  # steps between two looks for what is too slow to look for at 
 class Training:
     """What a training step reads and changes."""
     net: ArcfaceNet
-    model: nn.Module                          # net, or DistributedDataParallel around it
+    objective: nn.Module                      # the loss of net: LabelLoss or Distillation
+    model: nn.Module                          # objective, or DistributedDataParallel around it
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]     # step -> learning rate
     margin: Callable[[int], float]            # step -> the head's m
@@ -37,6 +37,8 @@ class Training:
     stop: StopRequest
     memory_format: torch.memory_format        # of the network and its images
     checkpoint_every: float                   # seconds; 0: at the end of each epoch only
+    augmentations: tuple = ()                 # see utils/augmentation.py
+    hint_steps: int = 0                       # of the first steps, in which the student's stages learn apart
     step: int = 0                             # optimizer steps taken since the start of the run
     epoch: int = 0                            # the epoch that runs, from 0
     batch: int = 0                            # batches taken of that epoch
@@ -105,6 +107,7 @@ def train_one_step(training, group, dataset):
     for parameters in training.optimizer.param_groups:
         parameters["lr"] = rate
     training.net.head.m = training.margin(training.step)
+    training.objective.apart = training.step < training.hint_steps
     training.optimizer.zero_grad(set_to_none=True)
     losses, correct = [], []
     for number, (images, labels, _) in enumerate(group):
@@ -112,13 +115,13 @@ def train_one_step(training, group, dataset):
         labels = labels.to(training.device, non_blocking=True)
         # Without this, DistributedDataParallel would average the gradients once a batch instead of once a step.
         training.model.require_backward_grad_sync = number == len(group) - 1
-        images = augment(images, training.seed, training.epoch, training.batch + number)
-        loss, hits = backward(training, images.contiguous(memory_format=training.memory_format), labels,
-                              share=1 / len(group))
-        losses.append(loss)
-        correct.append(hits)
+        images, share = augment(images, training.seed, training.epoch, training.batch + number, training.augmentations)
+        outcome = backward(training, images.contiguous(memory_format=training.memory_format), labels, share,
+                           weight=1 / len(group))
+        losses.append(outcome.loss.detach())
+        correct.append(outcome.correct.sum())
     training.scaler.unscale_(training.optimizer)
-    norm = nn.utils.clip_grad_norm_(training.net.parameters(), training.grad_clip or float("inf"))
+    norm = nn.utils.clip_grad_norm_(training.model.parameters(), training.grad_clip or float("inf"))
     loss = torch.stack(losses).mean()
     check_finite(training, loss, norm, rate, [dataset.paths[i] for _, _, indices in group for i in indices])
     training.scaler.step(training.optimizer)
@@ -129,15 +132,14 @@ def train_one_step(training, group, dataset):
     return loss.item(), torch.stack(correct).sum().item()
 
 
-def backward(training, images, labels, share):
-    """Forward and backward passes of one batch, its loss weighted by `share`. -> (loss, correct), on the device."""
+def backward(training, images, labels, share, weight):
+    """Forward and backward passes of one batch, its loss multiplied by `weight`. -> Outcome."""
     with training.autocast():
-        logits = training.model(images, labels)
-    loss = F.cross_entropy(logits, labels)
-    training.scaler.scale(loss * share).backward()
+        outcome = training.model(images, labels, share)
+    training.scaler.scale(outcome.loss * weight).backward()
     if training.step % CHECK_EVERY == 0:
-        check_health(training, logits, labels)
-    return loss.detach(), training.net.head.correct(logits, labels).sum()
+        check_health(training, outcome.embeddings)
+    return outcome
 
 
 def check_finite(training, loss, norm, rate, paths):
@@ -151,8 +153,8 @@ def check_finite(training, loss, norm, rate, paths):
                         "gradient_norm": norm.item(), "pictures": paths})
 
 
-def check_health(training, logits, labels):
-    if training.net.head.collapsed(logits, labels):
+def check_health(training, embeddings):
+    if len(embeddings) > 1 and (embeddings - embeddings[0]).abs().max() < 1e-4:
         raise UserError(f"all embeddings of a batch are equal at step {training.step}, the network has collapsed: "
                         "lower --init-lr")
     if training.scaler.is_enabled() and training.scaler.get_scale() < 1:
@@ -183,13 +185,13 @@ def validate(training, loader):
     """
     net = training.evaluated.eval()
     net.head.m = training.margin(training.step)
-    loss, correct, count = 0.0, 0, 0
+    loss, correct, count = 0.0, 0.0, 0
     for images, labels, _ in loader:
         images, labels = normalise(images.to(training.device)), labels.to(training.device)
         with training.autocast():
-            logits = net(images, labels)
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        correct += net.head.correct(logits, labels).sum().item()
+            outcome = training.objective.evaluate(net, images, labels)
+        loss += outcome.loss.item() * len(labels)
+        correct += outcome.correct.sum().item()
         count += len(labels)
     loss, correct, count = distributed.reduce([loss, correct, count], training.device)
     return {"loss": loss / count, "accuracy": correct / count}

@@ -5,14 +5,14 @@ import torch
 HEAD = ("head.", "arcface.features.", "arcface.linear.", "arcface.fc.")
 
 
-def decay_groups(net, weight_decay, head_weight_decay):
+def decay_groups(named_parameters, weight_decay, head_weight_decay):
     """-> three parameter groups: the head and the embedding layer, the other matrices, and what does not decay.
 
     BatchNorm, PReLU and biases do not.
     A decayed PReLU drifts towards ReLU and a decayed BatchNorm scale only fights the next layer's
     (MobileFaceNet's authors and He et al. 2018, arXiv 1812.01187, both leave them out).
     """
-    trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
+    trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     head = [p for name, p in trained if p.ndim >= 2 and name.startswith(HEAD)]
     body = [p for name, p in trained if p.ndim >= 2 and not name.startswith(HEAD)]
     rest = [p for _, p in trained if p.ndim < 2]
@@ -21,10 +21,10 @@ def decay_groups(net, weight_decay, head_weight_decay):
             {"params": rest, "weight_decay": 0.0}]
 
 
-def make_optimizer(net, settings, learning_rate):
+def make_optimizer(named_parameters, settings, learning_rate):
     """"sgd" (Nesterov), "adam" or "adamw", as settings.optimizer_type says; momentum is also Adam's first beta."""
     on_head = settings.weight_decay if settings.head_weight_decay is None else settings.head_weight_decay
-    groups = decay_groups(net, settings.weight_decay, on_head)
+    groups = decay_groups(named_parameters, settings.weight_decay, on_head)
     if settings.optimizer_type == "sgd":
         return torch.optim.SGD(groups, learning_rate, settings.momentum, nesterov=settings.momentum > 0, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer_type]

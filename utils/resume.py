@@ -55,6 +55,7 @@ def save_checkpoint(training, run, settings, data):
     if distributed.is_main():
         checkpoint.save({
             "model": training.net.state_dict(),
+            "maps": training.objective.maps.state_dict(),
             "optimizer": training.optimizer.state_dict(),
             "scaler": training.scaler.state_dict(),
             "average": training.average.state_dict() if training.average else None,
@@ -71,6 +72,7 @@ def restore(training, run, state, data, force):
     if state["data"] != data and not force:
         raise UserError(f"the annotation file is not the one of {run.folder} (--force goes on all the same)")
     training.net.load_state_dict(state["model"])
+    training.objective.maps.load_state_dict(state["maps"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.scaler.load_state_dict(state["scaler"])
     if training.average and state["average"]:

@@ -1,0 +1,47 @@
+"""What a network is trained on: the loss of a batch."""
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Outcome(NamedTuple):
+    loss: torch.Tensor        # scalar, with gradient
+    correct: torch.Tensor     # (B,) float: 1 where the target's plain cosine is the largest; NaN without labels
+    embeddings: torch.Tensor  # (B, D), detached
+
+
+class LabelLoss(nn.Module):
+    """`loss(images, labels, share)` -> Outcome: the cross-entropy of the ArcFace logits of `net`.
+
+    images: float32 (B, 3, H, W) in [-1, 1]; labels: int64 (B,); share: what mixup left of each picture, (B,) or None.
+    `maps` and `apart` are Distillation's: what is learned beside the network, and whether stages learn apart.
+    """
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.maps, self.apart = net, nn.ModuleList(), False
+
+    def compiled_modules(self):
+        """What torch.compile speeds up."""
+        return [self.net.arcface]
+
+    def forward(self, images, labels, share=None):
+        return self.evaluate(self.net, images, labels, share)
+
+    def evaluate(self, net, images, labels, share=None):
+        """The loss of another network of the same kind, such as the averaged one."""
+        embeddings = net(images)
+        return Outcome(*label_loss(net.head, embeddings, labels, share), embeddings.detach())
+
+
+def label_loss(head, embeddings, labels, share=None):
+    """-> (mean cross-entropy, correct (B,) float). With mixup both people in a picture count by their shares."""
+    logits = head(embeddings, labels)
+    correct = head.correct(logits, labels).float()
+    if share is None:
+        return F.cross_entropy(logits, labels), correct
+    losses, others = F.cross_entropy(logits, labels, reduction="none"), labels.roll(1)
+    other_losses = F.cross_entropy(head(embeddings, others), others, reduction="none")
+    return (share * losses + (1 - share) * other_losses).mean(), correct
