@@ -38,8 +38,10 @@ def start_and_signal(arguments, folder, number, after, group=False):
 @pytest.mark.parametrize("extra", [
     ["--num-workers", 0],
     ["--num-workers", 2, "--ema", 0.9, "--accumulate", 2],
-], ids=["workers 0", "workers 2, EMA, accumulation"])
-def test_a_killed_run_resumed_ends_with_the_same_weights(run_script, annotation, tmp_path, extra):
+    ["--num-workers", 0, "--teacher", "published", "--hint-epochs", 1, "--augment", "affine", "color", "mixup"],
+], ids=["workers 0", "workers 2, EMA, accumulation", "teacher"])
+def test_a_killed_run_resumed_ends_with_the_same_weights(run_script, annotation, published_weights, tmp_path, extra):
+    extra = [published_weights if value == "published" else value for value in extra]
     arguments = [*QUICK, "--annotation-path", annotation, "--epochs", EPOCHS, "--val-split", 0.1,
                  "--checkpoint-every", 0.0001, *extra]
     whole = run_script("train.py", *arguments, "--save-dir", tmp_path / "whole")
