@@ -4,6 +4,8 @@
     python eval_LFW.py --model-path logs/RUN/best.pth --flip
     python eval_LFW.py --backbone iresnet50 --model-path model_data/arcface_iresnet50.pth --batch-size 64
     python eval_LFW.py --json lfw.json --mistakes mistakes.png            all figures; the most wrong pairs
+    python eval_LFW.py --bin faces_emore/agedb_30.bin                     insightface's file of another benchmark
+    python eval_LFW.py --download                                         fetches the pictures of LFW
 
 lfw/ holds the pictures, aligned to the 112x112 template, as <Person>/<Person>_0001.jpg.
 """
@@ -11,6 +13,7 @@ import argparse
 import json
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -18,6 +21,7 @@ from tqdm import tqdm
 from utils import lfw
 from utils.checkpoint import load_embedder
 from utils.device import choose_device, describe_device, keep_freed_memory
+from utils.download_lfw import FOLDERS, fetch_lfw
 from utils.embedding import inference_copy
 from utils.errors import SettingsParser, script
 from utils.files import atomic_write, write_text
@@ -25,6 +29,7 @@ from utils.images import check_input_shape, preprocess
 from utils.metrics import roc
 from utils.pictures import draw_mistakes
 from utils.plots import plot_roc
+from utils.verification_file import read_verification_file
 
 
 def make_parser():
@@ -34,7 +39,11 @@ def make_parser():
     parser.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth", help="weights (.pth)")
     parser.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"))
     parser.add_argument("--letterbox-image", action=switch, default=True, help="pad, not stretch")
-    parser.add_argument("--lfw-dir", default="lfw", help="the aligned pictures")
+    pictures = parser.add_mutually_exclusive_group()
+    pictures.add_argument("--lfw-dir", default="lfw", help="the aligned pictures")
+    pictures.add_argument("--bin", metavar="FILE", help="an insightface file of pairs, such as agedb_30.bin, not LFW")
+    pictures.add_argument("--download", choices=FOLDERS, nargs="?", const="original",
+                          help="fetch the pictures of LFW as scikit-learn does, into its folder")
     parser.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt", help="the official list of pairs")
     parser.add_argument("--batch-size", type=int, default=256, help="pictures decoded (on CUDA: embedded) at once")
     parser.add_argument("--flip", action=switch, default=False, help="sum the embeddings of a picture and its mirror")
@@ -57,6 +66,17 @@ def parse_settings():
     return settings
 
 
+def read_benchmark(settings):
+    """-> Pairs: those of --bin, or LFW's, whose pictures --download fetches."""
+    if settings.bin:
+        return read_verification_file(settings.bin)
+    if settings.download:
+        settings.lfw_dir = str(fetch_lfw(settings.download))
+        if hasattr(settings, "align"):
+            settings.align = True
+    return lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+
+
 def print_figures(figures, seconds, pictures):
     print(f"Accuracy: {figures.accuracy:.5f}+-{figures.accuracy_std:.5f}")
     print(f"Best_thresholds: {figures.threshold:.5f}")
@@ -66,13 +86,14 @@ def print_figures(figures, seconds, pictures):
     print(f"{pictures} pictures in {seconds:.1f} s ({pictures / seconds:.0f} images/s)")
 
 
-def save_roc(figures, distances, genuine, path):
+def save_roc(figures, distances, pairs, path):
+    genuine = pairs.genuine
     false_positive_rate, true_positive_rate, _ = roc(distances, genuine)
     accepted = distances < figures.threshold
     plot_roc(false_positive_rate, true_positive_rate, {
         f"best accuracy {figures.accuracy:.4f}": (accepted[~genuine].mean(), accepted[genuine].mean()),
         f"VAL {figures.val:.4f} at FAR {figures.far:.4f}": (figures.far, figures.val),
-    }, f"LFW: AUC {figures.auc:.4f}, EER {figures.eer:.4f}", path)
+    }, f"{pairs.name}: AUC {figures.auc:.4f}, EER {figures.eer:.4f}", path)
 
 
 def save_mistakes(pairs, distances, threshold, settings, most=12):
@@ -80,7 +101,8 @@ def save_mistakes(pairs, distances, threshold, settings, most=12):
     def describe(number):
         paths = [pairs.paths[side[number]] for side in (pairs.first, pairs.second)]
         images = [preprocess(path, settings.input_shape, settings.letterbox_image) for path in paths]
-        return *images, distances[number], " / ".join(dict.fromkeys(path.parent.name for path in paths))
+        people = dict.fromkeys(path.parent.name for path in paths if isinstance(path, Path))
+        return *images, distances[number], " / ".join(people) or f"pair {number + 1}"
 
     rejected = np.flatnonzero(pairs.genuine & (distances >= threshold))
     accepted = np.flatnonzero(~pairs.genuine & (distances < threshold))
@@ -101,21 +123,22 @@ def main():
     device = choose_device(settings.device)
     net = inference_copy(load_embedder(settings.backbone, settings.model_path)).to(device)
     print(f"{settings.model_path} ({net.backbone}) on {describe_device(device)}")
-    pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+    pairs = read_benchmark(settings)
+    print(f"{pairs.name}: {len(pairs.genuine)} pairs, {len(pairs.paths)} pictures")
     aligned = not lfw.looks_unaligned(pairs.paths)
     if not aligned:
-        print(f"{settings.lfw_dir} holds the un-aligned 250x250 pictures: expect about 71% where the same network has "
-              "98.5% on pictures aligned to the 112x112 template")
+        print(f"{settings.bin or settings.lfw_dir} holds the un-aligned 250x250 pictures: expect about 71% where the "
+              "same network has 98.5% on pictures aligned to the 112x112 template")
 
     start = time.perf_counter()
-    figures, distances = lfw.evaluate(net, pairs, settings, partial(tqdm, desc="LFW", disable=None))
+    figures, distances = lfw.evaluate(net, pairs, settings, partial(tqdm, desc=pairs.name, disable=None))
     print_figures(figures, time.perf_counter() - start, len(pairs.paths))
 
-    save_roc(figures, distances, pairs.genuine, settings.png_save_path)
+    save_roc(figures, distances, pairs, settings.png_save_path)
     print(f"ROC: {settings.png_save_path}")
     if settings.json:
-        write_text(settings.json, json.dumps(
-            figures._asdict() | {"aligned": aligned, "settings": vars(settings)}, indent=2, ensure_ascii=False) + "\n")
+        written = {"benchmark": pairs.name} | figures._asdict() | {"aligned": aligned, "settings": vars(settings)}
+        write_text(settings.json, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
         print(f"Figures: {settings.json}")
     if settings.mistakes:
         save_mistakes(pairs, distances, figures.threshold, settings)

@@ -4,6 +4,8 @@
         alice/  1.jpg  2.jpg     python txt_annotation.py --datasets-path /data/casia --output casia_train.txt
         bob/    1.jpg  2.png
 
+    python txt_annotation.py --rec faces_emore    first writes insightface's train.rec out as such a folder
+
 Writes `label;path` lines to cls_train.txt and `label;name` lines to cls_classes.txt beside it.
 """
 from functools import partial
@@ -13,22 +15,34 @@ from tqdm import tqdm
 
 from utils.annotation import classes_path, scan_folder, write_annotation
 from utils.errors import SettingsParser, UserError, script
+from utils.recordio import extract
 
 
 def parse_settings():
     parser = SettingsParser(__doc__)
     parser.add_argument("--datasets-path", default="datasets", help="a folder with one folder of pictures per person")
+    parser.add_argument("--rec", metavar="FOLDER",
+                        help="of insightface's train.rec and train.idx: write its pictures into --datasets-path first")
     parser.add_argument("--output", default="cls_train.txt", help="the annotation file to write")
     return parser.parse_args()
+
+
+def print_skipped(skipped):
+    for path, reason in skipped:
+        path = str(path).encode(errors="backslashreplace").decode()  # a name may be no valid Unicode
+        print(f"skipped {path}: {reason}")
 
 
 @script
 def main():
     settings = parse_settings()
+    if settings.rec:
+        pictures, there, skipped = extract(settings.rec, settings.datasets_path, partial(
+            tqdm, desc="extracting", unit="B", unit_scale=True, disable=None))
+        print_skipped(skipped)
+        print(f"{pictures} pictures of {settings.rec} in {settings.datasets_path}, {there} of them from before")
     people, skipped = scan_folder(settings.datasets_path, partial(tqdm, desc="decoding", unit="img", disable=None))
-    for path, reason in skipped:
-        path = str(path).encode(errors="backslashreplace").decode()  # a name may be no valid Unicode
-        print(f"skipped {path}: {reason}")
+    print_skipped(skipped)
     if not people:
         raise UserError(f"{settings.datasets_path} holds no person with a picture: make one folder per person in it")
     write_annotation(people, settings.output)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from utils.errors import UserError
 from utils.files import read_lines, write_text
 from utils.images import EXTENSIONS, open_image
+from utils.recordio import NOTE
 
 
 class Scan(NamedTuple):
@@ -26,6 +27,8 @@ def scan_folder(root, progress):
         raise UserError(f"{root} is not a folder: make one folder per person in it, or give --datasets-path")
     candidates, folders, skipped = [], [], []
     for folder in sorted(root.iterdir(), key=lambda path: path.name):
+        if folder.name == NOTE:
+            continue
         if not folder.is_dir():
             skipped.append((folder, "a file beside the person folders"))
         elif folder.name.startswith(".") or unwritable(folder):
@@ -38,7 +41,9 @@ def scan_folder(root, progress):
 
     people = {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
-        reasons = pool.map(why_undecodable, candidates, chunksize=16)
+        # In slices: a pool remembers 1.7 kB for each picture it was given, 10 GB for MS1M's 5.8 million.
+        slices = (candidates[start:start + 4096] for start in range(0, len(candidates), 4096))
+        reasons = (reason for part in slices for reason in pool.map(why_undecodable, part))
         for path, reason in zip(candidates, progress(reasons, total=len(candidates))):
             if reason is None:
                 people.setdefault(path.parent.name, []).append(str(path))

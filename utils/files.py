@@ -7,11 +7,11 @@ from utils.errors import UserError
 
 
 @contextmanager
-def atomic_write(path):
+def atomic_write(path, durable=True):
     """Yield a temporary path beside `path`; when the block succeeds it becomes `path`, else it is removed.
 
     The file that was at `path` stays whole until the new one is complete. Raises UserError where it cannot be
-    written.
+    written. durable: wait until the new one is on the disk, so that not even a power cut leaves half of it.
     """
     path = Path(path)
     if not path.name:
@@ -20,8 +20,9 @@ def atomic_write(path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

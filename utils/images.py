@@ -11,9 +11,9 @@ GREY = (128, 128, 128)
 
 
 def open_image(source):
-    """A path, a PIL image or a uint8 array (H, W, 3) or (H, W) -> an RGB PIL image, turned upright by its EXIF.
+    """A path, an open binary file, a PIL image or a uint8 array (H, W, 3) or (H, W) -> an upright RGB PIL image.
 
-    Raises UserError, which names the file, where there is none or it does not decode.
+    Upright by its EXIF. Raises UserError, which names the file, where there is none or it does not decode.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim not in (2, 3):

@@ -13,11 +13,12 @@ from utils.metrics import verification
 
 
 class Pairs(NamedTuple):
-    paths: list          # every distinct picture, once
+    paths: list          # every distinct picture, once: anything open_image takes
     first: np.ndarray    # (N,) indices into paths
     second: np.ndarray
     genuine: np.ndarray  # (N,) bool
     folds: int
+    name: str = "LFW"    # of the benchmark
 
 
 def read_pairs(pairs_path, folder):
@@ -90,4 +91,4 @@ def evaluate(net, pairs, settings, progress=None):
     try:
         return verification(distances, pairs.genuine, pairs.folds, settings.far), distances
     except ValueError as error:
-        raise UserError(f"no figures on LFW: {error}") from None
+        raise UserError(f"no figures on {pairs.name}: {error}") from None

@@ -22,7 +22,8 @@ def plot_roc(false_positive_rate, true_positive_rate, points, title, path):
     axes.plot(false_positive_rate, true_positive_rate, color="tab:blue")
     for label, (far, val) in points.items():
         axes.plot(far, val, "o", label=label)
-    axes.set(xlim=(1e-4, 1), ylim=(min(0.5, *(val for _, val in points.values())) - 0.02, 1.005), title=title)
+    axes.set(xlim=(1e-4, 1), ylim=(min(0.5, *(val for _, val in points.values())) - 0.02, 1.005))
+    axes.set_title(title, parse_math=False)  # a file's name may hold $
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="lower right")
     save_figure(figure, path)
