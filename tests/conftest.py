@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+# Two test processes on two cores: with a thread each they do not wait for each other (before torch is imported).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("ARCFACE_SHARED", ROOT.parent / "shared"))
 
