@@ -81,7 +81,7 @@ def identify(arcface, image, settings):
     for place, candidate in enumerate(candidates, 1):
         verdict = "same person" if candidate.same else "different people"
         print(printable(f"{place:2}  {candidate.distance:7.3f}  {candidate.similarity:10.3f}  {verdict:16}  "
-                        f"{candidate.name} ({candidate.picture})"))
+                        f"{candidate.name} ({candidate.picture.relative_to(gallery.folder)})"))
     best = candidates[0]
     print(printable(f"Verdict: {best.name if best.same else 'nobody in the gallery'} "
                     f"(threshold {best.threshold:.3f} {arcface.threshold_meaning})"))

@@ -38,8 +38,10 @@ def load(name, size):
 @functools.cache
 def lacks(font, letter):
     """Whether the font draws its sign for a missing letter; U+FFFF is no letter, so every font lacks it."""
-    if "\ud800" <= letter <= "\udfff" or not letter.isprintable():
+    if not letter.isprintable():  # control characters, and the surrogates that stand for bytes that are no UTF-8
         return True
+    if letter == " ":  # as empty as the missing sign of some fonts
+        return False
     mask, missing = font.getmask(letter), font.getmask("\uffff")
     return mask.size == missing.size and bytes(mask) == bytes(missing)
 

@@ -35,7 +35,7 @@ def draw_comparison(images, match, meaning=""):
     write(canvas, (middle, size + gap + 30), "Same person" if match.same else "Different people", 26, colour)
     sign = "<" if match.same else "≥"
     figures = f"Distance {match.distance:.3f}  {sign}  threshold {match.threshold:.3f} {meaning}"
-    write(canvas, (middle, size + gap + 62), figures, 18)
+    write(canvas, (middle, size + gap + 62), figures, 16)
     return canvas
 
 
@@ -44,19 +44,19 @@ def draw_candidates(query, candidates, meaning, columns=5):
     size, gap, caption, foot = 168, 16, 78, 34
     row, left = size + caption, size + 3 * gap
     shown = min(columns, len(candidates))
-    canvas = Image.new("RGB", (left + max(3, shown) * (size + gap), gap + -(-len(candidates) // columns) * row + foot),
-                       PAPER)
+    rows = -(-len(candidates) // columns)
+    canvas = Image.new("RGB", (left + max(2, shown) * (size + gap), gap + rows * row + foot), PAPER)
     canvas.paste(tile(query, size, INK), (gap, gap))
-    write(canvas, (gap + size // 2, gap + size + 16), "Who is this?", 17)
+    write(canvas, (gap + size // 2, gap + size + 16), "Who is this?", 16)
     for place, (image, candidate) in enumerate(candidates):
         x, y = left + place % columns * (size + gap), gap + place // columns * row
         colour = GREEN if candidate.same else RED
         canvas.paste(tile(image, size, colour), (x, y))
         middle = x + size // 2
-        write(canvas, (middle, y + size + 16), candidate.name, 17, width=size + gap - 4)
+        write(canvas, (middle, y + size + 16), candidate.name, 16, width=size)
         write(canvas, (middle, y + size + 38), f"{candidate.distance:.3f}", 15, GREY)
         write(canvas, (middle, y + size + 57), "same person" if candidate.same else "different people", 14, colour)
-    threshold = f"Threshold on the distance {candidates[0][1].threshold:.3f} {meaning.removeprefix('on the distance')}"
+    threshold = f"Threshold {candidates[0][1].threshold:.3f} {meaning}"
     write(canvas, (gap, canvas.height - foot // 2), threshold, 14, GREY, "lm")
     return canvas
 
