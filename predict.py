@@ -8,6 +8,7 @@
     python predict.py A.jpg B.jpg --backbone iresnet50 --model-path model_data/arcface_iresnet50.pth --threshold 1.2
 """
 import argparse
+import sys
 from functools import partial
 
 from tqdm import tqdm
@@ -71,27 +72,29 @@ def identify(arcface, image, settings):
     """Print the nearest people of the gallery as a table, the nearest first."""
     arcface.embed([image])  # a picture that does not open is told before thousands are embedded
     gallery = arcface.open_gallery(settings.gallery, partial(tqdm, desc="gallery", disable=None))
-    for line in (*(f"skipped: {reason}" for reason in gallery.skipped), gallery.note):
-        if line:
-            print(printable(line))
-    print(f"{settings.gallery}: {len(set(gallery.people))} people, {len(gallery.paths)} pictures, "
-          f"{gallery.embedded} of them embedded now")
+    for reason in gallery.skipped:
+        say(f"skipped: {reason}")
+    if gallery.note:
+        say(gallery.note)
+    say(f"{settings.gallery}: {len(set(gallery.people))} people, {len(gallery.paths)} pictures, "
+        f"{gallery.embedded} of them embedded now")
     candidates = arcface.identify(image, gallery, settings.top)
-    print("   distance  similarity  verdict           person (nearest picture)")
+    say("    distance  similarity  verdict           person (nearest picture)")
     for place, candidate in enumerate(candidates, 1):
         verdict = "same person" if candidate.same else "different people"
-        print(printable(f"{place:2}  {candidate.distance:7.3f}  {candidate.similarity:10.3f}  {verdict:16}  "
-                        f"{candidate.name} ({candidate.picture.relative_to(gallery.folder)})"))
+        say(f"{place:2}  {candidate.distance:8.3f}  {candidate.similarity:10.3f}  {verdict:16}  "
+            f"{candidate.name} ({candidate.picture.relative_to(gallery.folder)})")
     best = candidates[0]
-    print(printable(f"Verdict: {best.name if best.same else 'nobody in the gallery'} "
-                    f"(threshold {best.threshold:.3f} {arcface.threshold_meaning})"))
+    say(f"Verdict: {best.name if best.same else 'nobody in the gallery'} "
+        f"(threshold {best.threshold:.3f} {arcface.threshold_meaning})")
     if settings.save or settings.show:
         save_and_show(arcface.draw_candidates(image, candidates), settings)
 
 
-def printable(text):
-    """A file name may be no valid Unicode."""
-    return text.encode(errors="backslashreplace").decode()
+def say(text):
+    """Print names of people and files, which the terminal may not be able to show, or which are no valid Unicode."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def compare_until_done(arcface, settings):

@@ -17,7 +17,7 @@ from utils.files import atomic_write
 from utils.images import EXTENSIONS
 
 CACHE_NAME = ".embeddings.npz"
-PART = 256  # pictures embedded at once: what a bad one among them costs
+PART = 256  # pictures embedded at once; where one of them is bad its part is halved until that one is found
 
 
 class Gallery(NamedTuple):
@@ -58,10 +58,7 @@ def open_gallery(folder, embed, settings, progress=None):
     paths = sorted(embeddings)
     rows, note = np.stack([embeddings[path] for path in paths]), None
     if len(paths) > kept or len(known) > kept:
-        try:
-            write_cache(cache, key, paths, [stamps[path] for path in paths], rows)
-        except UserError as error:
-            note = f"{error}: the next query will embed the pictures again"
+        note = write_cache(cache, key, paths, [stamps[path] for path in paths], rows)
     return Gallery(folder, paths, [person_of(path) for path in paths], rows, len(paths) - kept, skipped, note)
 
 
@@ -122,11 +119,14 @@ def read_cache(path, key, size):
 
 
 def write_cache(path, key, paths, stamps, embeddings):
-    """Raises UserError where it cannot be written."""
+    """-> a line that says why it cannot be written, None where it is."""
     names = "\0".join(paths).encode("utf-8", "surrogateescape")
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, key=key, paths=np.frombuffer(names, np.uint8), stamps=np.array(stamps, np.int64),
-                 embeddings=embeddings)
+    try:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, key=key, paths=np.frombuffer(names, np.uint8), stamps=np.array(stamps, np.int64),
+                     embeddings=embeddings)
+    except UserError as error:
+        return f"{error}: the next query will embed the pictures again"
 
 
 def nearest_people(embedding, gallery, top):
