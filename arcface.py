@@ -5,12 +5,14 @@
     arcface.detect_image("img/1_001.jpg", "img/1_002.jpg")   # L2 distance, 0 (the same) to 2
     arcface.verify("img/1_001.jpg", "img/2_001.jpg").same    # False
     arcface.embed(["img/1_001.jpg", "img/2_001.jpg"])        # float32 (2, 128), of length 1
+    arcface.identify("img/1_001.jpg", "people/")[0].name     # whose picture is nearest, of a folder per person
 
 A picture is a path, a PIL image or a uint8 array (H, W, 3); the face must be aligned to the 112x112 template.
 """
 import numbers
 import os
 import time
+from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -19,9 +21,12 @@ import numpy as np
 
 from utils.checkpoint import load_embedder
 from utils.device import choose_device, describe_device
+from utils.download import hash_file
 from utils.embedding import embed, inference_copy
+from utils.gallery import Gallery, nearest_people, open_gallery
 from utils.images import check_input_shape, preprocess
-from utils.pictures import draw_comparison
+from utils.pictures import draw_candidates, draw_comparison
+from utils.thresholds import choose_threshold
 
 
 class Match(NamedTuple):
@@ -31,9 +36,21 @@ class Match(NamedTuple):
     same: bool         # distance < threshold
 
 
-class Arcface:
-    """The two-picture predictor. Keywords override `_defaults`.
+class Candidate(NamedTuple):
+    """A person of a gallery, by their picture that is nearest to the one asked about."""
+    name: str
+    distance: float    # this and the next three as in Match
+    similarity: float
+    threshold: float
+    same: bool
+    picture: Path
 
+
+class Arcface:
+    """The predictor: two pictures, or one against a gallery. Keywords override `_defaults`.
+
+    `threshold` is then the one in force and `threshold_meaning` says where it is from; `threshold_note` says in a
+    line why the file of thresholds beside the weights is not used, None where there is nothing to say.
     Raises TypeError for an unknown or ill-typed keyword, and UserError for weights that do not load.
     """
 
@@ -43,22 +60,26 @@ class Arcface:
         "input_shape": [112, 112, 3],   # height, width, channels
         "letterbox_image": True,        # pad to a square instead of stretching to one
         "cuda": True,                   # use CUDA if there is one
-        "threshold": 0.957,             # on the distance: best accuracy on LFW for these weights, mean over folds
+        "threshold": None,              # on the distance; None: the one of operating_point
+        "operating_point": "best-accuracy",  # or far-0.01, far-0.001: measured by eval_LFW.py --save-threshold
     }
     _types = {"model_path": (str, os.PathLike), "backbone": str, "input_shape": (list, tuple),
-              "letterbox_image": bool, "cuda": bool, "threshold": numbers.Real}
+              "letterbox_image": bool, "cuda": bool, "threshold": (numbers.Real, type(None)), "operating_point": str}
 
     def __init__(self, **overrides):
         for name, value in overrides.items():
             if name not in self._defaults:
                 raise TypeError(f"Arcface has no setting {name!r}: choose among {', '.join(self._defaults)}")
             if not isinstance(value, self._types[name]) or (name == "threshold" and isinstance(value, bool)):
-                raise TypeError(f"Arcface({name}={value!r}): expected something like {self._defaults[name]!r}; "
+                example = 1.2 if name == "threshold" else self._defaults[name]
+                raise TypeError(f"Arcface({name}={value!r}): expected something like {example!r}; "
                                 f"the settings are {', '.join(self._defaults)}")
         self.__dict__.update(self._defaults | overrides)
         check_input_shape(self.input_shape)
         self.device = choose_device("auto" if self.cuda else "cpu")
         self.net = inference_copy(load_embedder(self.backbone, self.model_path)).to(self.device)
+        self.threshold, self.threshold_meaning, self.threshold_note = choose_threshold(
+            self.model_path, self.operating_point, self.threshold)
 
     def show_config(self):
         """Print the settings in force."""
@@ -84,10 +105,37 @@ class Arcface:
         distance = self.detect_image(image_1, image_2)
         return Match(distance, 1 - distance ** 2 / 2, self.threshold, distance < self.threshold)
 
+    def embedding_settings(self):
+        """-> a dict of all that an embedding depends on besides the picture, to know kept embeddings by."""
+        return {"weights_sha256": hash_file(self.model_path), "input_shape": list(self.input_shape[:2]),
+                "letterbox_image": self.letterbox_image}
+
+    def open_gallery(self, folder, progress=None):
+        """A folder of people's pictures -> Gallery, with what is new or changed in it embedded (utils/gallery.py)."""
+        return open_gallery(folder, self.embed, self.embedding_settings(), progress)
+
+    def identify(self, image, gallery, top=5):
+        """A picture and a gallery, opened or its folder -> the `top` nearest people, a list of Candidate.
+
+        A person's distance is that of their nearest picture; the nearest person comes first.
+        """
+        if top < 1:
+            raise ValueError(f"identify(top={top}): ask for one person at least")
+        (embedding,) = self.embed([image])
+        gallery = gallery if isinstance(gallery, Gallery) else self.open_gallery(gallery)
+        return [Candidate(name, distance, 1 - distance ** 2 / 2, self.threshold, distance < self.threshold,
+                          gallery.folder / path) for name, distance, path in nearest_people(embedding, gallery, top)]
+
     def draw(self, image_1, image_2, match):
         """-> a PIL picture: the two side by side, as the network sees them, and what verify() said of them."""
         return draw_comparison([preprocess(image, self.input_shape, self.letterbox_image)
-                                for image in (image_1, image_2)], match)
+                                for image in (image_1, image_2)], match, self.threshold_meaning)
+
+    def draw_candidates(self, image, candidates):
+        """-> a PIL picture: a picture, as the network sees it, and beside it what identify() answered."""
+        query, *found = [preprocess(source, self.input_shape, self.letterbox_image)
+                         for source in (image, *(candidate.picture for candidate in candidates))]
+        return draw_candidates(query, list(zip(found, candidates)), self.threshold_meaning)
 
     def get_FPS(self, image, test_interval, batch_size=1):
         """-> seconds per picture, the median over `test_interval` forward passes after a warm-up."""

@@ -6,6 +6,7 @@
     python eval_LFW.py --json lfw.json --mistakes mistakes.png            all figures; the most wrong pairs
     python eval_LFW.py --bin faces_emore/agedb_30.bin                     insightface's file of another benchmark
     python eval_LFW.py --download                                         fetches the pictures of LFW
+    python eval_LFW.py --save-threshold                                   thresholds for predict.py, beside the weights
 
 lfw/ holds the pictures, aligned to the 112x112 template, as <Person>/<Person>_0001.jpg.
 """
@@ -26,9 +27,9 @@ from utils.embedding import inference_copy
 from utils.errors import SettingsParser, script
 from utils.files import atomic_write, write_text
 from utils.images import check_input_shape, preprocess
-from utils.metrics import roc
 from utils.pictures import draw_mistakes
 from utils.plots import plot_roc
+from utils.thresholds import measure_thresholds, save_thresholds
 from utils.verification_file import read_verification_file
 
 
@@ -49,6 +50,8 @@ def make_parser():
     parser.add_argument("--flip", action=switch, default=False, help="sum the embeddings of a picture and its mirror")
     parser.add_argument("--far", type=float, default=1e-3, help="the false accept rate at which VAL is told")
     parser.add_argument("--png-save-path", default="model_data/roc_test.png", help="the ROC picture to write")
+    parser.add_argument("--save-threshold", action="store_true",
+                        help="write the thresholds beside the weights, where predict.py finds them")
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     parser.add_argument("--mistakes", metavar="FILE.png", help="write a contact sheet of the most wrong pairs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -86,14 +89,12 @@ def print_figures(figures, seconds, pictures):
     print(f"{pictures} pictures in {seconds:.1f} s ({pictures / seconds:.0f} images/s)")
 
 
-def save_roc(figures, distances, pairs, path):
-    genuine = pairs.genuine
-    false_positive_rate, true_positive_rate, _ = roc(distances, genuine)
-    accepted = distances < figures.threshold
-    plot_roc(false_positive_rate, true_positive_rate, {
-        f"best accuracy {figures.accuracy:.4f}": (accepted[~genuine].mean(), accepted[genuine].mean()),
-        f"VAL {figures.val:.4f} at FAR {figures.far:.4f}": (figures.far, figures.val),
-    }, f"{pairs.name}: AUC {figures.auc:.4f}, EER {figures.eer:.4f}", path)
+def describe_measurement(figures, thresholds, benchmark, aligned, settings):
+    """What --save-threshold keeps: the thresholds, and how they were measured."""
+    return {"backbone": settings.backbone, "input_shape": settings.input_shape,
+            "letterbox_image": settings.letterbox_image, "flip": settings.flip,
+            "benchmark": benchmark, "aligned": aligned, "pairs": figures.pairs,
+            "accuracy": figures.accuracy, "accuracy_std": figures.accuracy_std, "thresholds": thresholds}
 
 
 def save_mistakes(pairs, distances, threshold, settings, most=12):
@@ -134,8 +135,15 @@ def main():
     figures, distances = lfw.evaluate(net, pairs, settings, partial(tqdm, desc=pairs.name, disable=None))
     print_figures(figures, time.perf_counter() - start, len(pairs.paths))
 
-    save_roc(figures, distances, pairs, settings.png_save_path)
+    thresholds = measure_thresholds(distances, pairs.genuine, pairs.folds)
+    plot_roc(distances, pairs.genuine, thresholds,
+             f"{pairs.name}: accuracy {figures.accuracy:.4f}, AUC {figures.auc:.4f}, EER {figures.eer:.4f}",
+             settings.png_save_path)
     print(f"ROC: {settings.png_save_path}")
+    if settings.save_threshold:
+        path = save_thresholds(settings.model_path, describe_measurement(
+            figures, thresholds, pairs.name, aligned, settings))
+        print(f"Thresholds: {path}")
     if settings.json:
         written = {"benchmark": pairs.name} | figures._asdict() | {"aligned": aligned, "settings": vars(settings)}
         write_text(settings.json, json.dumps(written, indent=2, ensure_ascii=False) + "\n")

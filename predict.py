@@ -1,18 +1,24 @@
-"""Compare two pictures of faces: are they one person?
+"""Compare two pictures of faces: are they one person? Or find a face among the people in a folder.
 
     python predict.py                                     asks for two file names, again and again
     python predict.py img/1_001.jpg img/1_002.jpg         answers once
     python predict.py A.jpg B.jpg --save comparison.png   and keeps the picture
+    python predict.py A.jpg --gallery people --top 3      who is it, of people/<name>/*.jpg, people/<name>.jpg?
     python predict.py --fps                               measures the speed
     python predict.py A.jpg B.jpg --backbone iresnet50 --model-path model_data/arcface_iresnet50.pth --threshold 1.2
 """
 import argparse
+import sys
+from functools import partial
+
+from tqdm import tqdm
 
 from arcface import Arcface
 from utils.device import describe_device, keep_freed_memory
 from utils.errors import SettingsParser, UserError, script
 from utils.files import atomic_write
 from utils.pictures import show
+from utils.thresholds import OPERATING_POINTS
 
 
 def parse_settings():
@@ -24,16 +30,23 @@ def parse_settings():
     parser.add_argument("--letterbox-image", action=switch, default=defaults["letterbox_image"],
                         help="pad, do not stretch")
     parser.add_argument("--cuda", action=switch, default=defaults["cuda"], help="use CUDA if there is one")
-    parser.add_argument("--threshold", type=float, default=defaults["threshold"], help="one person below this distance")
-    parser.add_argument("--save", metavar="FILE.png", help="write the two pictures side by side with the verdict")
+    parser.add_argument("--threshold", type=float, default=defaults["threshold"],
+                        help="one person below this distance; None: the one of --operating-point")
+    parser.add_argument("--operating-point", choices=OPERATING_POINTS, default=defaults["operating_point"],
+                        help="which of the thresholds that eval_LFW.py --save-threshold measured for the weights")
+    parser.add_argument("--gallery", metavar="DIR", help="find one picture among the people in this folder")
+    parser.add_argument("--top", type=int, default=5, help="how many people to name, with --gallery")
+    parser.add_argument("--save", metavar="FILE.png", help="write the pictures side by side with the verdict")
     parser.add_argument("--show", action=switch, default=True, help="show them in a window where there is a screen")
     parser.add_argument("--fps", action="store_true", help="measure the speed instead")
     parser.add_argument("--batch-size", type=int, default=64, help="for --fps")
     settings = parser.parse_args()
-    if len(settings.images) not in (0, 2):
+    if settings.gallery and len(settings.images) != 1:
+        parser.error(f"give one picture to find in --gallery {settings.gallery}, not {len(settings.images)}")
+    if not settings.gallery and len(settings.images) not in (0, 2):
         parser.error(f"give two pictures, or none to be asked for them, not {len(settings.images)}")
-    if settings.batch_size < 1:
-        parser.error("--batch-size must be at least 1")
+    if settings.batch_size < 1 or settings.top < 1:
+        parser.error("--batch-size and --top must be at least 1")
     return settings
 
 
@@ -41,15 +54,47 @@ def compare(arcface, image_1, image_2, settings):
     match = arcface.verify(image_1, image_2)
     print(f"Distance: {match.distance:.3f}  Similarity: {match.similarity:.3f}")
     verdict = "same person" if match.same else "different people"
-    print(f"Verdict: {verdict} (threshold {match.threshold:.3f} on the distance)")
+    print(f"Verdict: {verdict} (threshold {match.threshold:.3f} {arcface.threshold_meaning})")
     if settings.save or settings.show:
-        picture = arcface.draw(image_1, image_2, match)
-        if settings.save:
-            with atomic_write(settings.save) as temporary:
-                picture.save(temporary, format="png")
-            print(f"Picture: {settings.save}")
-        if settings.show:
-            show(picture)
+        save_and_show(arcface.draw(image_1, image_2, match), settings)
+
+
+def save_and_show(picture, settings):
+    if settings.save:
+        with atomic_write(settings.save) as temporary:
+            picture.save(temporary, format="png")
+        print(f"Picture: {settings.save}")
+    if settings.show:
+        show(picture)
+
+
+def identify(arcface, image, settings):
+    """Print the nearest people of the gallery as a table, the nearest first."""
+    arcface.embed([image])  # a picture that does not open is told before thousands are embedded
+    gallery = arcface.open_gallery(settings.gallery, partial(tqdm, desc="gallery", disable=None))
+    for reason in gallery.skipped:
+        say(f"skipped: {reason}")
+    if gallery.note:
+        say(gallery.note)
+    say(f"{settings.gallery}: {len(set(gallery.people))} people, {len(gallery.paths)} pictures, "
+        f"{gallery.embedded} of them embedded now")
+    candidates = arcface.identify(image, gallery, settings.top)
+    say("    distance  similarity  verdict           person (nearest picture)")
+    for place, candidate in enumerate(candidates, 1):
+        verdict = "same person" if candidate.same else "different people"
+        say(f"{place:2}  {candidate.distance:8.3f}  {candidate.similarity:10.3f}  {verdict:16}  "
+            f"{candidate.name} ({candidate.picture.relative_to(gallery.folder)})")
+    best = candidates[0]
+    say(f"Verdict: {best.name if best.same else 'nobody in the gallery'} "
+        f"(threshold {best.threshold:.3f} {arcface.threshold_meaning})")
+    if settings.save or settings.show:
+        save_and_show(arcface.draw_candidates(image, candidates), settings)
+
+
+def say(text):
+    """Print names of people and files, which the terminal may not be able to show, or which are no valid Unicode."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def compare_until_done(arcface, settings):
@@ -82,10 +127,14 @@ def main():
     settings = parse_settings()
     keep_freed_memory()
     arcface = Arcface(**{name: getattr(settings, name) for name in
-                         ("model_path", "backbone", "letterbox_image", "cuda", "threshold")})
+                         ("model_path", "backbone", "letterbox_image", "cuda", "threshold", "operating_point")})
     print(f"{settings.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
+    if arcface.threshold_note:
+        print(arcface.threshold_note)
     if settings.fps:
         measure_speed(arcface, settings)
+    elif settings.gallery:
+        identify(arcface, settings.images[0], settings)
     elif settings.images:
         compare(arcface, *settings.images, settings)
     else:

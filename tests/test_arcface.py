@@ -15,6 +15,7 @@ from nets.arcface import ArcfaceNet
 from utils.checkpoint import read_weights
 from utils.errors import UserError
 from utils.images import preprocess
+from utils.thresholds import DEFAULT_THRESHOLD
 
 SETTINGS = ("model_path", "backbone", "input_shape", "letterbox_image", "cuda", "threshold")
 
@@ -153,7 +154,7 @@ def test_an_unknown_setting_is_a_type_error_that_lists_the_settings():
 @pytest.mark.parametrize("name, value", [
     ("model_path", 3), ("model_path", None), ("backbone", None), ("input_shape", "112"), ("input_shape", 112),
     ("letterbox_image", 1), ("letterbox_image", "yes"), ("cuda", "cpu"), ("cuda", 0), ("threshold", "1.2"),
-    ("threshold", True), ("threshold", None)])
+    ("threshold", True), ("operating_point", None)])
 def test_an_ill_typed_setting_is_a_type_error_that_lists_the_settings(name, value):
     with pytest.raises(TypeError) as caught:
         Arcface(**{name: value})
@@ -175,7 +176,7 @@ def test_show_config_prints_every_setting(published_weights, capsys):
 
 def test_settings_of_one_object_do_not_leak_into_the_next(published_weights, arcface):
     Arcface(model_path=published_weights, cuda=False, threshold=0.5, letterbox_image=False)
-    default = Arcface._defaults["threshold"]
+    default = DEFAULT_THRESHOLD
     assert Arcface(model_path=published_weights, cuda=False).threshold == arcface.threshold == default
 
 

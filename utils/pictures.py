@@ -2,7 +2,9 @@
 import os
 import sys
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from utils.fonts import fit_font, shorten
 
 INK, PAPER, GREEN, RED, GREY = "#222222", "#ffffff", "#1a7f37", "#c62828", "#777777"
 
@@ -16,13 +18,14 @@ def tile(image, size, frame=None):
     return image
 
 
-def write(canvas, position, text, size, colour=INK, anchor="mm"):
-    """Write text onto a PIL image; anchor "mm" centres it on the position, "lm" starts there."""
-    ImageDraw.Draw(canvas).text(position, text, colour, ImageFont.load_default(size), anchor)
+def write(canvas, position, text, size, colour=INK, anchor="mm", width=None):
+    """Write text onto a PIL image, cut to `width` pixels; anchor "mm" centres it on the position, "lm" starts there."""
+    font, text = fit_font(text, size)
+    ImageDraw.Draw(canvas).text(position, shorten(text, font, width or canvas.width), colour, font, anchor)
 
 
-def draw_comparison(images, match):
-    """Two uint8 arrays and an arcface.Match -> a PIL picture of both with the verdict below."""
+def draw_comparison(images, match, meaning=""):
+    """Two uint8 arrays, an arcface.Match, what its threshold is -> a PIL picture of both with the verdict below."""
     size, gap, foot = 336, 16, 84
     colour = GREEN if match.same else RED
     canvas = Image.new("RGB", (2 * size + 3 * gap, size + gap + foot), PAPER)
@@ -31,8 +34,30 @@ def draw_comparison(images, match):
     middle = canvas.width // 2
     write(canvas, (middle, size + gap + 30), "Same person" if match.same else "Different people", 26, colour)
     sign = "<" if match.same else "≥"
-    figures = f"Distance: {match.distance:.3f}  {sign}  threshold {match.threshold:.3f}"
-    write(canvas, (middle, size + gap + 62), figures, 18)
+    figures = f"Distance {match.distance:.3f}  {sign}  threshold {match.threshold:.3f} {meaning}"
+    write(canvas, (middle, size + gap + 62), figures, 16)
+    return canvas
+
+
+def draw_candidates(query, candidates, meaning, columns=5):
+    """A uint8 array, [(uint8 array, arcface.Candidate)], what their threshold is -> a PIL strip of query and people."""
+    size, gap, caption, foot = 168, 16, 78, 34
+    row, left = size + caption, size + 3 * gap
+    shown = min(columns, len(candidates))
+    rows = -(-len(candidates) // columns)
+    canvas = Image.new("RGB", (left + max(2, shown) * (size + gap), gap + rows * row + foot), PAPER)
+    canvas.paste(tile(query, size, INK), (gap, gap))
+    write(canvas, (gap + size // 2, gap + size + 16), "Who is this?", 16)
+    for place, (image, candidate) in enumerate(candidates):
+        x, y = left + place % columns * (size + gap), gap + place // columns * row
+        colour = GREEN if candidate.same else RED
+        canvas.paste(tile(image, size, colour), (x, y))
+        middle = x + size // 2
+        write(canvas, (middle, y + size + 16), candidate.name, 16, width=size)
+        write(canvas, (middle, y + size + 38), f"{candidate.distance:.3f}", 15, GREY)
+        write(canvas, (middle, y + size + 57), "same person" if candidate.same else "different people", 14, colour)
+    threshold = f"Threshold {candidates[0][1].threshold:.3f} {meaning}"
+    write(canvas, (gap, canvas.height - foot // 2), threshold, 14, GREY, "lm")
     return canvas
 
 
@@ -49,21 +74,22 @@ def draw_batch(images, names, columns=8):
 
 
 def draw_mistakes(mistakes, threshold):
-    """{title: [(first array, second array, distance, caption)]} -> a PIL contact sheet, a column of pairs per title."""
-    size, gap, row, head = 112, 8, 150, 56
-    column = 2 * size + 120 + 3 * gap
-    longest = max(len(pairs) for pairs in mistakes.values())
-    canvas = Image.new("RGB", (column * len(mistakes) + gap, head + row * max(longest, 1) + gap), PAPER)
+    """{title: [(first array, second array, distance, caption)]} -> a PIL contact sheet, a block of pairs per title."""
+    size, gap, caption_height, head = 120, 20, 46, 66
+    pair, row, columns = 2 * size + gap, size + caption_height, 2
+    block = columns * pair + gap
+    rows = max(1, *(-(-len(pairs) // columns) for pairs in mistakes.values()))
+    canvas = Image.new("RGB", (block * len(mistakes), head + row * rows), PAPER)
     for place, (title, pairs) in enumerate(mistakes.items()):
-        left = gap + place * column
-        write(canvas, (left, 18), title, 18, anchor="lm")
-        write(canvas, (left, 40), f"threshold {threshold:.3f}", 14, GREY, anchor="lm")
+        left = gap + place * block
+        write(canvas, (left, 22), title, 19, anchor="lm")
+        write(canvas, (left, 46), f"L2 distance, threshold {threshold:.3f}", 13, GREY, anchor="lm")
         for number, (first, second, distance, caption) in enumerate(pairs):
-            top = head + number * row
-            canvas.paste(tile(first, size), (left, top))
-            canvas.paste(tile(second, size), (left + size + gap, top))
-            write(canvas, (left + 2 * size + 2 * gap, top + size // 2), f"{distance:.3f}", 20, RED, anchor="lm")
-            write(canvas, (left, top + size + 14), caption, 13, GREY, anchor="lm")
+            x, y = left + number % columns * pair, head + number // columns * row
+            canvas.paste(tile(first, size), (x, y))
+            canvas.paste(tile(second, size), (x + size, y))
+            write(canvas, (x, y + size + 13), f"{distance:.3f}", 15, RED, anchor="lm")
+            write(canvas, (x, y + size + 31), caption, 12, GREY, "lm", width=2 * size)
     return canvas
 
 

@@ -1,7 +1,10 @@
 """Curves, with matplotlib, drawn without a screen."""
 import math
 
+import numpy as np
+
 from utils.files import atomic_write
+from utils.metrics import roc
 
 
 def new_figure(width=7.0, height=5.0):
@@ -14,18 +17,33 @@ def save_figure(figure, path):
         figure.savefig(temporary, format="png")
 
 
-def plot_roc(false_positive_rate, true_positive_rate, points, title, path):
-    """points: {label: (FAR, VAL)}, marked on the curve. The FAR axis is logarithmic: what matters is on the left."""
-    figure = new_figure()
-    axes = figure.add_subplot(xscale="log", xlabel="FAR (impostor pairs accepted)",
-                              ylabel="VAL (genuine pairs accepted)")
-    axes.plot(false_positive_rate, true_positive_rate, color="tab:blue")
-    for label, (far, val) in points.items():
-        axes.plot(far, val, "o", label=label)
-    axes.set(xlim=(1e-4, 1), ylim=(min(0.5, *(val for _, val in points.values())) - 0.02, 1.005))
-    axes.set_title(title, parse_math=False)  # a file's name may hold $
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="lower right")
+def plot_roc(distances, genuine, thresholds, title, path):
+    """Distances (N,), genuine flags (N,), {operating point: threshold} -> two panels with the operating points marked.
+
+    The ROC has a logarithmic FAR axis, as what matters is on the left; beside it, who lies at which distance.
+    """
+    figure = new_figure(width=13)
+    curve, histogram = figure.subplots(1, 2)
+    false_positive_rate, true_positive_rate, _ = roc(distances, genuine)
+    curve.plot(false_positive_rate, true_positive_rate, color="tab:gray", drawstyle="steps-post")
+    bins = np.histogram_bin_edges(distances, 60)
+    for label, of_kind, colour in (("genuine pairs", genuine, "tab:blue"), ("impostor pairs", ~genuine, "tab:gray")):
+        histogram.hist(distances[of_kind], bins, color=colour, alpha=0.6, label=label)
+    rates = []
+    for (name, threshold), colour in zip(thresholds.items(), ("tab:green", "tab:orange", "tab:red")):
+        far, val = ((distances[of_kind] < threshold).mean() for of_kind in (~genuine, genuine))
+        curve.plot(max(far, 1e-4), val, "o", color=colour, clip_on=False, zorder=3,
+                   label=f"{name}: threshold {threshold:.3f}, VAL {val:.3f} at FAR {far:.4f}")
+        histogram.axvline(threshold, color=colour, linestyle="--")
+        rates.append(val)
+    curve.set(xscale="log", xlim=(1e-4, 1), ylim=(max(-0.02, min(rates) - 0.15), 1.005),
+              xlabel="FAR (impostor pairs accepted)", ylabel="VAL (genuine pairs accepted)")
+    curve.set_title(title, parse_math=False)  # a file's name may hold $
+    histogram.set(xlabel="L2 distance of the embeddings", ylabel="pairs", title="Distances, and the same thresholds")
+    histogram.margins(y=0.12)
+    for axes, place in ((curve, "lower right"), (histogram, "upper left")):
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(loc=place)
     save_figure(figure, path)
 
 
