@@ -149,7 +149,7 @@ def say_nonsense_length(handler):
 @pytest.mark.parametrize("answer, words", [
     (None, "404"), (lambda handler: handler.send_error(503), "503"), (hang_up, ""), (talk_nonsense, ""),
     (cut_short, f"1500000 of {len(CONTENT)} bytes"), (cut_chunks, ""), (say_nonsense_length, "many")])
-@pytest.mark.parametrize("known", [SHA256, None])
+@pytest.mark.parametrize("known", [SHA256, None], ids=["known", "unknown"])
 def test_a_download_that_fails_says_what_to_put_where_and_leaves_nothing(server, tmp_path, answer, words, known):
     server.files["/a"] = answer
     with pytest.raises(UserError) as caught:
