@@ -165,7 +165,7 @@ def test_a_file_that_disagrees_with_pytorch_is_not_kept(tiny, tmp_path, answer):
 
 
 def test_a_network_whose_embeddings_are_not_of_length_1_is_not_kept(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.nn.functional, "normalize", lambda embeddings: embeddings)
+    monkeypatch.setattr(torch.nn.functional, "normalize", lambda embeddings: 100 * embeddings)
     assert_not_kept(tiny(lambda right: right / np.linalg.norm(right, axis=1, keepdims=True)), tmp_path / "face.pt2",
                     "is not kept")
 
@@ -192,9 +192,10 @@ def test_without_onnx_runtime_the_file_is_kept_and_said_to_be_unchecked(tiny, tm
     assert np.linalg.norm(embeddings) == pytest.approx(1, abs=1e-5) and "threshold" not in metadata
 
 
-def test_an_exporter_that_fails_is_one_line_with_its_reason(tiny, tmp_path, monkeypatch):
+def test_an_exporter_that_fails_is_one_line_with_its_reason(tiny, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(torch.export, "export", lambda *_, **__: print("noise") or torch.zeros(2) @ torch.zeros(3))
     assert_not_kept(tiny(), tmp_path / "face.pt2", "PyTorch cannot export .*RuntimeError: inconsistent tensor size")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", ["face", "face.pth", "onnx"])
