@@ -14,7 +14,7 @@ from nets.arcface import ArcfaceNet
 from utils.checkpoint import save
 from utils.download import hash_file
 from utils.errors import UserError
-from utils.export import export
+from utils.export import describe, export
 from utils.images import normalise, preprocess
 
 
@@ -100,7 +100,14 @@ def test_an_onnx_file_of_any_backbone_answers_as_the_predictor_does(backbone, fa
     weights = random_weights(backbone, faces, tmp_path / "random.pth")
     arcface = Arcface(model_path=weights, backbone=backbone, cuda=False)
     assert "ONNX Runtime agrees" in export(arcface, tmp_path / "face.onnx")
-    assert "letterbox" in assert_answers_as(arcface, tmp_path / "face.onnx", faces)["resize"]
+    metadata = assert_answers_as(arcface, tmp_path / "face.onnx", faces)
+    assert "letterbox" in metadata["resize"]
+    assert "threshold" not in metadata  # the default is of other weights
+
+
+def test_the_default_threshold_is_told_with_the_weights_it_is_of(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert describe(Arcface(cuda=False))["threshold"] == str(Arcface._defaults["threshold"])
 
 
 def test_a_pt2_file_answers_as_the_predictor_does_and_says_what_it_takes(arcface, faces, tmp_path):
@@ -131,6 +138,7 @@ class Tiny(torch.nn.Module):
 
 class TinyPredictor:
     input_shape, letterbox_image, threshold, net = [112, 112, 3], True, None, Tiny()
+    _defaults = Arcface._defaults
 
     def __init__(self, folder, answer):
         self.model_path, self.answer = folder / "tiny.pth", answer

@@ -76,11 +76,19 @@ def describe(arcface):
         "std": 0.5,
         "embedding_size": arcface.net.embedding_size,
         "embedding_normalised": "L2",
-        "threshold": arcface.threshold,  # one person below this L2 distance
+        "threshold": known_threshold(arcface),  # one person below this L2 distance
         "weights": Path(arcface.model_path).name,
         "weights_sha256": hash_file(arcface.model_path),
     }
     return {name: str(value) for name, value in metadata.items() if value is not None}
+
+
+def known_threshold(arcface):
+    """The threshold, or None where it is only the default, which was measured with other weights."""
+    defaults = arcface._defaults
+    if str(arcface.model_path) != defaults["model_path"] and arcface.threshold == defaults["threshold"]:
+        return None
+    return arcface.threshold
 
 
 @contextmanager
