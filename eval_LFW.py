@@ -1,6 +1,7 @@
 """Measure a network on Labeled Faces in the Wild: accuracy, VAL@FAR, ROC.
 
     python eval_LFW.py                                                    the weights in model_data/
+    python eval_LFW.py --weights published --flip                         those of the original repository
     python eval_LFW.py --model-path logs/RUN/best.pth --flip
     python eval_LFW.py --backbone iresnet50 --model-path model_data/arcface_iresnet50.pth --batch-size 64
     python eval_LFW.py --json lfw.json --mistakes mistakes.png            all figures; the most wrong pairs
@@ -29,6 +30,7 @@ from utils.files import atomic_write, write_text
 from utils.images import check_input_shape, preprocess
 from utils.pictures import draw_mistakes
 from utils.plots import plot_roc
+from utils.published import published_weights
 from utils.thresholds import measure_thresholds, save_thresholds
 from utils.verification_file import read_verification_file
 
@@ -37,7 +39,10 @@ def make_parser():
     switch = argparse.BooleanOptionalAction
     parser = SettingsParser(__doc__)
     parser.add_argument("--backbone", default="mobilefacenet", help="the network of the weights")
-    parser.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth", help="weights (.pth)")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth", help="weights (.pth)")
+    weights.add_argument("--weights", choices=("bundled", "published"), default="bundled",
+                         help="published: those of the original repository, downloaded where they are not there yet")
     parser.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"))
     parser.add_argument("--letterbox-image", action=switch, default=True, help="pad, not stretch")
     pictures = parser.add_mutually_exclusive_group()
@@ -119,6 +124,8 @@ def save_mistakes(pairs, distances, threshold, settings, most=12):
 @script
 def main():
     settings = parse_settings()
+    if settings.weights == "published":
+        settings.model_path = str(published_weights(settings.backbone))
     keep_freed_memory()
     check_input_shape(settings.input_shape)
     device = choose_device(settings.device)

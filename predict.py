@@ -6,6 +6,9 @@
     python predict.py A.jpg --gallery people --top 3      who is it, of people/<name>/*.jpg, people/<name>.jpg?
     python predict.py --fps                               measures the speed
     python predict.py A.jpg B.jpg --backbone iresnet50 --model-path model_data/arcface_iresnet50.pth --threshold 1.2
+    python predict.py A.jpg B.jpg --weights published     with the published weights, downloaded the first time
+    python predict.py --download iresnet50                only downloads them
+    python predict.py --export arcface.onnx               writes the network for other programs (or .pt2)
 """
 import argparse
 import sys
@@ -16,8 +19,10 @@ from tqdm import tqdm
 from arcface import Arcface
 from utils.device import describe_device, keep_freed_memory
 from utils.errors import SettingsParser, UserError, script
+from utils.export import export
 from utils.files import atomic_write
 from utils.pictures import show
+from utils.published import SHA256, published_weights
 from utils.thresholds import OPERATING_POINTS
 
 
@@ -25,7 +30,10 @@ def parse_settings():
     defaults, switch = Arcface._defaults, argparse.BooleanOptionalAction
     parser = SettingsParser(__doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="two pictures to compare; none: ask for them")
-    parser.add_argument("--model-path", default=defaults["model_path"], help="weights (.pth)")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--model-path", default=defaults["model_path"], help="weights (.pth)")
+    weights.add_argument("--weights", choices=("bundled", "published"), default="bundled",
+                         help="published: those of the original repository, downloaded where they are not there yet")
     parser.add_argument("--backbone", default=defaults["backbone"], help="the network of the weights")
     parser.add_argument("--letterbox-image", action=switch, default=defaults["letterbox_image"],
                         help="pad, do not stretch")
@@ -40,6 +48,8 @@ def parse_settings():
     parser.add_argument("--show", action=switch, default=True, help="show them in a window where there is a screen")
     parser.add_argument("--fps", action="store_true", help="measure the speed instead")
     parser.add_argument("--batch-size", type=int, default=64, help="for --fps")
+    parser.add_argument("--download", choices=tuple(SHA256), help="download these published weights instead")
+    parser.add_argument("--export", metavar="FILE", help="write the network as FILE.onnx or FILE.pt2 instead")
     settings = parser.parse_args()
     if settings.gallery and len(settings.images) != 1:
         parser.error(f"give one picture to find in --gallery {settings.gallery}, not {len(settings.images)}")
@@ -125,13 +135,20 @@ def measure_speed(arcface, settings):
 @script
 def main():
     settings = parse_settings()
+    if settings.download:
+        print(f"{published_weights(settings.download)}: --weights published --backbone {settings.download} uses it")
+        return
+    if settings.weights == "published":
+        settings.model_path = str(published_weights(settings.backbone))
     keep_freed_memory()
     arcface = Arcface(**{name: getattr(settings, name) for name in
                          ("model_path", "backbone", "letterbox_image", "cuda", "threshold", "operating_point")})
     print(f"{settings.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
     if arcface.threshold_note:
         print(arcface.threshold_note)
-    if settings.fps:
+    if settings.export:
+        print(f"{settings.export}: {export(arcface, settings.export)}")
+    elif settings.fps:
         measure_speed(arcface, settings)
     elif settings.gallery:
         identify(arcface, settings.images[0], settings)

@@ -17,6 +17,7 @@ from utils.metrics import verification
 FARS = (0.01, 0.001)
 OPERATING_POINTS = {"best-accuracy": "best accuracy"} | {f"far-{far:g}": f"FAR {far:g}" for far in FARS}
 DEFAULT_THRESHOLD = 0.957  # for weights without a measurement: that of weights trained in an hour, so a strict one
+BY_DEFAULT = "by default, not measured for these weights"
 REMEDY = "`python eval_LFW.py --save-threshold` measures them"
 
 
@@ -72,7 +73,7 @@ def choose_threshold(weights_path, operating_point="best-accuracy", given=None):
         return Threshold(measured[name], f"= {name} on {benchmark}", None)
     if operating_point != "best-accuracy":
         raise UserError(note or f"no threshold at {name} is known for {weights_path}: {REMEDY}")
-    return Threshold(DEFAULT_THRESHOLD, "by default, not measured for these weights", note)
+    return Threshold(DEFAULT_THRESHOLD, BY_DEFAULT, note)
 
 
 def read_thresholds(weights_path):
