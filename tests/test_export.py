@@ -17,6 +17,7 @@ from utils.download import hash_file
 from utils.errors import UserError
 from utils.export import describe, export
 from utils.images import normalise, preprocess
+from utils.thresholds import BY_DEFAULT
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -139,7 +140,7 @@ class Tiny(torch.nn.Module):
 
 
 class TinyPredictor:
-    input_shape, letterbox_image, threshold, threshold_meaning, net = [112, 112, 3], True, 1.2, "by hand", Tiny()
+    input_shape, letterbox_image, threshold, threshold_meaning, net = [112, 112, 3], True, 1.2, BY_DEFAULT, Tiny()
 
     def __init__(self, folder, answer):
         self.model_path, self.answer = folder / "tiny.pth", answer
