@@ -1,0 +1,78 @@
+"""Keep one person in ten out of training, and make a benchmark in LFW's format of their pictures.
+
+    python benchmarks/held_out.py --datasets-path datasets
+    python train.py --lfw-dir held_out --lfw-pairs held_out/pairs.txt          best.pth by people never trained on
+    python eval_LFW.py --lfw-dir held_out --lfw-pairs held_out/pairs.txt --model-path logs/RUN/best.pth
+
+Writes cls_train.txt without the people kept out (every tenth by name, from the fifth on), links to their pictures as
+held_out/<person>/<person>_0001.jpg, and ten folds of 300 genuine and 300 impostor pairs drawn at random.
+"""
+import os
+import random
+import sys
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from utils.annotation import scan_folder, write_annotation
+from utils.errors import SettingsParser, UserError, script
+from utils.files import write_text
+
+FOLDS, PAIRS = 10, 300
+
+
+def parse_settings():
+    parser = SettingsParser(__doc__)
+    parser.add_argument("--datasets-path", default="datasets", help="a folder with one folder of pictures per person")
+    parser.add_argument("--output", default="cls_train.txt", help="the annotation file of the people to train on")
+    parser.add_argument("--held-out", default="held_out", help="the folder to make for the others")
+    parser.add_argument("--seed", type=int, default=11)
+    return parser.parse_args()
+
+
+def link_pictures(people, folder):
+    for name, images in people.items():
+        for number, image in enumerate(images, 1):
+            link = Path(folder, name, f"{name}_{number:04d}.jpg")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            os.symlink(Path(image).resolve(), link)
+
+
+def draw_pairs(counts, generator):
+    """{name: pictures} -> the lines of a pairs list, as utils/lfw.py reads it."""
+    names = sorted(counts)
+    several = [name for name in names if counts[name] > 1]
+    yield f"{FOLDS}\t{PAIRS}"
+    for _ in range(FOLDS):
+        for _ in range(PAIRS):
+            name = generator.choice(several)
+            first, second = generator.sample(range(1, counts[name] + 1), 2)
+            yield f"{name}\t{first}\t{second}"
+        for _ in range(PAIRS):
+            one, other = generator.sample(names, 2)
+            yield f"{one}\t{generator.randint(1, counts[one])}\t{other}\t{generator.randint(1, counts[other])}"
+
+
+@script
+def main():
+    settings = parse_settings()
+    people, _ = scan_folder(settings.datasets_path, partial(tqdm, desc="decoding", unit="img", disable=None))
+    names = list(people)[4::10]
+    held_out = {"_".join(name.split()): people.pop(name) for name in names}  # a list of pairs has no spaces in names
+    if len(names) < 2 or max(map(len, held_out.values())) < 2:
+        raise UserError(f"{settings.datasets_path} has too few people to keep one in ten out: 15 at least, with two "
+                        "pictures each")
+    write_annotation(people, settings.output)
+    link_pictures(held_out, settings.held_out)
+    counts = {name: len(images) for name, images in held_out.items()}
+    write_text(Path(settings.held_out, "pairs.txt"),
+               "\n".join(draw_pairs(counts, random.Random(settings.seed))) + "\n")
+    print(f"{settings.output}: {len(people)} people; {settings.held_out}: {len(names)} people, "
+          f"{sum(counts.values())} pictures, {2 * FOLDS * PAIRS} pairs")
+
+
+if __name__ == "__main__":
+    main()
