@@ -6,7 +6,8 @@
     arcface.verify("img/1_001.jpg", "img/2_001.jpg").same    # False
     arcface.embed(["img/1_001.jpg", "img/2_001.jpg"])        # float32 (2, 128), of length 1
 
-A picture is a path, a PIL image or a uint8 array (H, W, 3); the face must be aligned to the 112x112 template.
+A picture is a path, a PIL image or a uint8 array (H, W, 3): a photograph, whose largest face is found and aligned where
+OpenCV is installed, or a face that is aligned to the 112x112 template already.
 """
 import numbers
 import os
@@ -20,8 +21,9 @@ import numpy as np
 from utils.checkpoint import load_embedder
 from utils.device import choose_device, describe_device
 from utils.embedding import embed, inference_copy
+from utils.face_crop import FaceCrop
 from utils.images import check_input_shape, preprocess
-from utils.pictures import draw_comparison
+from utils.pictures import draw_comparison, draw_faces
 
 
 class Match(NamedTuple):
@@ -34,7 +36,8 @@ class Match(NamedTuple):
 class Arcface:
     """The two-picture predictor. Keywords override `_defaults`.
 
-    Raises TypeError for an unknown or ill-typed keyword, and UserError for weights that do not load.
+    Raises TypeError for an unknown or ill-typed keyword, ValueError for an impossible `align` or `face`, and UserError
+    for weights that do not load.
     """
 
     _defaults = {
@@ -43,20 +46,23 @@ class Arcface:
         "input_shape": [112, 112, 3],   # height, width, channels
         "letterbox_image": True,        # pad to a square instead of stretching to one
         "cuda": True,                   # use CUDA if there is one
+        "align": "auto",                # True, False, or "auto": find the face in what is larger than an aligned crop
+        "face": 1,                      # which face of a photograph: 1 is the largest
         "threshold": 0.957,             # on the distance: best accuracy on LFW for these weights, mean over folds
     }
     _types = {"model_path": (str, os.PathLike), "backbone": str, "input_shape": (list, tuple),
-              "letterbox_image": bool, "cuda": bool, "threshold": numbers.Real}
+              "letterbox_image": bool, "cuda": bool, "align": (bool, str), "face": int, "threshold": numbers.Real}
 
     def __init__(self, **overrides):
         for name, value in overrides.items():
             if name not in self._defaults:
                 raise TypeError(f"Arcface has no setting {name!r}: choose among {', '.join(self._defaults)}")
-            if not isinstance(value, self._types[name]) or (name == "threshold" and isinstance(value, bool)):
+            if not isinstance(value, self._types[name]) or (name in ("threshold", "face") and isinstance(value, bool)):
                 raise TypeError(f"Arcface({name}={value!r}): expected something like {self._defaults[name]!r}; "
                                 f"the settings are {', '.join(self._defaults)}")
         self.__dict__.update(self._defaults | overrides)
         check_input_shape(self.input_shape)
+        self.crop = FaceCrop(self.align, self.face)
         self.device = choose_device("auto" if self.cuda else "cpu")
         self.net = inference_copy(load_embedder(self.backbone, self.model_path)).to(self.device)
 
@@ -72,7 +78,7 @@ class Arcface:
             return np.zeros((0, self.net.embedding_size), np.float32)
         return embed(self.net, list(images), SimpleNamespace(
             input_shape=self.input_shape, letterbox_image=self.letterbox_image, batch_size=batch_size,
-            num_workers=min(4, len(images)), flip=False)).numpy()
+            num_workers=min(4, len(images)), flip=False), crop=self.crop).numpy()
 
     def detect_image(self, image_1, image_2):
         """-> the L2 distance of two pictures: 0 is the same picture, 2 the opposite of one."""
@@ -85,9 +91,13 @@ class Arcface:
         return Match(distance, 1 - distance ** 2 / 2, self.threshold, distance < self.threshold)
 
     def draw(self, image_1, image_2, match):
-        """-> a PIL picture: the two side by side, as the network sees them, and what verify() said of them."""
-        return draw_comparison([preprocess(image, self.input_shape, self.letterbox_image)
-                                for image in (image_1, image_2)], match)
+        """-> a PIL picture: the two side by side, as the network sees them, and what verify() said of them.
+
+        A photograph stands above its crop, with its faces marked.
+        """
+        looks = [self.crop.look(image) for image in (image_1, image_2)]
+        return draw_comparison([preprocess(look.crop, self.input_shape, self.letterbox_image) for look in looks], match,
+                               [draw_faces(look) if look.face else None for look in looks])
 
     def get_FPS(self, image, test_interval, batch_size=1):
         """-> seconds per picture, the median over `test_interval` forward passes after a warm-up."""

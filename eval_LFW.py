@@ -4,6 +4,7 @@
     python eval_LFW.py --model-path logs/RUN/best.pth --flip
     python eval_LFW.py --backbone iresnet50 --model-path model_data/arcface_iresnet50.pth --batch-size 64
     python eval_LFW.py --json lfw.json --mistakes mistakes.png            all figures; the most wrong pairs
+    python eval_LFW.py --align --lfw-dir lfw_250                          the original 250x250 pictures, not aligned
 
 lfw/ holds the pictures, aligned to the 112x112 template, as <Person>/<Person>_0001.jpg.
 """
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from utils import lfw
 from utils.checkpoint import load_embedder
+from utils.detector import FaceDetector
 from utils.device import choose_device, describe_device, keep_freed_memory
 from utils.embedding import inference_copy
 from utils.errors import SettingsParser, script
@@ -35,6 +37,7 @@ def make_parser():
     parser.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"))
     parser.add_argument("--letterbox-image", action=switch, default=True, help="pad, not stretch")
     parser.add_argument("--lfw-dir", default="lfw", help="the aligned pictures")
+    parser.add_argument("--align", action="store_true", help="find and align the faces in the original pictures")
     parser.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt", help="the official list of pairs")
     parser.add_argument("--batch-size", type=int, default=256, help="pictures decoded (on CUDA: embedded) at once")
     parser.add_argument("--flip", action=switch, default=False, help="sum the embeddings of a picture and its mirror")
@@ -75,11 +78,12 @@ def save_roc(figures, distances, genuine, path):
     }, f"LFW: AUC {figures.auc:.4f}, EER {figures.eer:.4f}", path)
 
 
-def save_mistakes(pairs, distances, threshold, settings, most=12):
+def save_mistakes(pairs, distances, threshold, settings, crop, most=12):
     """The genuine pairs furthest beyond the threshold and the impostor pairs furthest within it."""
     def describe(number):
         paths = [pairs.paths[side[number]] for side in (pairs.first, pairs.second)]
-        images = [preprocess(path, settings.input_shape, settings.letterbox_image) for path in paths]
+        images = [preprocess(crop(path) if crop else path, settings.input_shape, settings.letterbox_image)
+                  for path in paths]
         return *images, distances[number], " / ".join(dict.fromkeys(path.parent.name for path in paths))
 
     rejected = np.flatnonzero(pairs.genuine & (distances >= threshold))
@@ -102,14 +106,17 @@ def main():
     net = inference_copy(load_embedder(settings.backbone, settings.model_path)).to(device)
     print(f"{settings.model_path} ({net.backbone}) on {describe_device(device)}")
     pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
-    aligned = not lfw.looks_unaligned(pairs.paths)
+    crop = lfw.SubjectCrop(FaceDetector()) if settings.align else None
+    aligned = settings.align or not lfw.looks_unaligned(pairs.paths)
     if not aligned:
         print(f"{settings.lfw_dir} holds the un-aligned 250x250 pictures: expect about 71% where the same network has "
-              "98.5% on pictures aligned to the 112x112 template")
+              "98.5% on pictures aligned to the 112x112 template; --align aligns them")
 
     start = time.perf_counter()
-    figures, distances = lfw.evaluate(net, pairs, settings, partial(tqdm, desc="LFW", disable=None))
+    figures, distances = lfw.evaluate(net, pairs, settings, partial(tqdm, desc="LFW", disable=None), crop)
     print_figures(figures, time.perf_counter() - start, len(pairs.paths))
+    if crop:
+        print(f"aligned; {len(crop.without_face)} pictures without a face, cropped where LFW's faces usually are")
 
     save_roc(figures, distances, pairs.genuine, settings.png_save_path)
     print(f"ROC: {settings.png_save_path}")
@@ -118,7 +125,7 @@ def main():
             figures._asdict() | {"aligned": aligned, "settings": vars(settings)}, indent=2, ensure_ascii=False) + "\n")
         print(f"Figures: {settings.json}")
     if settings.mistakes:
-        save_mistakes(pairs, distances, figures.threshold, settings)
+        save_mistakes(pairs, distances, figures.threshold, settings, crop)
         print(f"Mistakes: {settings.mistakes}")
 
 

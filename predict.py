@@ -3,6 +3,7 @@
     python predict.py                                     asks for two file names, again and again
     python predict.py img/1_001.jpg img/1_002.jpg         answers once
     python predict.py A.jpg B.jpg --save comparison.png   and keeps the picture
+    python predict.py A.jpg B.jpg --face 2                the second largest face of each photograph
     python predict.py --fps                               measures the speed
     python predict.py A.jpg B.jpg --backbone iresnet50 --model-path model_data/arcface_iresnet50.pth --threshold 1.2
 """
@@ -23,6 +24,9 @@ def parse_settings():
     parser.add_argument("--backbone", default=defaults["backbone"], help="the network of the weights")
     parser.add_argument("--letterbox-image", action=switch, default=defaults["letterbox_image"],
                         help="pad, do not stretch")
+    parser.add_argument("--align", choices=["auto", "yes", "no"], default="auto",
+                        help="find and align the face in a photograph; auto: in what is larger than an aligned crop")
+    parser.add_argument("--face", type=int, default=defaults["face"], help="which face of a photograph, 1: the largest")
     parser.add_argument("--cuda", action=switch, default=defaults["cuda"], help="use CUDA if there is one")
     parser.add_argument("--threshold", type=float, default=defaults["threshold"], help="one person below this distance")
     parser.add_argument("--save", metavar="FILE.png", help="write the two pictures side by side with the verdict")
@@ -32,8 +36,9 @@ def parse_settings():
     settings = parser.parse_args()
     if len(settings.images) not in (0, 2):
         parser.error(f"give two pictures, or none to be asked for them, not {len(settings.images)}")
-    if settings.batch_size < 1:
-        parser.error("--batch-size must be at least 1")
+    if settings.batch_size < 1 or settings.face < 1:
+        parser.error("--batch-size and --face must be at least 1")
+    settings.align = {"auto": "auto", "yes": True, "no": False}[settings.align]
     return settings
 
 
@@ -82,7 +87,7 @@ def main():
     settings = parse_settings()
     keep_freed_memory()
     arcface = Arcface(**{name: getattr(settings, name) for name in
-                         ("model_path", "backbone", "letterbox_image", "cuda", "threshold")})
+                         ("model_path", "backbone", "letterbox_image", "cuda", "align", "face", "threshold")})
     print(f"{settings.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
     if settings.fps:
         measure_speed(arcface, settings)
