@@ -7,11 +7,13 @@
     arcface.embed(["img/1_001.jpg", "img/2_001.jpg"])        # float32 (2, 128), of length 1
     arcface.identify("img/1_001.jpg", "people/")[0].name     # whose picture is nearest, of a folder per person
 
-A picture is a path, a PIL image or a uint8 array (H, W, 3); the face must be aligned to the 112x112 template.
+A picture is a path, a PIL image or a uint8 array (H, W, 3): a photograph, whose largest face is found and aligned where
+OpenCV is installed, or a face that is aligned to the 112x112 template already.
 """
 import numbers
 import os
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -23,9 +25,10 @@ from utils.checkpoint import load_embedder
 from utils.device import choose_device, describe_device
 from utils.download import hash_file
 from utils.embedding import embed, inference_copy
+from utils.face_crop import FaceCrop, detector_installed
 from utils.gallery import Gallery, nearest_people, open_gallery
 from utils.images import check_input_shape, preprocess
-from utils.pictures import draw_candidates, draw_comparison
+from utils.pictures import draw_candidates, draw_comparison, draw_faces
 from utils.thresholds import choose_threshold
 
 
@@ -51,7 +54,8 @@ class Arcface:
 
     `threshold` is then the one in force and `threshold_meaning` says where it is from; `threshold_note` says in a
     line why the file of thresholds beside the weights is not used, None where there is nothing to say.
-    Raises TypeError for an unknown or ill-typed keyword, and UserError for weights that do not load.
+    Raises TypeError for an unknown or ill-typed keyword, ValueError for an impossible `align` or `face`, and UserError
+    for weights that do not load.
     """
 
     _defaults = {
@@ -60,22 +64,26 @@ class Arcface:
         "input_shape": [112, 112, 3],   # height, width, channels
         "letterbox_image": True,        # pad to a square instead of stretching to one
         "cuda": True,                   # use CUDA if there is one
+        "align": "auto",                # True, False, or "auto": find the face in what is larger than an aligned crop
+        "face": 1,                      # which face of a photograph: 1 is the largest
         "threshold": None,              # on the distance; None: the one of operating_point
         "operating_point": "best-accuracy",  # or far-0.01, far-0.001: measured by eval_LFW.py --save-threshold
     }
     _types = {"model_path": (str, os.PathLike), "backbone": str, "input_shape": (list, tuple),
-              "letterbox_image": bool, "cuda": bool, "threshold": (numbers.Real, type(None)), "operating_point": str}
+              "letterbox_image": bool, "cuda": bool, "align": (bool, str), "face": int,
+              "threshold": (numbers.Real, type(None)), "operating_point": str}
 
     def __init__(self, **overrides):
         for name, value in overrides.items():
             if name not in self._defaults:
                 raise TypeError(f"Arcface has no setting {name!r}: choose among {', '.join(self._defaults)}")
-            if not isinstance(value, self._types[name]) or (name == "threshold" and isinstance(value, bool)):
+            if not isinstance(value, self._types[name]) or (name in ("threshold", "face") and isinstance(value, bool)):
                 example = 1.2 if name == "threshold" else self._defaults[name]
                 raise TypeError(f"Arcface({name}={value!r}): expected something like {example!r}; "
                                 f"the settings are {', '.join(self._defaults)}")
         self.__dict__.update(self._defaults | overrides)
         check_input_shape(self.input_shape)
+        self.crop = FaceCrop(self.align, self.face)
         self.device = choose_device("auto" if self.cuda else "cpu")
         self.net = inference_copy(load_embedder(self.backbone, self.model_path)).to(self.device)
         self.threshold, self.threshold_meaning, self.threshold_note = choose_threshold(
@@ -87,13 +95,13 @@ class Arcface:
             print(f"{name:>16}  {getattr(self, name)}")
         print(f"{'device':>16}  {describe_device(self.device)}")
 
-    def embed(self, images, batch_size=64):
-        """A list of N pictures -> L2-normalised embeddings, float32 (N, D)."""
+    def embed(self, images, batch_size=64, crop=None):
+        """A list of N pictures -> L2-normalised embeddings, float32 (N, D). crop: another FaceCrop than the settings'."""
         if len(images) == 0:
             return np.zeros((0, self.net.embedding_size), np.float32)
         return embed(self.net, list(images), SimpleNamespace(
             input_shape=self.input_shape, letterbox_image=self.letterbox_image, batch_size=batch_size,
-            num_workers=min(4, len(images)), flip=False)).numpy()
+            num_workers=min(4, len(images)), flip=False), crop=crop or self.crop).numpy()
 
     def detect_image(self, image_1, image_2):
         """-> the L2 distance of two pictures: 0 is the same picture, 2 the opposite of one."""
@@ -108,11 +116,14 @@ class Arcface:
     def embedding_settings(self):
         """-> a dict of all that an embedding depends on besides the picture, to know kept embeddings by."""
         return {"weights_sha256": hash_file(self.model_path), "input_shape": list(self.input_shape[:2]),
-                "letterbox_image": self.letterbox_image}
+                "letterbox_image": self.letterbox_image, "aligned": self.align if self.align != "auto" else detector_installed()}
 
     def open_gallery(self, folder, progress=None):
-        """A folder of people's pictures -> Gallery, with what is new or changed in it embedded (utils/gallery.py)."""
-        return open_gallery(folder, self.embed, self.embedding_settings(), progress)
+        """A folder of people's pictures -> Gallery, with what is new or changed in it embedded (utils/gallery.py).
+
+        Of a photograph the largest face counts, whatever `face` says.
+        """
+        return open_gallery(folder, partial(self.embed, crop=FaceCrop(self.align)), self.embedding_settings(), progress)
 
     def identify(self, image, gallery, top=5):
         """A picture and a gallery, opened or its folder -> the `top` nearest people, a list of Candidate.
@@ -127,15 +138,22 @@ class Arcface:
                           gallery.folder / path) for name, distance, path in nearest_people(embedding, gallery, top)]
 
     def draw(self, image_1, image_2, match):
-        """-> a PIL picture: the two side by side, as the network sees them, and what verify() said of them."""
-        return draw_comparison([preprocess(image, self.input_shape, self.letterbox_image)
-                                for image in (image_1, image_2)], match, self.threshold_meaning)
+        """-> a PIL picture: the two side by side, as the network sees them, and what verify() said of them.
+
+        A photograph stands above its crop, with its faces marked.
+        """
+        looks = [self.crop.look(image) for image in (image_1, image_2)]
+        return draw_comparison([self.as_seen(look.crop) for look in looks], match, self.threshold_meaning,
+                               [draw_faces(look) if look.face else None for look in looks])
 
     def draw_candidates(self, image, candidates):
         """-> a PIL picture: a picture, as the network sees it, and beside it what identify() answered."""
-        query, *found = [preprocess(source, self.input_shape, self.letterbox_image)
+        query, *found = [self.as_seen(self.crop(source))
                          for source in (image, *(candidate.picture for candidate in candidates))]
         return draw_candidates(query, list(zip(found, candidates)), self.threshold_meaning)
+
+    def as_seen(self, crop):
+        return preprocess(crop, self.input_shape, self.letterbox_image)
 
     def get_FPS(self, image, test_interval, batch_size=1):
         """-> seconds per picture, the median over `test_interval` forward passes after a warm-up."""

@@ -4,6 +4,7 @@
     python predict.py img/1_001.jpg img/1_002.jpg         answers once
     python predict.py A.jpg B.jpg --save comparison.png   and keeps the picture
     python predict.py A.jpg --gallery people --top 3      who is it, of people/<name>/*.jpg, people/<name>.jpg?
+    python predict.py A.jpg B.jpg --face 2                the second largest face of each photograph
     python predict.py --fps                               measures the speed
     python predict.py A.jpg B.jpg --backbone iresnet50 --model-path model_data/arcface_iresnet50.pth --threshold 1.2
     python predict.py A.jpg B.jpg --weights published     with the published weights, downloaded the first time
@@ -37,6 +38,9 @@ def parse_settings():
     parser.add_argument("--backbone", default=defaults["backbone"], help="the network of the weights")
     parser.add_argument("--letterbox-image", action=switch, default=defaults["letterbox_image"],
                         help="pad, do not stretch")
+    parser.add_argument("--align", choices=["auto", "yes", "no"], default="auto",
+                        help="find and align the face in a photograph; auto: in what is larger than an aligned crop")
+    parser.add_argument("--face", type=int, default=defaults["face"], help="which face of a photograph, 1: the largest")
     parser.add_argument("--cuda", action=switch, default=defaults["cuda"], help="use CUDA if there is one")
     parser.add_argument("--threshold", type=float, default=defaults["threshold"],
                         help="one person below this distance; None: the one of --operating-point")
@@ -55,8 +59,9 @@ def parse_settings():
         parser.error(f"give one picture to find in --gallery {settings.gallery}, not {len(settings.images)}")
     if not settings.gallery and len(settings.images) not in (0, 2):
         parser.error(f"give two pictures, or none to be asked for them, not {len(settings.images)}")
-    if settings.batch_size < 1 or settings.top < 1:
-        parser.error("--batch-size and --top must be at least 1")
+    if min(settings.batch_size, settings.top, settings.face) < 1:
+        parser.error("--batch-size, --top and --face must be at least 1")
+    settings.align = {"auto": "auto", "yes": True, "no": False}[settings.align]
     return settings
 
 
@@ -142,7 +147,8 @@ def main():
         settings.model_path = str(published_weights(settings.backbone))
     keep_freed_memory()
     arcface = Arcface(**{name: getattr(settings, name) for name in
-                         ("model_path", "backbone", "letterbox_image", "cuda", "threshold", "operating_point")})
+                         ("model_path", "backbone", "letterbox_image", "cuda", "align", "face", "threshold",
+                          "operating_point")})
     print(f"{settings.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
     if arcface.threshold_note:
         print(arcface.threshold_note)

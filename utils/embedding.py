@@ -26,17 +26,18 @@ def inference_copy(net):
     return fast
 
 
-def embed(net, sources, settings, progress=None):
+def embed(net, sources, settings, progress=None, crop=None):
     """Pictures (anything open_image takes) -> L2-normalised embeddings (N, D), float32 on the CPU.
 
     net: ArcfaceNet in eval mode; its device is used.
     settings: has input_shape, letterbox_image, batch_size, num_workers (threads that decode), and flip: add
     the embedding of the mirrored picture.
     progress: wraps the batches, called as progress(iterable, total=count), such as tqdm.
+    crop: from a source to the picture of a face that is preprocessed, such as FaceCrop; called in those threads.
     Raises UserError for a picture that does not open.
     """
     batches = [sources[start:start + settings.batch_size] for start in range(0, len(sources), settings.batch_size)]
-    decoded = decode_ahead(batches, settings)
+    decoded = decode_ahead(batches, settings, crop)
     if progress is not None:
         decoded = progress(decoded, total=len(batches))
     return torch.cat([embed_batch(net, images, settings.flip) for images in decoded])
@@ -56,10 +57,10 @@ def embed_batch(net, images, flip=False):
     return torch.cat(embeddings)
 
 
-def decode_ahead(batches, settings):
+def decode_ahead(batches, settings, crop=None):
     """Yield each batch as a uint8 tensor (B, H, W, 3) while threads decode the next one."""
     def decode(source):
-        return preprocess(source, settings.input_shape, settings.letterbox_image)
+        return preprocess(crop(source) if crop else source, settings.input_shape, settings.letterbox_image)
 
     with ThreadPoolExecutor(max(1, settings.num_workers)) as pool:
         ahead = []

@@ -5,11 +5,16 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import distributed
+from utils.alignment import align
+from utils.detector import subject
 from utils.embedding import embed
 from utils.errors import UserError
 from utils.files import read_lines
 from utils.images import open_image
 from utils.metrics import verification
+
+# Where the landmarks are in a 250x250 picture of LFW: the mean over those of folds 1 to 3, as the detector sees them.
+LANDMARKS = np.array([(104.5, 112.2), (145.9, 111.6), (125.4, 137.3), (108.4, 157.4), (143.4, 156.9)])
 
 
 class Pairs(NamedTuple):
@@ -72,20 +77,43 @@ def looks_unaligned(paths):
     return sizes.count((250, 250)) > len(sizes) / 2
 
 
+class SubjectCrop:
+    """`crop(path)` -> the aligned crop (PIL, 112x112) of the person whom an original LFW picture is of.
+
+    LFW is whole only with every picture: where the detector finds no face, the usual place of one is taken.
+    `without_face` is the set of those paths.
+    """
+
+    def __init__(self, detector):
+        self.detector, self.without_face = detector, set()
+
+    def __call__(self, path):
+        image = open_image(path)
+        faces = self.detector.detect(image)
+        if faces:
+            landmarks = self.detector.refine(image, subject(faces, image)).landmarks
+        else:
+            self.without_face.add(path)
+            landmarks = LANDMARKS * image.width / 250
+        return align(image, landmarks)
+
+
 def pair_distances(embeddings, pairs):
     """Embeddings (len(pairs.paths), D) -> L2 distances (N,), float64."""
     embeddings = np.asarray(embeddings, np.float64)
     return np.linalg.norm(embeddings[pairs.first] - embeddings[pairs.second], axis=1)
 
 
-def evaluate(net, pairs, settings, progress=None):
+def evaluate(net, pairs, settings, progress=None, crop=None):
     """-> (Verification, distances (N,)). settings: as for embed, and far. Under torchrun every process takes a share.
 
+    crop: a SubjectCrop for original pictures.
     Raises UserError where the distances allow no figures.
     """
     processes, rank = distributed.world_size(), distributed.rank()
     embeddings = np.empty((len(pairs.paths), net.embedding_size), np.float32)
-    for share, part in enumerate(distributed.gather(embed(net, pairs.paths[rank::processes], settings, progress))):
+    for share, part in enumerate(distributed.gather(
+            embed(net, pairs.paths[rank::processes], settings, progress, crop))):
         embeddings[share::processes] = part
     distances = pair_distances(embeddings, pairs)
     try:

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 
 from utils.fonts import fit_font, shorten
 
-INK, PAPER, GREEN, RED, GREY = "#222222", "#ffffff", "#1a7f37", "#c62828", "#777777"
+INK, PAPER, GREEN, RED, GREY, LIME = "#222222", "#ffffff", "#1a7f37", "#c62828", "#777777", "#30e060"
 
 
 def tile(image, size, frame=None):
@@ -24,18 +24,45 @@ def write(canvas, position, text, size, colour=INK, anchor="mm", width=None):
     ImageDraw.Draw(canvas).text(position, shorten(text, font, width or canvas.width), colour, font, anchor)
 
 
-def draw_comparison(images, match, meaning=""):
-    """Two uint8 arrays, an arcface.Match, what its threshold is -> a PIL picture of both with the verdict below."""
+def draw_faces(look, size=336):
+    """A face_crop.Look at a photograph -> a PIL picture (size, size): its faces boxed, the one used with landmarks."""
+    scale = size / max(look.image.size)
+    inner = [max(1, round(side * scale)) for side in look.image.size]
+    corner = tuple((size - side) // 2 for side in inner)
+    canvas = Image.new("RGB", (size, size), PAPER)
+    canvas.paste(look.image.resize(inner, Image.Resampling.BICUBIC, reducing_gap=2), corner)
+    draw = ImageDraw.Draw(canvas)
+    boxes = [(face.box, "white", 1) for face in look.faces] + [(look.face.box, LIME, 2)]
+    for box, colour, width in boxes:
+        low, high = box[:2] * scale + corner, (box[:2] + box[2:]) * scale + corner
+        draw.rectangle((*low, *high), outline=colour, width=width)
+    radius = 1 + min(look.face.box[2:]) * scale / 60
+    for x, y in (look.face.landmarks + 0.5) * scale + corner:
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=LIME)
+    return canvas
+
+
+def draw_comparison(images, match, meaning="", photographs=(None, None)):
+    """Two uint8 arrays, an arcface.Match, what its threshold is -> a PIL picture of both with the verdict below.
+
+    photographs: what draw_faces() made of the ones that were cut from a photograph; it stands above them.
+    """
     size, gap, foot = 336, 16, 84
+    above = size + gap if any(photographs) else 0
     colour = GREEN if match.same else RED
-    canvas = Image.new("RGB", (2 * size + 3 * gap, size + gap + foot), PAPER)
-    for place, image in enumerate(images):
-        canvas.paste(tile(image, size, colour), (gap + place * (size + gap), gap))
-    middle = canvas.width // 2
-    write(canvas, (middle, size + gap + 30), "Same person" if match.same else "Different people", 26, colour)
+    canvas = Image.new("RGB", (2 * size + 3 * gap, above + size + gap + foot), PAPER)
+    for place, (image, photograph) in enumerate(zip(images, photographs)):
+        left = gap + place * (size + gap)
+        canvas.paste(tile(image, size, colour), (left, above + gap))
+        if photograph:
+            canvas.paste(photograph, (left, gap))
+        elif above:
+            write(canvas, (left + size // 2, above // 2), "taken as an aligned crop", 16, GREY)
+    middle, foot = canvas.width // 2, above + size + gap
+    write(canvas, (middle, foot + 30), "Same person" if match.same else "Different people", 26, colour)
     sign = "<" if match.same else "≥"
     figures = f"Distance {match.distance:.3f}  {sign}  threshold {match.threshold:.3f} {meaning}"
-    write(canvas, (middle, size + gap + 62), figures, 16)
+    write(canvas, (middle, foot + 62), figures, 16)
     return canvas
 
 
