@@ -96,7 +96,10 @@ class Arcface:
         print(f"{'device':>16}  {describe_device(self.device)}")
 
     def embed(self, images, batch_size=64, crop=None):
-        """A list of N pictures -> L2-normalised embeddings, float32 (N, D). crop: another FaceCrop than the settings'."""
+        """A list of N pictures -> L2-normalised embeddings, float32 (N, D).
+
+        crop: another FaceCrop than that of the settings.
+        """
         if len(images) == 0:
             return np.zeros((0, self.net.embedding_size), np.float32)
         return embed(self.net, list(images), SimpleNamespace(
@@ -116,7 +119,8 @@ class Arcface:
     def embedding_settings(self):
         """-> a dict of all that an embedding depends on besides the picture, to know kept embeddings by."""
         return {"weights_sha256": hash_file(self.model_path), "input_shape": list(self.input_shape[:2]),
-                "letterbox_image": self.letterbox_image, "aligned": self.align if self.align != "auto" else detector_installed()}
+                "letterbox_image": self.letterbox_image, "align": self.align,
+                "detector": self.align == "auto" and detector_installed()}
 
     def open_gallery(self, folder, progress=None):
         """A folder of people's pictures -> Gallery, with what is new or changed in it embedded (utils/gallery.py).
