@@ -6,7 +6,7 @@
     python eval_LFW.py --backbone iresnet50 --model-path model_data/arcface_iresnet50.pth --batch-size 64
     python eval_LFW.py --json lfw.json --mistakes mistakes.png            all figures; the most wrong pairs
     python eval_LFW.py --bin faces_emore/agedb_30.bin                     insightface's file of another benchmark
-    python eval_LFW.py --download                                         fetches the pictures of LFW
+    python eval_LFW.py --download                                         fetches LFW, aligns it into lfw/
     python eval_LFW.py --save-threshold                                   thresholds for predict.py, beside the weights
     python eval_LFW.py --align --lfw-dir lfw_250                          the original 250x250 pictures, not aligned
 
@@ -25,7 +25,7 @@ from utils import lfw
 from utils.checkpoint import load_embedder
 from utils.detector import FaceDetector
 from utils.device import choose_device, describe_device, keep_freed_memory
-from utils.download_lfw import FOLDERS, fetch_lfw
+from utils.download_lfw import FOLDERS, align_lfw, fetch_lfw
 from utils.embedding import inference_copy
 from utils.errors import SettingsParser, script
 from utils.files import atomic_write, write_text
@@ -47,12 +47,12 @@ def make_parser():
                          help="published: those of the original repository, downloaded where they are not there yet")
     parser.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"))
     parser.add_argument("--letterbox-image", action=switch, default=True, help="pad, not stretch")
+    parser.add_argument("--lfw-dir", default="lfw", help="the aligned pictures")
     pictures = parser.add_mutually_exclusive_group()
-    pictures.add_argument("--lfw-dir", default="lfw", help="the aligned pictures")
     pictures.add_argument("--bin", metavar="FILE", help="an insightface file of pairs, such as agedb_30.bin, not LFW")
     pictures.add_argument("--download", choices=FOLDERS, nargs="?", const="original",
-                          help="fetch the pictures of LFW as scikit-learn does, into its folder")
-    parser.add_argument("--align", action="store_true", help="find and align the faces in the original pictures")
+                          help="fetch the pictures of LFW as scikit-learn does, and align them into --lfw-dir")
+    pictures.add_argument("--align", action="store_true", help="find and align the faces in the original pictures")
     parser.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt", help="the official list of pairs")
     parser.add_argument("--batch-size", type=int, default=256, help="pictures decoded (on CUDA: embedded) at once")
     parser.add_argument("--flip", action=switch, default=False, help="sum the embeddings of a picture and its mirror")
@@ -78,12 +78,15 @@ def parse_settings():
 
 
 def read_benchmark(settings):
-    """-> Pairs: those of --bin, or LFW's, whose pictures --download fetches."""
+    """-> Pairs: those of --bin, or LFW's, which --download fetches and aligns into --lfw-dir."""
     if settings.bin:
         return read_verification_file(settings.bin)
     if settings.download:
-        settings.lfw_dir = str(fetch_lfw(settings.download))
-        settings.align = True
+        crop = lfw.SubjectCrop(FaceDetector())
+        originals = lfw.read_pairs(settings.lfw_pairs, fetch_lfw(settings.download))
+        align_lfw(originals.paths, settings.lfw_dir, crop, partial(tqdm, desc="aligning", unit="img", disable=None))
+        print(f"{settings.lfw_dir} holds the aligned pictures; {len(crop.without_face)} without a face were cropped "
+              "where LFW's faces usually are")
     return lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
 
 

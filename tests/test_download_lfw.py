@@ -1,9 +1,12 @@
 """eval_LFW.py --download: scikit-learn's folder of LFW as it is, and what is said where it cannot be fetched."""
 import shutil
 import tarfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import assert_user_error
+from PIL import Image
 
 import eval_LFW
 from utils.download_lfw import fetch_lfw
@@ -46,16 +49,28 @@ def pack(home, folder, archive):
         (home / name).write_text("")
 
 
-def test_pictures_that_scikit_learn_has_are_taken_as_they_are(home, shared, lines, tmp_path, monkeypatch, capsys):
+def test_pictures_that_scikit_learn_has_are_aligned_into_the_folder_of_lfw(
+        home, shared, lines, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("cv2")
     copy_people(shared, lines, home / "lfw")
+    shutil.copytree(shared / "yunet", tmp_path / "model_data")
     before = sorted(home.rglob("*"))
-    monkeypatch.setattr("sys.argv", ["eval_LFW.py", "--download", "--lfw-pairs", str(tmp_path / "pairs.txt")])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["eval_LFW.py", "--download", "--lfw-pairs", "pairs.txt"])
     settings = eval_LFW.parse_settings()
-    settings.align = False
     pairs = eval_LFW.read_benchmark(settings)
-    assert {path.parents[1] for path in pairs.paths} == {home / "lfw"} and len(pairs.genuine) == 12
-    assert settings.lfw_dir == str(home / "lfw") and settings.align is True
-    assert sorted(home.rglob("*")) == before and capsys.readouterr().out == ""
+    assert sorted(home.rglob("*")) == before and "lfw holds the aligned pictures; 0 without" in capsys.readouterr().out
+    assert {path.parents[1] for path in pairs.paths} == {Path("lfw")} and len(pairs.genuine) == 12
+    for path in pairs.paths:
+        crop, by_hand = (np.asarray(Image.open(file).convert("L"), float)
+                         for file in (path, shared / "lfw" / "images" / path.parent.name / path.name))
+        assert crop.shape == (112, 112) and np.corrcoef(crop.ravel(), by_hand.ravel())[0, 1] > 0.8
+
+    kept = pairs.paths[0]
+    times = {path: path.stat().st_mtime_ns for path in pairs.paths}
+    kept.unlink()
+    eval_LFW.read_benchmark(settings)
+    assert kept.is_file() and all(path.stat().st_mtime_ns == time for path, time in times.items() if path != kept)
 
 
 @pytest.mark.parametrize("variant, folder, archive", [
@@ -70,7 +85,8 @@ def test_an_archive_is_unpacked_into_folders_that_the_list_of_pairs_fits(
     assert len(pairs.genuine) == 12 and all(path.is_file() for path in pairs.paths)
 
 
-def test_without_a_network_one_line_says_what_to_put_where(run_script, published_weights, home):
+def test_without_a_network_one_line_says_what_to_put_where(run_script, shared, published_weights, home, tmp_path):
+    shutil.copytree(shared / "yunet", tmp_path / "model_data")
     result = run_script("eval_LFW.py", "--download", "funneled", "--model-path", published_weights, "--device", "cpu")
     assert_user_error(result, "cannot fetch LFW", "lfw-funneled.tgz", home / "lfw_funneled", "<Person>_0001.jpg")
     assert not (home / "lfw_funneled").exists()

@@ -3,9 +3,12 @@ import shutil
 import tarfile
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from utils.device import available_cores
 from utils.errors import UserError
+from utils.files import atomic_write
 
 FOLDERS = {"original": "lfw", "funneled": "lfw_funneled"}
 ARCHIVES = {"original": "lfw.tgz", "funneled": "lfw-funneled.tgz"}
@@ -43,3 +46,20 @@ def fetch_lfw(variant):
     if not folder.is_dir():
         raise UserError(f"{ARCHIVES[variant]} did not unpack to {folder}: unpack it there by hand")
     return folder
+
+
+def align_lfw(paths, folder, crop, progress):
+    """Write the aligned crops of original LFW pictures to <folder>/<Person>/<Person>_0001.jpg and so on.
+
+    crop: from a path to a PIL image, such as lfw.SubjectCrop. What is there already is kept, so an interrupted run
+    goes on. progress: called as progress(iterable, total=count), such as tqdm.
+    """
+    def write(path):
+        target = Path(folder, path.parent.name, path.name)
+        if not target.is_file():
+            with atomic_write(target) as temporary:
+                crop(path).save(temporary, format="jpeg", quality=95, subsampling=0)
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for _ in progress(pool.map(write, paths), total=len(paths)):
+            pass
