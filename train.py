@@ -18,29 +18,23 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
 from torch.utils.data import default_collate
 
-from nets.arcface import ArcfaceNet, backbone_name
-from utils import checkpoint, distributed, lfw, resume
+from nets.arcface import backbone_name
+from utils import distributed, lfw, resume
 from utils.annotation import check_trainable, read_annotation
 from utils.augmentation import KINDS, augment
-from utils.average import average_weights
 from utils.compilation import compile_networks, compile_pays
 from utils.dataset import make_loaders
 from utils.describe import describe
 from utils.device import choose_device, keep_freed_memory
-from utils.distillation import Distillation, Weights
 from utils.embedding import inference_copy
-from utils.engine import Diverged, Training, epoch_means, epoch_totals, train_one_epoch, validate
+from utils.engine import Diverged, epoch_means, epoch_totals, train_one_epoch, validate
 from utils.errors import SettingsParser, UserError, script
 from utils.images import check_input_shape
-from utils.interrupt import StopRequest
-from utils.objective import LabelLoss
-from utils.optimizer import make_optimizer
 from utils.progress import Progress
-from utils.run import Run
-from utils.schedule import LearningRate, Margin, scale_learning_rate
+from utils.run import Run, commit
+from utils.setup import make_net, make_training
 
 
 def make_parser():
@@ -176,58 +170,6 @@ def prepare_machine(settings):
     return device
 
 
-def make_net(settings, num_classes, device):
-    """-> a network that starts from random weights, from --model-path or from --pretrained."""
-    torch.manual_seed(settings.seed)
-    net = ArcfaceNet(num_classes, settings.backbone, settings.s, settings.m, settings.easy_margin)
-    if settings.model_path:
-        print(checkpoint.load_for_training(net, settings.model_path))
-    elif settings.pretrained:
-        print(checkpoint.load_pretrained_backbone(net, f"model_data/{settings.backbone}_backbone_weights.pth"))
-    if settings.sync_bn and device.type == "cuda" and distributed.world_size() > 1:
-        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    torch.manual_seed(settings.seed + distributed.rank())  # from here on each process has dropout of its own
-    return net.to(device, memory_format=memory_format(settings))
-
-
-def make_objective(net, settings, device):
-    """-> the loss to train on: the labels', or that of a student of --teacher."""
-    if not settings.teacher:
-        return LabelLoss(net)
-    backbone = settings.teacher_backbone or checkpoint.read_backbone_name(settings.teacher)
-    teacher = checkpoint.load_embedder(backbone, settings.teacher).to(device, memory_format=memory_format(settings))
-    return Distillation(net, teacher, Weights(settings.label_weight, settings.distill_weight, settings.hint_weight))
-
-
-def memory_format(settings):
-    return torch.channels_last if settings.channels_last else torch.contiguous_format
-
-
-def make_training(net, batches, settings, device):
-    """batches: the EpochBatches of the training pictures."""
-    steps_per_epoch = -(-len(batches) // settings.accumulate)
-    peak, lowest = settings.init_lr, settings.init_lr * settings.min_lr_ratio
-    if settings.scale_lr:
-        peak, lowest = scale_learning_rate(settings.init_lr, settings.min_lr_ratio,
-                                           batches.batch_size * settings.accumulate, settings.optimizer_type)
-    settings.effective_lr, settings.effective_min_lr = peak, lowest
-    objective = make_objective(net, settings, device)
-    learned = [*net.named_parameters(), *objective.maps.named_parameters()]
-    return Training(
-        net=net, objective=objective, model=distributed.wrap(objective, device),
-        optimizer=make_optimizer(learned, settings, peak),
-        learning_rate=LearningRate(settings.lr_decay_type, peak, lowest, settings.epochs * steps_per_epoch,
-                                   steps_per_epoch, settings.warmup_epochs, tuple(settings.milestones)),
-        margin=Margin(settings.m, settings.margin_warmup_epochs * steps_per_epoch),
-        device=device, seed=settings.seed, accumulate=settings.accumulate, grad_clip=settings.grad_clip,
-        autocast_dtype=torch.float16 if settings.fp16 else torch.bfloat16 if settings.bf16 else None,
-        scaler=torch.amp.GradScaler(device.type, enabled=settings.fp16),
-        average=average_weights(net, settings.ema) if settings.ema else None, stop=StopRequest(),
-        memory_format=memory_format(settings), augmentations=tuple(settings.augment),
-        hint_steps=round(settings.hint_epochs * steps_per_epoch), checkpoint_every=60 * settings.checkpoint_every,
-        step=settings.init_epoch * steps_per_epoch, epoch=settings.init_epoch)
-
-
 def finish_epoch(training, run, val_loader, pairs, settings):
     """Measure the epoch that has ended, log it and save the weights; every process takes part, rank 0 writes."""
     train = epoch_means(epoch_totals(training))
@@ -294,6 +236,7 @@ def main():
         resume.restore(training, run, state, data, settings.force)
         if training.epoch >= settings.epochs:
             raise UserError(f"{run.folder} has finished its {settings.epochs} epochs: give more --epochs, with --force")
+    run.origin = {"commit": commit(), "data_sha256": data, "people": len(net.head.weight), "settings": vars(settings)}
     print("\n".join(describe(training, batches, val_loader, settings)))
     print(f"run: {run.folder}; TensorBoard events: "
           f"{'yes' if run.open_tensorboard() else 'no, tensorboard is not installed'}")

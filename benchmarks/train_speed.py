@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from train import check_settings, make_net, make_parser, make_training
+from train import check_settings, make_parser
 from utils.annotation import read_annotation
 from utils.augmentation import augment
 from utils.compilation import compile_networks, compile_pays
 from utils.dataset import EpochBatches, FaceDataset
 from utils.device import keep_freed_memory
 from utils.engine import train_one_step
+from utils.setup import make_net, make_training
 
 CPU = torch.device("cpu")
 WARM_UP = 3  # steps not counted

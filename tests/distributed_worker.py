@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from train import make_net, make_parser, make_training
+from train import make_parser
 from utils import distributed
 from utils.dataset import EpochBatches
 from utils.engine import train_one_step
+from utils.setup import make_net, make_training
 
 PICTURES = 16
 

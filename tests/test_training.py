@@ -1,5 +1,6 @@
 """Training on real faces: what a run writes, that it learns, and that it can be repeated."""
 import csv
+import hashlib
 import json
 from types import SimpleNamespace
 
@@ -79,12 +80,17 @@ def trained(shared, tmp_path_factory):
 
 def test_a_run_writes_what_the_readme_lists(trained):
     names = {path.name for path in trained.iterdir()}
-    assert {"settings.json", "log.csv", "loss.png", "accuracy.png", "batch.png", "best.pth", "last.pt"} <= names
+    assert {"settings.json", "log.csv", "loss.png", "accuracy.png", "batch.png", "best.pth", "best.json",
+            "last.pt"} <= names
     assert len([name for name in names if name.startswith("ep")]) == 2
     assert any(name.startswith("ep004-loss") and "-val_loss" in name for name in names)
     assert not any(name.endswith(".tmp") for name in names)
     settings = json.loads((trained / "settings.json").read_text(encoding="utf-8"))
     assert settings["epochs"] == 4 and settings["effective_lr"] == pytest.approx(0.025)
+    training = json.loads((trained / "best.json").read_text(encoding="utf-8"))["training"]
+    data = (trained.parent.parent / "cls_train.txt").read_bytes()
+    assert training["data_sha256"] == hashlib.sha256(data).hexdigest() and training["people"] == 24
+    assert training["settings"] == settings and 1 <= training["epoch"] <= 4 and "lfw_accuracy" not in training
 
 
 def test_the_log_has_a_row_per_epoch_and_the_loss_falls(trained):

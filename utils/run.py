@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import math
+import subprocess
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from utils.files import atomic_write, write_text
 from utils.pictures import draw_batch
 from utils.plots import plot_history
 
+REPOSITORY = Path(__file__).parent.parent
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
            "lfw_accuracy", "val_at_far", "images_per_second", "data_wait")
 
@@ -30,6 +32,7 @@ class Run:
     def __init__(self, folder):
         self.folder = Path(folder)
         self.rows = []
+        self.origin = {}  # of the weights: what best.json says beside the figures of their epoch
         self.tensorboard = None
 
     @classmethod
@@ -78,13 +81,18 @@ class Run:
 
     @on_main
     def save_weights(self, state, period, last_epoch):
-        """Save epNNN-....pth every `period` epochs and at the end, and best.pth when the newest row is the best."""
+        """Save epNNN-....pth every `period` epochs and at the end, and best.pth when the newest row is the best.
+
+        best.json, beside it, says where best.pth comes from; eval_LFW.py --save-threshold adds to it.
+        """
         row = self.rows[-1]
         if row["epoch"] % period == 0 or row["epoch"] == last_epoch:
             name = f"ep{row['epoch']:03d}-loss{row['train_loss']:.3f}-val_loss{row['val_loss']:.3f}.pth"
             checkpoint.save(state, self.folder / name)
         if self.newest_is_best():
             checkpoint.save(state, self.folder / "best.pth")
+            measured = {name: value for name, value in row.items() if not math.isnan(value)}
+            self.write_json("best.json", {"training": self.origin | measured})
 
     def newest_is_best(self):
         """By LFW accuracy; without LFW by validation loss; without validation by training loss."""
@@ -100,3 +108,12 @@ class Run:
         pixels = ((images[:64] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with atomic_write(self.folder / "batch.png") as temporary:
             draw_batch(pixels, [str(label) for label in labels[:64].tolist()]).save(temporary, format="png")
+
+
+def commit():
+    """The commit that this code is of, with "+" where files were changed since; None where that is not known."""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--match="], cwd=REPOSITORY,
+                              capture_output=True, encoding="utf-8", check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
