@@ -105,7 +105,7 @@ def test_the_log_has_a_row_per_epoch_and_the_loss_falls(trained):
 
 def test_the_start_is_described(trained):
     text = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8")
-    assert "expected initial loss: 22.5" in text
+    assert "expected initial loss of the labels: 22.5" in text
     assert "weight decay 0 on BatchNorm, PReLU and biases" in text
     assert "effective_lr  0.025" in text
 

@@ -22,4 +22,9 @@ def describe(training, batches, val_loader, settings):
     precision = str(training.autocast_dtype or "float32").removeprefix("torch.")
     layout = "channels last" if settings.channels_last else "channels first"
     yield f"device: {describe_device(training.device)}, {processes} process(es), {precision}, {layout}"
-    yield f"expected initial loss: {head.expected_initial_loss():.1f} (most of it the margin's share)"
+    if settings.teacher:
+        yield (f"teacher: {settings.teacher}, {len(training.objective.student.stages)} stages, apart in the first "
+               f"{training.hint_steps} steps; loss = {settings.distill_weight:g} (1 - cosine) + "
+               f"{settings.hint_weight:g} hints + {settings.label_weight:g} labels")
+    if settings.label_weight:
+        yield f"expected initial loss of the labels: {head.expected_initial_loss():.1f} (most of it the margin's share)"
