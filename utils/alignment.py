@@ -41,15 +41,16 @@ def similarity(source, target):
 def warp(image, matrix, size):
     """An RGB PIL image -> the PIL image (size, size) whose pixel (x, y) is the image's at matrix @ (x, y, 1).
 
-    Grey, as the letterbox, where that lies outside. Pillow's transform() reads a few pixels around each point
-    however far apart the points are, so that a large face shrunk by it would be aliased; here it draws at a
-    whole multiple of the size, fine enough to miss no pixel, whose blocks are then averaged.
+    Grey, as the letterbox, where that lies outside. Pillow's transform() reads the same few pixels around each point
+    however far apart the points are, so that a large face shrunk by it would be aliased; here it draws at a whole
+    multiple of the size, fine enough to miss no pixel, whose blocks are then averaged. Bilinear: no further from
+    the hand-aligned crops than bicubic, in less than half the time.
     """
     fine = max(1, math.ceil(math.sqrt(abs(np.linalg.det(matrix[:, :2]))) - 0.01))
     # Pillow counts from the corners of pixels, half a pixel before their centres.
     linear, shift = matrix[:, :2] / fine, matrix[:, 2] - matrix[:, :2].sum(1) / 2 + 0.5
     image = image.transform((size * fine, size * fine), Image.Transform.AFFINE, np.c_[linear, shift].ravel().tolist(),
-                            Image.Resampling.BICUBIC, fillcolor=GREY)
+                            Image.Resampling.BILINEAR, fillcolor=GREY)
     return image.reduce(fine)
 
 

@@ -16,12 +16,14 @@ class Scan(NamedTuple):
     skipped: list  # (path, reason) of everything that was left out
 
 
-def scan_folder(root, progress):
-    """A folder of one folder per person -> Scan. Every picture is decoded, so that training never meets a bad one.
+class Listing(NamedTuple):
+    candidates: list  # paths that are pictures by their name
+    folders: list     # of the people
+    skipped: list     # (path, reason) of everything else
 
-    progress: a function that wraps an iterable, such as tqdm; called as progress(iterable, total=count).
-    Raises UserError where root is no folder.
-    """
+
+def list_folder(root):
+    """A folder of one folder per person -> Listing, sorted by name. Raises UserError where root is no folder."""
     root = Path(os.path.abspath(root))
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: make one folder per person in it, or give --datasets-path")
@@ -38,7 +40,16 @@ def scan_folder(root, progress):
             for path in sorted(folder.iterdir(), key=lambda path: path.name):
                 reason = not_a_candidate(path)
                 candidates.append(path) if reason is None else skipped.append((path, reason))
+    return Listing(candidates, folders, skipped)
 
+
+def scan_folder(root, progress):
+    """A folder of one folder per person -> Scan. Every picture is decoded, so that training never meets a bad one.
+
+    progress: a function that wraps an iterable, such as tqdm; called as progress(iterable, total=count).
+    Raises UserError where root is no folder.
+    """
+    candidates, folders, skipped = list_folder(root)
     people = {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
         # In slices: a pool remembers 1.7 kB for each picture it was given, 10 GB for MS1M's 5.8 million.
@@ -76,7 +87,12 @@ def why_undecodable(path):
     try:
         open_image(path)
     except UserError as error:
-        return str(error).removeprefix(f"{path} ").rpartition(":")[0]
+        return reason_of(error, path)
+
+
+def reason_of(error, path):
+    """open_image's UserError -> what is wrong, without the path and the remedy."""
+    return str(error).removeprefix(f"{path} ").rpartition(":")[0]
 
 
 def classes_path(annotation_path):
