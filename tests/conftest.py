@@ -1,5 +1,6 @@
 """Fixtures. Real faces are looked for in ../shared, or where ARCFACE_SHARED points."""
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,22 @@ def shared():
 @pytest.fixture(scope="session")
 def published_weights(shared):
     return shared / "weights" / "arcface_mobilefacenet.pth"
+
+
+@pytest.fixture(scope="session")
+def detector(shared):
+    from utils.detector import MODEL_PATH, FaceDetector
+    return FaceDetector(shared / "yunet" / Path(MODEL_PATH).name)
+
+
+@pytest.fixture
+def face_model(shared, tmp_path, monkeypatch):
+    """The working folder is tmp_path, and the detector's model where the scripts look for it there."""
+    from utils.detector import MODEL_PATH
+    (tmp_path / "model_data").mkdir()
+    shutil.copy(shared / "yunet" / Path(MODEL_PATH).name, tmp_path / MODEL_PATH)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / MODEL_PATH
 
 
 @pytest.fixture

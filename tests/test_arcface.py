@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.images import preprocess
 from utils.thresholds import DEFAULT_THRESHOLD
 
-SETTINGS = ("model_path", "backbone", "input_shape", "letterbox_image", "cuda", "threshold")
+SETTINGS = ("model_path", "backbone", "input_shape", "letterbox_image", "cuda", "align", "face", "threshold")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,10 +131,11 @@ def test_no_pictures_give_no_embeddings(arcface):
     assert found.shape == (0, 128) and found.dtype == np.float32
 
 
-def test_letterbox_setting_reaches_the_pictures(published_weights, arcface, faces):
+def test_letterbox_setting_reaches_the_pictures(published_weights, faces):
     wide = Image.open(faces[0]).resize((224, 112))
-    stretching = Arcface(model_path=str(published_weights), cuda=False, letterbox_image=False)
-    assert stretching.detect_image(wide, faces[0]) < 0.3 < arcface.detect_image(wide, faces[0])
+    padding, stretching = (Arcface(model_path=str(published_weights), cuda=False, align=False, letterbox_image=pad)
+                           for pad in (True, False))
+    assert stretching.detect_image(wide, faces[0]) < 0.3 < padding.detect_image(wide, faces[0])
 
 
 @pytest.mark.parametrize("source", ["gone.jpg", "text.jpg"])
