@@ -145,7 +145,7 @@ def test_hidden_files_other_files_and_deeper_folders_are_no_pictures(colours, em
 def test_a_second_query_embeds_nothing_but_its_picture(arcface, people, faces, monkeypatch):
     query = faces("王小明")[-1]
     first, embedded, embed = arcface.identify(query, people), [], arcface.embed
-    monkeypatch.setattr(arcface, "embed", lambda images, *rest: embedded.extend(images) or embed(images, *rest))
+    monkeypatch.setattr(arcface, "embed", lambda images, **named: embedded.extend(images) or embed(images, **named))
     assert arcface.identify(query, people) == first and embedded == [query]
     people.rename(people.with_name("moved"))
     assert [person.name for person in arcface.identify(query, people.with_name("moved"))] == [c.name for c in first]

@@ -242,7 +242,7 @@ def test_eval_of_a_bad_bin_is_one_line_on_stderr(call_script, published_weights,
     assert not (tmp_path / "trace").exists()
 
 
-def test_bin_download_and_a_folder_exclude_each_other(call_script):
-    for flags in (("--bin", "x", "--download"), ("--lfw-dir", "x", "--bin", "y"), ("--download", "--lfw-dir", "x")):
+def test_bin_download_and_align_exclude_each_other(call_script):
+    for flags in (("--bin", "x", "--download"), ("--align", "--bin", "y"), ("--download", "--align")):
         assert_user_error(call_script("eval_LFW.py", *flags), "not allowed with")
     assert_user_error(call_script("eval_LFW.py", "--download", "aligned"), "original", "funneled")

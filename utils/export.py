@@ -12,7 +12,7 @@ import torch
 from utils.download import hash_file
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.images import normalise, preprocess
+from utils.images import normalise, open_image, preprocess
 from utils.thresholds import BY_DEFAULT
 
 LEAST_COSINE = 0.9999  # of a picture's embedding from the file and from PyTorch; float32 rounding leaves 1 - 1e-7
@@ -58,7 +58,7 @@ def embed_samples(arcface):
     if not pictures:
         raise UserError(f"{PICTURES} holds no .jpg to check the export with: put the repository's pictures back")
     pixels = [preprocess(picture, arcface.input_shape, arcface.letterbox_image) for picture in pictures]
-    return normalise(torch.from_numpy(np.stack(pixels))).contiguous(), arcface.embed(pictures)
+    return normalise(torch.from_numpy(np.stack(pixels))).contiguous(), arcface.embed(pictures, crop=open_image)  # as they are
 
 
 def describe(arcface):

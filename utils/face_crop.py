@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.alignment import align
-from utils.detector import MODEL_PATH
 from utils.errors import UserError
 from utils.images import open_image
 
@@ -80,4 +79,5 @@ def looks_aligned(size):
 
 def detector_installed():
     """Whether photographs will be aligned, told without importing OpenCV."""
+    from utils.detector import MODEL_PATH
     return find_spec("cv2") is not None and Path(MODEL_PATH).is_file()
