@@ -71,7 +71,8 @@ def trained(shared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     annotation = write_faces(shared, folder / "cls_train.txt", people=24, pictures=16)
     command = train_command(*QUICK, "--batch-size", 16, "--init-lr", 0.1, "--annotation-path", annotation,
-                            "--epochs", 4, "--save-dir", folder / "logs", "--num-workers", 2, "--val-split", 0.05, "--save-period", 2)
+                            "--epochs", 4, "--save-dir", folder / "logs", "--num-workers", 2,
+                            "--val-split", 0.05, "--save-period", 2)
     result = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=200)
     assert result.returncode == 0, result.stderr
     (folder / "stdout.txt").write_text(result.stdout, encoding="utf-8")

@@ -58,7 +58,8 @@ def embed_samples(arcface):
     if not pictures:
         raise UserError(f"{PICTURES} holds no .jpg to check the export with: put the repository's pictures back")
     pixels = [preprocess(picture, arcface.input_shape, arcface.letterbox_image) for picture in pictures]
-    return normalise(torch.from_numpy(np.stack(pixels))).contiguous(), arcface.embed(pictures, crop=open_image)  # as they are
+    as_they_are = arcface.embed(pictures, crop=open_image)
+    return normalise(torch.from_numpy(np.stack(pixels))).contiguous(), as_they_are
 
 
 def describe(arcface):
