@@ -3,18 +3,21 @@ from collections import OrderedDict
 
 from torch import nn
 
-
-def conv_bn(in_channels, out_channels, kernel_size=1, stride=1, padding=0, groups=1):
-    return nn.Sequential(OrderedDict(
-        conv=nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False),
-        bn=nn.BatchNorm2d(out_channels),
-    ))
+from nets.depthwise import DepthwiseConv2d
 
 
-def conv_bn_prelu(in_channels, out_channels, kernel_size=1, stride=1, padding=0, groups=1):
-    layers = conv_bn(in_channels, out_channels, kernel_size, stride, padding, groups)
-    layers.add_module("prelu", nn.PReLU(out_channels))
+def conv_bn(conv):
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(conv.out_channels)))
+
+
+def conv_bn_prelu(conv):
+    layers = conv_bn(conv)
+    layers.add_module("prelu", nn.PReLU(conv.out_channels))
     return layers
+
+
+def pointwise(in_channels, out_channels):
+    return nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
 
 class Bottleneck(nn.Module):
@@ -22,9 +25,9 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels, out_channels, expanded, stride=1):
         super().__init__()
-        self.conv = conv_bn_prelu(in_channels, expanded)
-        self.conv_dw = conv_bn_prelu(expanded, expanded, 3, stride, 1, groups=expanded)
-        self.project = conv_bn(expanded, out_channels)
+        self.conv = conv_bn_prelu(pointwise(in_channels, expanded))
+        self.conv_dw = conv_bn_prelu(DepthwiseConv2d(expanded, 3, stride, padding=1))
+        self.project = conv_bn(pointwise(expanded, out_channels))
         self.residual = stride == 1
 
     def forward(self, x):
@@ -52,20 +55,20 @@ class MobileFaceNet(nn.Module):
 
     def __init__(self, embedding_size=128):
         super().__init__()
-        self.conv1 = conv_bn_prelu(3, 64, 3, stride=2, padding=1)             # 112 -> 56
-        self.conv2_dw = conv_bn_prelu(64, 64, 3, padding=1, groups=64)
+        self.conv1 = conv_bn_prelu(nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False))   # 112 -> 56
+        self.conv2_dw = conv_bn_prelu(DepthwiseConv2d(64, 3, padding=1))
         self.conv_23 = Bottleneck(64, 64, expanded=128, stride=2)             # 56 -> 28
         self.conv_3 = Stage(64, expanded=128, count=4)
         self.conv_34 = Bottleneck(64, 128, expanded=256, stride=2)            # 28 -> 14
         self.conv_4 = Stage(128, expanded=256, count=6)
         self.conv_45 = Bottleneck(128, 128, expanded=512, stride=2)           # 14 -> 7
         self.conv_5 = Stage(128, expanded=256, count=2)
-        self.sep = nn.Conv2d(128, 512, 1, bias=False)
+        self.sep = pointwise(128, 512)
         self.sep_bn = nn.BatchNorm2d(512)
         self.prelu = nn.PReLU(512)
-        self.GDC_dw = nn.Conv2d(512, 512, 7, groups=512, bias=False)          # 7 -> 1
+        self.GDC_dw = DepthwiseConv2d(512, 7)                                 # 7 -> 1
         self.GDC_bn = nn.BatchNorm2d(512)
-        self.features = nn.Conv2d(512, embedding_size, 1, bias=False)
+        self.features = pointwise(512, embedding_size)
         self.last_bn = nn.BatchNorm2d(embedding_size)
 
         for module in self.modules():

@@ -1,19 +1,17 @@
 """MobileNetV1 for faces (Howard et al. 2017, arXiv 1704.04861), with the layer names of the published weights."""
 from torch import nn
 
+from nets.depthwise import DepthwiseConv2d
 
-def conv_bn_relu6(in_channels, out_channels, kernel_size, stride=1, groups=1):
-    return [
-        nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU6(inplace=True),
-    ]
+
+def conv_bn_relu6(conv):
+    return [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU6(inplace=True)]
 
 
 def depthwise_separable(in_channels, out_channels, stride=1):
     return nn.Sequential(
-        *conv_bn_relu6(in_channels, in_channels, 3, stride, groups=in_channels),
-        *conv_bn_relu6(in_channels, out_channels, 1),
+        *conv_bn_relu6(DepthwiseConv2d(in_channels, 3, stride, padding=1)),
+        *conv_bn_relu6(nn.Conv2d(in_channels, out_channels, 1, bias=False)),
     )
 
 
@@ -26,7 +24,7 @@ class MobileNetV1(nn.Module):
     def __init__(self, embedding_size=512, dropout=0.5):
         super().__init__()
         self.stage1 = nn.Sequential(
-            nn.Sequential(*conv_bn_relu6(3, 32, 3)),                          # 112, the stem keeps the resolution
+            nn.Sequential(*conv_bn_relu6(nn.Conv2d(3, 32, 3, padding=1, bias=False))),   # 112, the stem keeps the resolution
             depthwise_separable(32, 64),
             depthwise_separable(64, 128, stride=2),                           # 112 -> 56
             depthwise_separable(128, 128),

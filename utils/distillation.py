@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 
+from utils.embedding import fold_batch_norm
 from utils.objective import Outcome, label_loss
 
 
@@ -46,7 +46,7 @@ class Distillation(nn.Module):
         self.maps = nn.ModuleList([*entries, *self.exits]).to(next(net.parameters()).device)
         self.student = Chain(stages)
         self.stages_apart = Apart([nn.Sequential(entry, stage) for entry, stage in zip(entries, stages)])
-        teacher_stages = [fuse(stage) for stage in cut(teacher_blocks, [end for _, end in ends])]
+        teacher_stages = [fold_batch_norm(stage) for stage in cut(teacher_blocks, [end for _, end in ends])]
         # In a tuple, so that it is no submodule: never in training mode, not among the parameters.
         self.teacher = (Chain(teacher_stages).eval(),)
 
