@@ -64,13 +64,14 @@ class Arcface:
         "input_shape": [112, 112, 3],   # height, width, channels
         "letterbox_image": True,        # pad to a square instead of stretching to one
         "cuda": True,                   # use CUDA if there is one
+        "bf16": False,                  # run in bfloat16: faster where the machine has instructions for it
         "align": "auto",                # True, False, or "auto": find the face in what is larger than an aligned crop
         "face": 1,                      # which face of a photograph: 1 is the largest
         "threshold": None,              # on the distance; None: the one of operating_point
         "operating_point": "best-accuracy",  # or far-0.01, far-0.001: measured by eval_LFW.py --save-threshold
     }
     _types = {"model_path": (str, os.PathLike), "backbone": str, "input_shape": (list, tuple),
-              "letterbox_image": bool, "cuda": bool, "align": (bool, str), "face": int,
+              "letterbox_image": bool, "cuda": bool, "bf16": bool, "align": (bool, str), "face": int,
               "threshold": (numbers.Real, type(None)), "operating_point": str}
 
     def __init__(self, **overrides):
@@ -104,7 +105,7 @@ class Arcface:
             return np.zeros((0, self.net.embedding_size), np.float32)
         return embed(self.net, list(images), SimpleNamespace(
             input_shape=self.input_shape, letterbox_image=self.letterbox_image, batch_size=batch_size,
-            num_workers=min(4, len(images)), flip=False), crop=crop or self.crop).numpy()
+            num_workers=min(4, len(images)), flip=False, bf16=self.bf16), crop=crop or self.crop).numpy()
 
     def detect_image(self, image_1, image_2):
         """-> the L2 distance of two pictures: 0 is the same picture, 2 the opposite of one."""
@@ -119,7 +120,7 @@ class Arcface:
     def embedding_settings(self):
         """-> a dict of all that an embedding depends on besides the picture, to know kept embeddings by."""
         return {"weights_sha256": hash_file(self.model_path), "input_shape": list(self.input_shape[:2]),
-                "letterbox_image": self.letterbox_image, "align": self.align,
+                "letterbox_image": self.letterbox_image, "bf16": self.bf16, "align": self.align,
                 "detector": self.align == "auto" and detector_installed()}
 
     def open_gallery(self, folder, progress=None):

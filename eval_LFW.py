@@ -63,6 +63,7 @@ def make_parser():
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     parser.add_argument("--mistakes", metavar="FILE.png", help="write a contact sheet of the most wrong pairs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--bf16", action="store_true", help="run in bfloat16")
     parser.add_argument("--num-workers", type=int, default=4, help="threads that decode pictures")
     return parser
 

@@ -42,6 +42,7 @@ def parse_settings():
                         help="find and align the face in a photograph; auto: in what is larger than an aligned crop")
     parser.add_argument("--face", type=int, default=defaults["face"], help="which face of a photograph, 1: the largest")
     parser.add_argument("--cuda", action=switch, default=defaults["cuda"], help="use CUDA if there is one")
+    parser.add_argument("--bf16", action="store_true", help="run in bfloat16")
     parser.add_argument("--threshold", type=float, default=defaults["threshold"],
                         help="one person below this distance; None: the one of --operating-point")
     parser.add_argument("--operating-point", choices=OPERATING_POINTS, default=defaults["operating_point"],
@@ -147,7 +148,7 @@ def main():
         settings.model_path = str(published_weights(settings.backbone))
     keep_freed_memory()
     arcface = Arcface(**{name: getattr(settings, name) for name in
-                         ("model_path", "backbone", "letterbox_image", "cuda", "align", "face", "threshold",
+                         ("model_path", "backbone", "letterbox_image", "cuda", "bf16", "align", "face", "threshold",
                           "operating_point")})
     print(f"{settings.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
     if arcface.threshold_note:

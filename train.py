@@ -184,7 +184,7 @@ def finish_epoch(training, run, val_loader, pairs, settings):
     if pairs is not None:
         figures, _ = lfw.evaluate(inference_copy(training.evaluated), pairs, SimpleNamespace(
             input_shape=settings.input_shape, letterbox_image=settings.letterbox_image, batch_size=256,
-            num_workers=max(1, settings.num_workers), flip=False, far=1e-3))
+            num_workers=max(1, settings.num_workers), flip=False, bf16=False, far=1e-3))
         row |= {"lfw_accuracy": figures.accuracy, "val_at_far": figures.val}
     run.log(row)
     weights = training.evaluated.state_dict()

@@ -1,66 +1,86 @@
-"""Decoded pictures per second and core, by Pillow and torchvision, and through train.py's loader.
+"""Pictures per second and core by Pillow and by the training loader's decoder, and what train.py waits for data.
 
     python benchmarks/loader_speed.py --annotation-path cls_train.txt --num-workers 2
+    python benchmarks/loader_speed.py --annotation-path cls_train.txt --num-workers 2 --bf16
 
-The share of its time that train.py waits for data is a column of its log.csv.
+Every flag of train.py is one here. A run's own share of waiting is a column of its log.csv.
 """
+import random
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-import torchvision.io
+from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from train import check_settings, make_parser
 from utils.annotation import read_annotation
-from utils.dataset import make_loaders
+from utils.augmentation import augment
+from utils.compilation import compile_networks, compile_pays
+from utils.dataset import load_picture, make_loaders
+from utils.device import keep_freed_memory
+from utils.engine import epoch_means, train_one_epoch
 from utils.images import preprocess
+from utils.setup import make_net, make_training
+
+CPU = torch.device("cpu")
 
 
-def rate(function, items):
-    start = time.perf_counter()
-    for item in items:
-        function(item)
-    return len(items) / (time.perf_counter() - start)
-
-
-def decode_with_torchvision(path):
-    return torchvision.io.decode_jpeg(torchvision.io.read_file(path), mode=torchvision.io.ImageReadMode.RGB)
-
-
-def main():
+def parse_settings():
     parser = make_parser()
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--pictures", type=int, default=2000, help="to decode, and to train on")
     parser.add_argument("--repeats", type=int, default=5)
     settings = parser.parse_args()
     check_settings(settings, parser)
+    return settings
+
+
+def decoding_rate(decode, paths, settings):
+    start = time.perf_counter()
+    for path in paths:
+        decode(path, settings.input_shape, settings.letterbox_image)
+    return len(paths) / (time.perf_counter() - start)
+
+
+def compare_decoders(paths, settings):
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    rates = {preprocess: [], load_picture: []}
+    for _ in range(settings.repeats + 1):  # the first round reads the files into memory
+        for decode in rates:
+            rates[decode].append(decoding_rate(decode, paths, settings))
+    torch.set_num_threads(threads)
+    pillow, loader = rates[preprocess][1:], rates[load_picture][1:]
+    ratios = sorted(fast / slow for slow, fast in zip(pillow, loader))
+    print(f"decoding on one core: Pillow {statistics.median(pillow):.0f} img/s, the loader "
+          f"{statistics.median(loader):.0f}; ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to "
+          f"{ratios[-1]:.2f})")
+
+
+def measure_waiting(paths, labels, settings):
+    """Train for one epoch, as train.py does, and print the share of the time that the loop waited for pictures."""
+    keep_freed_memory()
+    loader, _ = make_loaders(paths, labels, settings, CPU)
+    training = make_training(make_net(settings, max(labels) + 1, CPU), loader.batch_sampler, settings, CPU)
+    if settings.compile or (settings.compile is None and compile_pays(settings.backbone, CPU, float("inf"))):
+        images, sample, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
+        print(compile_networks(training, augment(images, settings.seed, 0, 0)[0], sample))
+    train_one_epoch(training, loader, report=lambda means: None, save=None)
+    means = epoch_means(training.sums)
+    print(f"training {settings.backbone}, batch {settings.batch_size}, {settings.num_workers} workers: "
+          f"{means['images_per_second']:.1f} img/s, {means['waiting']:.2%} of the time waiting for data")
+
+
+def main():
+    settings = parse_settings()
+    settings.val_split = 0
     paths, labels = read_annotation(settings.annotation_path)
-    sample = paths[:: max(1, len(paths) // settings.pictures)]
-    for path in sample:
-        preprocess(path)  # into the page cache
-
-    pillow, torchvision_ = [], []
-    for _ in range(settings.repeats):
-        pillow.append(rate(preprocess, sample))
-        torchvision_.append(rate(decode_with_torchvision, sample))
-    ratios = sorted(b / a for a, b in zip(pillow, torchvision_))
-    print(f"one core: preprocess() with Pillow {statistics.median(pillow):.0f} img/s, torchvision's decoder alone "
-          f"{statistics.median(torchvision_):.0f}; ratio {statistics.median(ratios):.2f} "
-          f"({ratios[0]:.2f} to {ratios[-1]:.2f})")
-
-    loader, _ = make_loaders(paths, labels, settings, torch.device("cpu"))
-    for epoch in range(2):  # the first one starts the workers
-        loader.batch_sampler.epoch = epoch
-        start, count = time.perf_counter(), 0
-        for _, batch_labels, _ in loader:
-            count += len(batch_labels)
-            if count >= 10 * settings.pictures:
-                break
-        print(f"loader, {settings.num_workers} workers, epoch {epoch + 1}: "
-              f"{count / (time.perf_counter() - start):.0f} img/s")
+    chosen = random.Random(settings.seed).sample(range(len(paths)), min(settings.pictures, len(paths)))
+    paths, labels = [paths[i] for i in chosen], [labels[i] for i in chosen]
+    compare_decoders(paths, settings)
+    measure_waiting(paths, labels, settings)
 
 
 if __name__ == "__main__":

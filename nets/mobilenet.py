@@ -24,7 +24,7 @@ class MobileNetV1(nn.Module):
     def __init__(self, embedding_size=512, dropout=0.5):
         super().__init__()
         self.stage1 = nn.Sequential(
-            nn.Sequential(*conv_bn_relu6(nn.Conv2d(3, 32, 3, padding=1, bias=False))),   # 112, the stem keeps the resolution
+            nn.Sequential(*conv_bn_relu6(nn.Conv2d(3, 32, 3, padding=1, bias=False))),  # the stem keeps 112
             depthwise_separable(32, 64),
             depthwise_separable(64, 128, stride=2),                           # 112 -> 56
             depthwise_separable(128, 128),

@@ -48,7 +48,7 @@ def tiny(tmp_path):
 
 def settings(**changes):
     return SimpleNamespace(**{"input_shape": (112, 112), "letterbox_image": True, "batch_size": 64, "num_workers": 2,
-                              "flip": False, "far": 1e-3} | changes)
+                              "flip": False, "bf16": False, "far": 1e-3} | changes)
 
 
 def test_pairs_are_indices_into_pictures_that_are_listed_once(tiny):

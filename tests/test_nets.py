@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nets.arcface import BACKBONES, ArcfaceNet, backbone_name
+from nets.depthwise import DepthwiseConv2d
 from utils.checkpoint import load_embedder, read_weights, save
 from utils.embedding import embed_batch, inference_copy
 from utils.errors import UserError
@@ -204,3 +205,25 @@ def test_a_mirrored_picture_has_the_same_embedding_when_both_are_summed(publishe
     torch.testing.assert_close(both, nn.functional.normalize(plain + mirrored), rtol=0, atol=1e-6)
     torch.testing.assert_close(both, embed_batch(published, pictures.flip(2), flip=True), rtol=0, atol=1e-6)
     assert (plain - mirrored).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_convolution_with_a_stride_is_float32_under_bf16_autocast_on_a_cpu(stride):
+    torch.manual_seed(0)
+    layer = DepthwiseConv2d(4, 3, stride, padding=1)
+    images = torch.randn(2, 4, 8, 8).bfloat16()
+    exact = nn.functional.conv2d(images.float(), layer.weight, None, stride, 1, groups=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(images)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, exact.bfloat16()) == (stride == 2)
+    torch.testing.assert_close(layer(images.float()), exact)
+
+
+def test_bf16_embeddings_are_close_to_the_float32_ones(published):
+    pictures = torch.randint(0, 256, (20, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    fast, exact = embed_batch(inference_copy(published), pictures, bf16=True), embed_batch(published, pictures)
+    assert fast.dtype == torch.float32
+    torch.testing.assert_close(fast.norm(dim=1), torch.ones(20), rtol=0, atol=1e-5)
+    similarity = (fast * exact).sum(1)
+    assert similarity.min() > 0.999 and similarity.max() < 1 - 1e-7

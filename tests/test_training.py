@@ -7,15 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from training_data import QUICK, assert_same_weights, only_run, weights, write_faces
 
 from nets.arcface import ArcfaceNet
 from utils.annotation import read_annotation
 from utils.augmentation import augment
-from utils.dataset import EpochBatches, split_validation
+from utils.dataset import EpochBatches, decode_color_jpeg, load_picture, split_validation
 from utils.embedding import embed
-from utils.images import normalise
+from utils.errors import UserError
+from utils.images import normalise, preprocess
 
 
 def test_batches_cover_the_epoch_once_and_depend_on_the_epoch():
@@ -60,6 +62,53 @@ def test_augmentation_mirrors_about_half_and_differs_by_batch_and_epoch():
         streams.append(tuple(mirrored.tolist()))
     assert len(set(streams)) == 3
     assert torch.equal(augment(images, 7, 1, 0)[0], out)
+
+
+def jpeg(folder, name, image, **options):
+    image.save(folder / name, "jpeg", **options)
+    return folder / name
+
+
+def pictures_to_load(folder):
+    """Files of every kind that a training set may hold, with a picture in which nothing is symmetric."""
+    noise = np.random.default_rng(3).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((112, 112), box=(0, 0, 40, 40))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    yield jpeg(folder, "colour.jpg", image)
+    yield jpeg(folder, "subsampled.JPG", image, quality=40, subsampling=2)
+    yield jpeg(folder, "progressive.jpeg", image, progressive=True)
+    yield jpeg(folder, "turned.jpg", image, exif=turned)
+    yield jpeg(folder, "wide and 中文.jpg", image.resize((250, 180)), exif=turned)
+    yield jpeg(folder, "grey.jpg", image.convert("L"))
+    yield jpeg(folder, "cmyk.jpg", image.convert("CMYK"))
+    image.save(folder / "a png.jpg", "png")
+    yield folder / "a png.jpg"
+    image.save(folder / "png.png")
+    yield folder / "png.png"
+
+
+def test_the_training_loader_sees_the_pixels_that_everything_else_sees(tmp_path):
+    for path in pictures_to_load(tmp_path):
+        for letterbox in (True, False):
+            loaded = load_picture(path, [112, 112], letterbox)
+            assert loaded.dtype == torch.uint8 and loaded.is_contiguous()
+            assert np.array_equal(loaded.numpy(), preprocess(path, [112, 112], letterbox)), path
+
+
+def test_the_training_loader_decodes_a_colour_jpeg_by_torchvision(tmp_path):
+    decoded = {path.name for path in pictures_to_load(tmp_path) if decode_color_jpeg(path) is not None}
+    assert decoded == {"colour.jpg", "subsampled.JPG", "progressive.jpeg", "turned.jpg", "wide and 中文.jpg"}
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", "half"])
+def test_a_damaged_picture_is_named_by_the_training_loader(tmp_path, content):
+    path = next(pictures_to_load(tmp_path))
+    path.write_bytes(path.read_bytes()[:2000] if content == "half" else content)
+    with pytest.raises(UserError, match=r"colour\.jpg does not decode"):
+        load_picture(path, [112, 112], True)
+    with pytest.raises(UserError, match=r"none\.jpg does not exist"):
+        load_picture(tmp_path / "none.jpg", [112, 112], True)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +169,8 @@ def test_people_never_trained_on_separate_better_than_before(trained, shared, tm
     paths, labels = read_annotation(write_faces(shared, tmp_path / "held_out.txt", people=24, pictures=8, skip=100))
     first, second = np.triu_indices(len(paths), 1)
     genuine = np.array(labels)[first] == np.array(labels)[second]
-    settings = SimpleNamespace(input_shape=(112, 112), letterbox_image=True, batch_size=64, num_workers=2, flip=False)
+    settings = SimpleNamespace(input_shape=(112, 112), letterbox_image=True, batch_size=64, num_workers=2, flip=False,
+                               bf16=False)
 
     def separation(net):
         embeddings = embed(net.eval(), paths, settings).numpy()

@@ -9,10 +9,11 @@ def average_weights(net, decay):
     The decay grows from 0.1 as (1 + n) / (10 + n) up to `decay`, so that the random start is forgotten even
     in a short run. BatchNorm's statistics are averaged too.
     """
-    def blend(average, current, updates):
-        if not average.is_floating_point():
-            return current
-        return torch.lerp(current, average, torch.minimum((1 + updates) / (10 + updates), limit).to(average))
+    def blend(averages, currents, updates):
+        if averages[0].is_floating_point():
+            seen = updates.item()
+            torch._foreach_lerp_(averages, currents, 1 - min((1 + seen) / (10 + seen), decay))
+        else:  # BatchNorm's count of batches
+            torch._foreach_copy_(averages, currents)
 
-    limit = torch.tensor(decay, device=next(net.parameters()).device)
-    return AveragedModel(net, avg_fn=blend, use_buffers=True)
+    return AveragedModel(net, multi_avg_fn=blend, use_buffers=True)
