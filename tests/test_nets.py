@@ -226,4 +226,4 @@ def test_bf16_embeddings_are_close_to_the_float32_ones(published):
     assert fast.dtype == torch.float32
     torch.testing.assert_close(fast.norm(dim=1), torch.ones(20), rtol=0, atol=1e-5)
     similarity = (fast * exact).sum(1)
-    assert similarity.min() > 0.999 and similarity.max() < 1 - 1e-7
+    assert similarity.min() > 0.995 and similarity.max() < 1 - 1e-7
