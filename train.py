@@ -24,7 +24,7 @@ from nets.arcface import backbone_name
 from utils import distributed, lfw, resume
 from utils.annotation import check_trainable, read_annotation
 from utils.augmentation import KINDS, augment
-from utils.compilation import compile_networks, compile_pays
+from utils.compilation import compile_if_wanted
 from utils.dataset import make_loaders
 from utils.describe import describe
 from utils.device import choose_device, keep_freed_memory
@@ -34,7 +34,7 @@ from utils.errors import SettingsParser, UserError, script
 from utils.images import check_input_shape
 from utils.progress import Progress
 from utils.run import Run, commit
-from utils.setup import make_net, make_training
+from utils.setup import load_weights, make_net, make_training
 
 
 def make_parser():
@@ -45,7 +45,8 @@ def make_parser():
     data.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"))
     data.add_argument("--letterbox-image", action=switch, default=True, help="pad, not stretch")
     data.add_argument("--val-split", type=float, default=0.01, help="share of the pictures held out; 0 for none")
-    data.add_argument("--augment", nargs="+", choices=tuple(KINDS), default=[], help="beside the mirror")
+    data.add_argument("--augment", nargs="+", metavar="KIND", default=[],
+                      help=f"beside the mirror, of the whole batch: {', '.join(KINDS)}")
     data.add_argument("--num-workers", type=int, default=4, help="processes that decode pictures")
     network = parser.add_argument_group("network")
     network.add_argument("--backbone", default="mobilefacenet",
@@ -103,9 +104,8 @@ def make_parser():
     results.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    precision = machine.add_mutually_exclusive_group()
-    precision.add_argument("--fp16", action="store_true", help="mixed precision with loss scaling (CUDA)")
-    precision.add_argument("--bf16", action="store_true", help="mixed precision without")
+    machine.add_argument("--fp16", action=switch, default=False, help="mixed precision with loss scaling (CUDA)")
+    machine.add_argument("--bf16", action=switch, default=False, help="mixed precision without")
     machine.add_argument("--compile", action=switch, default=None, help="torch.compile; none: where it pays")
     machine.add_argument("--channels-last", action=switch, default=True, help="the faster memory format")
     machine.add_argument("--sync-bn", action="store_true", help="BatchNorm over all processes (CUDA)")
@@ -152,6 +152,12 @@ def check_settings(settings, parser):
         parser.error("--teacher needs --distill-weight or --hint-weight above 0, and --label-weight at least 0")
     if not settings.teacher and (settings.label_weight != 1 or settings.hint_weight or settings.hint_epochs):
         parser.error("--label-weight, --hint-weight and --hint-epochs are for a --teacher")
+    settings.augment = [kind for word in settings.augment for kind in word.split(",")]
+    unknown = [kind for kind in settings.augment if kind not in KINDS]
+    if unknown:
+        parser.error(f"--augment {unknown[0]!r}: choose among {', '.join(KINDS)}")
+    if settings.fp16 and settings.bf16:
+        parser.error("--fp16 and --bf16 exclude each other: add --no-fp16 or --no-bf16")
     try:
         settings.backbone = backbone_name(settings.backbone)
     except ValueError as error:
@@ -162,8 +168,8 @@ def prepare_machine(settings):
     """-> the device, after joining the other processes where torchrun started some."""
     keep_freed_memory()
     device = distributed.start(choose_device(settings.device))
-    if settings.fp16 and device.type == "cpu":
-        raise UserError("--fp16 needs CUDA: on a CPU use --bf16")
+    if device.type == "cpu" and (settings.fp16 or settings.sync_bn):
+        raise UserError("--fp16 needs CUDA: on a CPU use --bf16" if settings.fp16 else "--sync-bn needs CUDA")
     if settings.batch_size % distributed.world_size():
         raise UserError(f"--batch-size {settings.batch_size} is for all processes together: make it a multiple of "
                         f"{distributed.world_size()}")
@@ -178,6 +184,7 @@ def finish_epoch(training, run, val_loader, pairs, settings):
            "train_loss": train["loss"], "train_accuracy": train["accuracy"],
            "val_loss": math.nan, "val_accuracy": math.nan, "lfw_accuracy": math.nan, "val_at_far": math.nan,
            "images_per_second": train["images_per_second"], "data_wait": train["waiting"]}
+    distributed.copy_buffers_of_main(training.evaluated)
     if val_loader is not None:
         val = validate(training, val_loader)
         row |= {"val_loss": val["loss"], "val_accuracy": val["accuracy"]}
@@ -206,12 +213,22 @@ def train(training, run, loader, val_loader, pairs, data, settings):
         with Progress(training, batches, settings.epochs, total_steps) as progress:
             train_one_epoch(training, loader, progress.report, save)
         if training.stop.received:
-            print(f"stopped after step {training.step}, go on with: python {shlex.join(sys.argv[:1])} --resume "
-                  f"{shlex.quote(str(run.folder))}", flush=True)
+            print(f"stopped after step {training.step}, go on with: {distributed.launcher()} "
+                  f"{shlex.join(sys.argv[:1])} --resume {shlex.quote(str(run.folder))}", flush=True)
             return 128 + training.stop.received
         finish_epoch(training, run, val_loader, pairs, settings)
         save()
     return 0
+
+
+def find_benchmark(settings):
+    """-> the Pairs to evaluate after each epoch, or None where there are none and none are asked for."""
+    there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
+    if settings.lfw_eval or (settings.lfw_eval is None and there):
+        return lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+    if settings.lfw_eval is None:
+        print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss)")
+    return None
 
 
 @script
@@ -222,12 +239,10 @@ def main():
     paths, labels = read_annotation(settings.annotation_path)
     check_trainable(labels, settings.annotation_path)
     data = hashlib.sha256(Path(settings.annotation_path).read_bytes()).hexdigest()
-    pairs = None
-    if settings.lfw_eval or (settings.lfw_eval is None and Path(settings.lfw_dir).is_dir()):
-        pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
-    elif settings.lfw_eval is None:
-        print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss)")
+    pairs = find_benchmark(settings)
     net = make_net(settings, max(labels) + 1, device)
+    if state is None:
+        load_weights(net, settings)
     loader, val_loader = make_loaders(paths, labels, settings, device)
     batches = loader.batch_sampler
     training = make_training(net, batches, settings, device)
@@ -244,16 +259,17 @@ def main():
     images, sample_labels, _ = default_collate([loader.dataset[index] for index in next(iter(batches))])
     images, _ = augment(images.to(device), settings.seed, 0, 0, settings.augment)
     run.save_batch_picture(images, sample_labels)
-    if settings.compile is None:
-        settings.compile = compile_pays(settings.backbone, device, (settings.epochs - training.epoch) * batches.count)
-    print(compile_networks(training, images, sample_labels.to(device)) if settings.compile
-          else "torch.compile: no (--compile turns it on)")
+    print(compile_if_wanted(training, settings, (settings.epochs - training.epoch) * batches.count,
+                            images, sample_labels.to(device)))
+    training.stop.listen()
 
     try:
         status = train(training, run, loader, val_loader, pairs, data, settings)
     except Diverged as error:
         run.write_json("diverged.json", error.facts)
-        raise UserError(f"{error}; its pictures are in diverged.json, last.pt holds the last good state") from None
+        kept = ("last.pt holds the last good state" if (run.folder / "last.pt").exists()
+                else "no state was saved yet (--checkpoint-every)")
+        raise UserError(f"{error}; its pictures are in {run.folder / 'diverged.json'}, {kept}") from None
     distributed.stop()
     return status
 

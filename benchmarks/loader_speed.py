@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from train import check_settings, make_parser
 from utils.annotation import read_annotation
 from utils.augmentation import augment
-from utils.compilation import compile_networks, compile_pays
+from utils.compilation import compile_if_wanted
 from utils.dataset import load_picture, make_loaders
 from utils.device import keep_freed_memory
 from utils.engine import epoch_means, train_one_epoch
@@ -64,9 +64,9 @@ def measure_waiting(paths, labels, settings):
     keep_freed_memory()
     loader, _ = make_loaders(paths, labels, settings, CPU)
     training = make_training(make_net(settings, max(labels) + 1, CPU), loader.batch_sampler, settings, CPU)
-    if settings.compile or (settings.compile is None and compile_pays(settings.backbone, CPU, float("inf"))):
-        images, sample, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
-        print(compile_networks(training, augment(images, settings.seed, 0, 0)[0], sample))
+    images, sample, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
+    images, _ = augment(images, settings.seed, 0, 0)
+    print(compile_if_wanted(training, settings, float("inf"), images, sample))
     train_one_epoch(training, loader, report=lambda means: None, save=None)
     means = epoch_means(training.sums)
     print(f"training {settings.backbone}, batch {settings.batch_size}, {settings.num_workers} workers: "

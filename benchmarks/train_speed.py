@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from train import check_settings, make_parser
 from utils.annotation import read_annotation
 from utils.augmentation import augment
-from utils.compilation import compile_networks, compile_pays
+from utils.compilation import compile_if_wanted
 from utils.dataset import EpochBatches, FaceDataset
 from utils.device import keep_freed_memory
 from utils.engine import train_one_step
-from utils.setup import make_net, make_training
+from utils.setup import load_weights, make_net, make_training
 
 CPU = torch.device("cpu")
 WARM_UP = 3  # steps not counted
@@ -55,9 +55,11 @@ def measure(settings):
     batches = EpochBatches(len(paths), settings.batch_size, settings.seed)
     groups = [default_collate([dataset[i] for i in indices])
               for _, indices in zip(range(WARM_UP + settings.steps), batches)]
-    training = make_training(make_net(settings, max(labels) + 1, CPU), batches, settings, CPU)
-    if settings.compile or (settings.compile is None and compile_pays(settings.backbone, CPU, float("inf"))):
-        print(compile_networks(training, augment(groups[0][0], settings.seed, 0, 0)[0], groups[0][1]), file=sys.stderr)
+    net = make_net(settings, max(labels) + 1, CPU)
+    load_weights(net, settings)
+    training = make_training(net, batches, settings, CPU)
+    images, _ = augment(groups[0][0], settings.seed, 0, 0)
+    print(compile_if_wanted(training, settings, float("inf"), images, groups[0][1]), file=sys.stderr)
     training.model.train()
     step = plain_step if settings.side == "plain" else our_step
     seconds, losses = [], []

@@ -1,9 +1,10 @@
 """Run by tests/test_distributed.py under torchrun, or alone: steps on a fixed global batch, saved for comparison.
 
-    distributed_worker.py OUTPUT
+    distributed_worker.py OUTPUT TEACHER
 
 The first step has BatchNorm in eval mode, where its figures do not depend on how the batch is shared out; a second
-one has it in training mode.
+one has it in training mode. Then a student takes a step with its stages apart and one end to end. At last the
+network of the last process breaks.
 """
 import hashlib
 import sys
@@ -12,10 +13,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from train import make_parser
+from train import check_settings, make_parser
 from utils import distributed
 from utils.dataset import EpochBatches
-from utils.engine import train_one_step
+from utils.engine import Diverged, train_one_step
 from utils.setup import make_net, make_training
 
 PICTURES = 16
@@ -25,9 +26,43 @@ class Pictures:
     paths = [f"picture {i}" for i in range(PICTURES)]
 
 
-def main(output):
+def parse(*arguments):
+    parser = make_parser()
+    settings = parser.parse_args(["--batch-size", "8", "--epochs", "2", "--accumulate", "2", *arguments])
+    check_settings(settings, parser)
+    return settings
+
+
+def hashes_of_all(net):
+    flat = torch.cat([p.detach().flatten() for p in net.parameters()])
+    return distributed.gather(hashlib.sha256(flat.numpy().tobytes()).hexdigest())
+
+
+def teach(teacher, batches, group, device):
+    """-> the hashes of a student's parameters after a step with its stages apart and one end to end."""
+    settings = parse("--teacher", teacher, "--hint-weight", "0.5", "--hint-epochs", "1", "--label-weight", "0.1")
+    net = make_net(settings, 4, device)
+    training = make_training(net, batches, settings, device)
+    training.model.train()
+    for apart in (True, False):
+        train_one_step(training, group, Pictures)
+        assert training.objective.apart == apart
+    return hashes_of_all(net)
+
+
+def diverge(training, group):
+    """-> the facts of a step in which the last process alone has a loss that is not finite."""
+    if distributed.rank() == distributed.world_size() - 1:
+        training.net.arcface.last_bn.bias.data[0] = torch.nan
+    try:
+        train_one_step(training, group, Pictures)
+    except Diverged as error:
+        return error.facts
+
+
+def main(output, teacher):
     device = distributed.start(torch.device("cpu"))
-    settings = make_parser().parse_args(["--batch-size", "8", "--epochs", "1", "--accumulate", "2"])
+    settings = parse()
     batches = EpochBatches(PICTURES, settings.batch_size, settings.seed)
     net = make_net(settings, 4, device)
     training = make_training(net, batches, settings, device)
@@ -40,10 +75,11 @@ def main(output):
     flat = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
     training.model.train()
     train_one_step(training, group, Pictures)
-    hashes = distributed.gather(hashlib.sha256(torch.cat(
-        [p.detach().flatten() for p in net.parameters()]).numpy().tobytes()).hexdigest())
+    result = {"loss": loss, "correct": correct, "gradient": flat, "hashes": hashes_of_all(net),
+              "student": teach(teacher, batches, group, device), "facts": diverge(training, group),
+              "pictures": distributed.gather([Pictures.paths[i] for _, _, indices in group for i in indices])}
     if distributed.is_main():
-        torch.save({"loss": loss, "correct": correct, "gradient": flat, "hashes": hashes}, output)
+        torch.save(result, output)
     distributed.stop()
 
 

@@ -50,7 +50,7 @@ def test_a_killed_run_resumed_ends_with_the_same_weights(run_script, annotation,
     assert status == -signal.SIGKILL
     run = only_run(tmp_path / "logs")
     state = torch.load(run / "last.pt", weights_only=True)
-    assert state["step"] < EPOCHS * 4
+    assert state["step"] < torch.load(only_run(tmp_path / "whole") / "last.pt", weights_only=True)["step"]
     resumed = run_script("train.py", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert f"going on after step {state['step']}" in resumed.stdout
@@ -100,8 +100,13 @@ def test_the_checkpoint_holds_the_whole_state_as_plain_types(finished):
 
 
 def test_a_resume_with_other_settings_is_refused_and_can_be_forced(run_script, finished):
-    refused = run_script("train.py", "--resume", "--batch-size", 4, "--init-lr", 0.1, "--epochs", 2, cwd=finished)
-    assert_user_error(refused, "batch_size was 8, is 4", "init_lr was 0.05, is 0.1", "--force")
+    refused = run_script("train.py", "--resume", "--m", 0.4, "--init-lr", 0.1, "--epochs", 2, cwd=finished)
+    assert_user_error(refused, "m was 0.5, is 0.4", "init_lr was 0.05, is 0.1", "--force")
+
+
+def test_what_the_saved_state_does_not_fit_is_refused_even_by_force(run_script, finished):
+    refused = run_script("train.py", "--resume", "--batch-size", 4, "--epochs", 2, "--force", cwd=finished)
+    assert_user_error(refused, "batch_size was 8, is 4", "--model-path")
 
 
 def test_a_resume_with_other_pictures_is_refused(run_script, finished, shared, tmp_path):
@@ -120,10 +125,14 @@ def test_weights_are_not_a_checkpoint_to_resume(run_script, published_weights):
 
 
 def test_a_forced_resume_goes_on_with_the_new_settings(run_script, finished):
-    forced = run_script("train.py", "--resume", "--epochs", 2, "--force", cwd=finished)
+    forced = run_script("train.py", "--resume", "--epochs", 2, "--weight-decay", 0.25, "--force", cwd=finished)
     assert forced.returncode == 0, forced.stderr
-    assert "epochs was 1, is 2" in forced.stdout
-    assert len(list(only_run(finished / "logs").glob("ep*.pth"))) == 2
+    assert "epochs was 1, is 2" in forced.stdout and "weight_decay was 0.0005, is 0.25" in forced.stdout
+    run = only_run(finished / "logs")
+    assert len(list(run.glob("ep*.pth"))) == 2
+    state = torch.load(run / "last.pt", weights_only=True)
+    assert [group["weight_decay"] for group in state["optimizer"]["param_groups"]] == [0.25, 0.25, 0]
+    assert not {"force", "resume"} & state["settings"].keys()  # the next start is to ask again
 
 
 def test_a_run_that_diverges_stops_and_keeps_the_last_good_state(run_script, annotation, tmp_path):
@@ -132,7 +141,7 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_state(run_script, ann
     torch.save(state, tmp_path / "nan.pth")
     result = run_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
                         "--checkpoint-every", 0.00001, "--model-path", tmp_path / "nan.pth")
-    assert_user_error(result, "step 0", "nan", "gradient norm", "learning rate", "diverged.json")
+    assert_user_error(result, "step 0", "nan", "gradient norm", "learning rate", "diverged.json", "no state was saved")
     run = only_run(tmp_path / "logs")
     facts = json.loads((run / "diverged.json").read_text(encoding="utf-8"))
     assert len(facts["pictures"]) == 8 and all(os.path.isfile(path) for path in facts["pictures"])

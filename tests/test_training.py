@@ -2,6 +2,7 @@
 import csv
 import hashlib
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from utils.dataset import EpochBatches, decode_color_jpeg, load_picture, split_v
 from utils.embedding import embed
 from utils.errors import UserError
 from utils.images import normalise, preprocess
+from utils.run import Run
 
 
 def test_batches_cover_the_epoch_once_and_depend_on_the_epoch():
@@ -109,6 +111,21 @@ def test_a_damaged_picture_is_named_by_the_training_loader(tmp_path, content):
         load_picture(path, [112, 112], True)
     with pytest.raises(UserError, match=r"none\.jpg does not exist"):
         load_picture(tmp_path / "none.jpg", [112, 112], True)
+
+
+@pytest.mark.parametrize(("rows", "best"), [
+    ([(0.5, 0.7), (0.4, 0.8), (0.3, 0.75)], 2),                       # LFW accuracy counts where it was measured
+    ([(0.5, math.nan), (0.3, math.nan), (0.4, math.nan)], 2),         # then the validation loss
+    ([(math.nan, math.nan)] * 3, 3),                                  # the training loss of other epochs says nothing
+    ([(0.5, 0.7), (0.4, math.nan)], 1),
+])
+def test_the_best_weights_are_those_of_the_best_figure_that_was_measured(tmp_path, rows, best):
+    run = Run(tmp_path)
+    for epoch, (val_loss, lfw_accuracy) in enumerate(rows, 1):
+        run.rows.append({"epoch": epoch, "train_loss": epoch, "val_loss": val_loss, "lfw_accuracy": lfw_accuracy})
+        run.save_weights({"epoch": torch.tensor(epoch)}, period=10, last_epoch=0)
+    assert torch.load(tmp_path / "best.pth", weights_only=True)["epoch"] == best
+    assert json.loads((tmp_path / "best.json").read_text(encoding="utf-8"))["training"]["epoch"] == best
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,13 @@ PAYS_FROM = {"mobilefacenet": 30_000, "iresnet18": 10_000, "iresnet34": 10_000, 
              "iresnet100": 10_000, "iresnet200": 10_000}
 
 
-def compile_pays(backbone, device, pictures):
-    return device.type == "cpu" and pictures >= PAYS_FROM.get(backbone, float("inf"))
+def compile_if_wanted(training, settings, pictures, images, labels):
+    """Compile where --compile says so, or without it where that pays for so many training pictures. -> one sentence."""
+    if settings.compile is None:
+        settings.compile = training.device.type == "cpu" and pictures >= PAYS_FROM.get(settings.backbone, float("inf"))
+    if settings.compile:
+        return compile_networks(training, images, labels)
+    return "torch.compile: no (--compile turns it on)"
 
 
 def compile_networks(training, images, labels):

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils import distributed
 from utils.device import available_cores
+from utils.errors import UserError
 from utils.images import preprocess
 from utils.interrupt import leave_signals_to_main
 
@@ -65,7 +66,7 @@ class EpochBatches:
         self.epoch = self.start = 0
 
     def __len__(self):
-        return self.count // self.batch_size - self.start
+        return max(0, self.count // self.batch_size - self.start)
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
@@ -110,6 +111,9 @@ def make_loaders(paths, labels, settings, device):
     workers = min(settings.num_workers, available_cores())  # more would only cost memory, and a warning
     training, validation = split_validation(labels, settings.val_split, settings.seed)
     batches = EpochBatches(len(training), settings.batch_size, settings.seed)
+    if batches.batch_size < 2 * distributed.world_size():
+        raise UserError(f"{len(training)} pictures in batches of {settings.batch_size} are fewer than two a process: "
+                        "BatchNorm needs more")
     return (make_loader(training, batch_sampler=batches),
             make_loader(validation[distributed.rank()::distributed.world_size()], batch_size=settings.batch_size)
             if validation else None)

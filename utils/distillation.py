@@ -68,7 +68,8 @@ class Distillation(nn.Module):
     def evaluate(self, net, images, labels):
         """The loss, without hints, of another network of the same kind, such as the averaged one."""
         output = net.arcface(images)
-        loss, correct = self.embedding_loss(net.head, output, self.teach(images)[-1], labels)
+        # forward() is not compiled: another batch size would compile it again.
+        loss, correct = self.embedding_loss(net.head, output, self.teacher[0].forward(images)[-1], labels)
         return Outcome(loss, correct, F.normalize(output.detach().float()))
 
     @torch.no_grad()

@@ -58,6 +58,26 @@ def wrap(objective, device):
                                    find_unused_parameters=hasattr(objective, "teacher"))
 
 
+def launcher():
+    """-> the command that starts as many processes as there are now, to be followed by the script."""
+    if world_size() == 1:
+        return "python"
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    hosts = "" if here == world_size() else (
+        f"--nnodes {world_size() // here} --rdzv-backend c10d --rdzv-endpoint HOST:29500 ")
+    return f"torchrun {hosts}--nproc-per-node {here}"
+
+
+def copy_buffers_of_main(net):
+    """Give every process the BatchNorm statistics of rank 0, whose network is the one that is saved.
+
+    Each process has moved its own by its share of the last batch.
+    """
+    if world_size() > 1:
+        for buffer in net.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def reduce(values, device, largest=False):
     """Numbers of every process -> their sums over processes, or their maxima, as a list of floats."""
     if world_size() == 1:

@@ -1,4 +1,5 @@
 """One epoch of training, and one of validation."""
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,9 +12,11 @@ from torch.optim.swa_utils import AveragedModel
 from nets.arcface import ArcfaceNet
 from utils import distributed
 from utils.augmentation import augment
+from utils.embedding import inference_copy
 from utils.errors import UserError
 from utils.images import normalise
 from utils.interrupt import StopRequest
+from utils.schedule import Margin
 
 CHECK_EVERY = 50  # steps between two looks for what is too slow to look for at each
 
@@ -26,7 +29,7 @@ class Training:
     model: nn.Module                          # objective, or DistributedDataParallel around it
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]     # step -> learning rate
-    margin: Callable[[int], float]            # step -> the head's m
+    margin: Margin                            # step -> the head's m
     device: torch.device
     seed: int
     accumulate: int                           # batches per optimizer step
@@ -54,7 +57,10 @@ class Training:
 
 
 class Diverged(UserError):
-    """A loss or gradient that is not finite; the step was not taken. `facts`: step, lr, losses and pictures."""
+    """A loss or gradient that is not finite; the step was not taken.
+
+    `facts`: step, lr, loss, gradient norm and pictures of the first process that has one.
+    """
 
     def __init__(self, facts):
         super().__init__(f"the loss is {facts['loss']} and the gradient norm {facts['gradient_norm']} at step "
@@ -122,14 +128,28 @@ def train_one_step(training, group, dataset):
         correct.append(outcome.correct.sum())
     training.scaler.unscale_(training.optimizer)
     norm = nn.utils.clip_grad_norm_(training.model.parameters(), training.grad_clip or float("inf"))
-    loss = torch.stack(losses).mean()
-    check_finite(training, loss, norm, rate, [dataset.paths[i] for _, _, indices in group for i in indices])
+    # One wait for the device a step.
+    loss, norm, correct = torch.stack([torch.stack(losses).mean(), norm, torch.stack(correct).sum()]).tolist()
+    check_finite(training, loss, norm, rate, group, dataset)
+    if update_weights(training):
+        training.step += 1
+        if training.average:
+            training.average.update_parameters(training.net)
+    return loss, correct
+
+
+def update_weights(training):
+    """-> whether the step was taken: not where gradients overflow fp16, which lowers the loss scale instead.
+
+    Raises UserError for a loss scale at its floor.
+    """
+    scale = training.scaler.get_scale()
     training.scaler.step(training.optimizer)
     training.scaler.update()
-    if training.average:
-        training.average.update_parameters(training.net)
-    training.step += 1
-    return loss.item(), torch.stack(correct).sum().item()
+    if training.scaler.get_scale() < 1:
+        raise UserError(f"the loss scale fell below 1 at step {training.step}: the gradients exceed fp16, go on with "
+                        "--resume --no-fp16 --bf16 --force")
+    return training.scaler.get_scale() >= scale
 
 
 def backward(training, images, labels, share, weight):
@@ -138,33 +158,32 @@ def backward(training, images, labels, share, weight):
         outcome = training.model(images, labels, share)
     training.scaler.scale(outcome.loss * weight).backward()
     if training.step % CHECK_EVERY == 0:
-        check_health(training, outcome.embeddings)
+        check_collapse(training, outcome.embeddings)
     return outcome
 
 
-def check_finite(training, loss, norm, rate, paths):
+def check_finite(training, loss, norm, rate, group, dataset):
     """Raises Diverged in every process when one has a loss or a gradient that is not finite.
 
     Infinite gradients are normal with a loss scaler, which skips such a step; an infinite loss is not.
     """
-    bad = not loss.isfinite() or not (norm.isfinite() or training.scaler.is_enabled())
+    bad = not math.isfinite(loss) or not (math.isfinite(norm) or training.scaler.is_enabled())
     if any(distributed.reduce([bad], training.device)):
-        raise Diverged({"step": training.step, "epoch": training.epoch + 1, "lr": rate, "loss": loss.item(),
-                        "gradient_norm": norm.item(), "pictures": paths})
+        # The gradient is that of all processes, so a loss that is not finite tells whose pictures are to blame.
+        facts = distributed.gather({
+            "step": training.step, "epoch": training.epoch + 1, "lr": rate, "loss": loss, "gradient_norm": norm,
+            "pictures": [dataset.paths[i] for _, _, indices in group for i in indices]})
+        raise Diverged(next((fact for fact in facts if not math.isfinite(fact["loss"])), facts[0]))
 
 
-def check_health(training, embeddings):
+def check_collapse(training, embeddings):
     if len(embeddings) > 1 and (embeddings - embeddings[0]).abs().max() < 1e-4:
         raise UserError(f"all embeddings of a batch are equal at step {training.step}, the network has collapsed: "
                         "lower --init-lr")
-    if training.scaler.is_enabled() and training.scaler.get_scale() < 1:
-        raise UserError(f"the loss scale fell below 1 at step {training.step}: the gradients exceed fp16, use --bf16")
 
 
 def epoch_totals(training):
     """The sums of the epoch so far over all processes; seconds are those of one."""
-    if not training.sums:
-        return {}
     totals = dict(zip(training.sums, distributed.reduce(training.sums.values(), training.device)))
     for name in ("seconds", "waiting"):
         totals[name] /= distributed.world_size()
@@ -181,10 +200,12 @@ def epoch_means(sums):
 def validate(training, loader):
     """-> {"loss", "accuracy"} of the evaluated network on the validation set, every picture once over all processes.
 
-    Without augmentation and, for accuracy, without the margin.
+    Without augmentation and, for accuracy, without the margin; the loss with the whole margin, so that the epochs of
+    --margin-warmup-epochs compare.
     """
-    net = training.evaluated.eval()
-    net.head.m = training.margin(training.step)
+    net = inference_copy(training.evaluated)
+    net.head = training.evaluated.head
+    net.head.m = training.margin.m
     loss, correct, count = 0.0, 0.0, 0
     for images, labels, _ in loader:
         images, labels = normalise(images.to(training.device)), labels.to(training.device)

@@ -4,10 +4,15 @@ import signal
 
 
 class StopRequest:
-    """`received` is 0, or the number of the signal that came. A second signal of the kind ends the process at once."""
+    """`received` is 0, or the number of the signal that came after listen().
+
+    A second signal of the kind ends the process at once.
+    """
 
     def __init__(self):
         self.received = 0
+
+    def listen(self):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.note)
 

@@ -4,9 +4,11 @@ import time
 
 from tqdm import tqdm
 
+from utils import distributed
+
 
 class Progress:
-    """`report(means)` after each step of an epoch; use as a context manager around the epoch."""
+    """`report(means)` after each step of an epoch, with those of rank 0; use as a context manager around the epoch."""
 
     def __init__(self, training, batches, epochs, total_steps):
         self.training, self.total_steps = training, total_steps
@@ -24,10 +26,10 @@ class Progress:
 
     def report(self, means):
         now, step = time.perf_counter(), self.training.step
-        left = (now - self.began) / (step - self.first_step) * (self.total_steps - step)
+        left = (now - self.began) / max(1, step - self.first_step) * (self.total_steps - step)
         eta = f"{left // 3600:.0f}:{left // 60 % 60:02.0f}:{left % 60:02.0f}"
         text = (f"loss {means['loss']:.3f} acc {means['accuracy']:.3f} lr {self.training.learning_rate(step - 1):.2g} "
-                f"{means['images_per_second']:.0f} img/s ETA {eta}")
+                f"{means['images_per_second'] * distributed.world_size():.0f} img/s ETA {eta}")
         if not self.bar.disable:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(self.training.batch - self.bar.n)

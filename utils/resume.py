@@ -6,12 +6,14 @@ import numpy as np
 import torch
 
 from utils import checkpoint, distributed
-from utils.engine import epoch_totals
 from utils.errors import UserError
 
+OF_ONE_START = {"resume", "force"}  # what is said of this start alone, and not kept
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
-FREE = {"resume", "force", "num_workers", "device", "save_dir", "save_period", "lfw_eval", "lfw_dir", "lfw_pairs",
-        "checkpoint_every", "annotation_path"}
+FREE = {"num_workers", "device", "save_dir", "save_period", "lfw_eval", "lfw_dir", "lfw_pairs", "checkpoint_every",
+        "annotation_path"}
+# Settings that what is saved is made for.
+FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate", "teacher", "teacher_backbone"}
 
 
 def find_checkpoint(resume, save_dir):
@@ -39,10 +41,14 @@ def read_checkpoint(path):
 
 def check_settings(saved, now, force):
     """Raises UserError where a setting that changes the result differs from the checkpoint's, unless `force`."""
-    changed = [f"{name} was {saved[name]}, is {now[name]}" for name in saved
-               if name not in FREE and name in now and saved[name] != now[name]]
+    changed = {name: f"{name} was {saved[name]}, is {now[name]}" for name in saved
+               if name not in FREE and name in now and saved[name] != now[name]}
     if changed:
-        message = "the resumed run differs: " + "; ".join(changed)
+        message = "the resumed run differs: " + "; ".join(changed.values())
+        fixed = ", ".join(name for name in changed if name in FIXED)
+        if fixed:
+            raise UserError(f"{message} (its state does not fit another {fixed}: start a new run, from its best.pth "
+                            "with --model-path)")
         if not force:
             raise UserError(message + " (--force goes on all the same)")
         print(message)
@@ -50,8 +56,9 @@ def check_settings(saved, now, force):
 
 def save_checkpoint(training, run, settings, data):
     """Write last.pt. Every process has to call it; rank 0 writes. data: what identifies the training pictures."""
-    sums = epoch_totals(training)
+    sums = distributed.gather(training.sums)
     random_states = distributed.gather(get_random_state(training.device))
+    kept = {name: value for name, value in settings.items() if name not in OF_ONE_START}
     if distributed.is_main():
         checkpoint.save({
             "model": training.net.state_dict(),
@@ -60,7 +67,7 @@ def save_checkpoint(training, run, settings, data):
             "scaler": training.scaler.state_dict(),
             "average": training.average.state_dict() if training.average else None,
             "step": training.step, "epoch": training.epoch, "batch": training.batch, "sums": sums,
-            "random": random_states, "rows": run.rows, "settings": settings, "data": data,
+            "random": random_states, "rows": run.rows, "settings": kept, "data": data,
         }, run.folder / "last.pt")
 
 
@@ -69,24 +76,42 @@ def restore(training, run, state, data, force):
 
     Raises UserError where the training pictures are others, unless `force`.
     """
-    if state["data"] != data and not force:
-        raise UserError(f"the annotation file is not the one of {run.folder} (--force goes on all the same)")
+    if state["data"] != data:
+        message = f"the annotation file is not the one of {run.folder}"
+        people, known = len(training.net.head.weight), len(state["model"]["head.weight"])
+        if people != known:
+            raise UserError(f"{message}: {people} people instead of {known} (start a new run from its best.pth with "
+                            "--model-path)")
+        if not force:
+            raise UserError(f"{message} (--force goes on all the same)")
+        print(message)
     training.net.load_state_dict(state["model"])
     training.objective.maps.load_state_dict(state["maps"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    training.scaler.load_state_dict(state["scaler"])
+    restore_optimizer(training.optimizer, state["optimizer"])
+    if training.scaler.is_enabled() and state["scaler"]:
+        training.scaler.load_state_dict(state["scaler"])
     if training.average and state["average"]:
         training.average.load_state_dict(state["average"])
     training.step, training.epoch, training.batch = state["step"], state["epoch"], state["batch"]
-    training.sums = dict(state["sums"]) if distributed.is_main() else {}
     run.rows = state["rows"]
     print(f"going on after step {training.step}, in epoch {training.epoch + 1}")
     before, now = len(state["random"]), distributed.world_size()
     if before == now:
+        training.sums = state["sums"][distributed.rank()]
         set_random_state(state["random"][distributed.rank()], training.device)
     else:
+        if distributed.is_main():
+            training.sums = {name: sum(of_one[name] for of_one in state["sums"]) for name in state["sums"][0]}
         print(f"the run had {before} processes and has {now} now: the order of the pictures and flips are the same, "
               "but dropout, BatchNorm's statistics and the order of summation are not, so it is not bit-exact")
+
+
+def restore_optimizer(optimizer, state):
+    """Load what it has gathered, but keep the settings of this start, which --force may have changed."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, now in zip(optimizer.param_groups, settings):
+        group.update(now)
 
 
 def get_random_state(device):

@@ -13,17 +13,21 @@ from utils.schedule import LearningRate, Margin, scale_learning_rate
 
 
 def make_net(settings, num_classes, device):
-    """-> a network that starts from random weights, from --model-path or from --pretrained."""
+    """-> a network with random weights."""
     torch.manual_seed(settings.seed)
     net = ArcfaceNet(num_classes, settings.backbone, settings.s, settings.m, settings.easy_margin)
-    if settings.model_path:
-        print(checkpoint.load_for_training(net, settings.model_path))
-    elif settings.pretrained:
-        print(checkpoint.load_pretrained_backbone(net, f"model_data/{settings.backbone}_backbone_weights.pth"))
     if settings.sync_bn and device.type == "cuda" and distributed.world_size() > 1:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
     torch.manual_seed(settings.seed + distributed.rank())  # from here on each process has dropout of its own
     return net.to(device, memory_format=memory_format(settings))
+
+
+def load_weights(net, settings):
+    """Let a new run start from --model-path or --pretrained, where one of them is given."""
+    if settings.model_path:
+        print(checkpoint.load_for_training(net, settings.model_path))
+    elif settings.pretrained:
+        print(checkpoint.load_pretrained_backbone(net, f"model_data/{settings.backbone}_backbone_weights.pth"))
 
 
 def make_objective(net, settings, device):
