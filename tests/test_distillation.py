@@ -157,7 +157,7 @@ def test_a_student_run_writes_weights_without_the_head_that_learned_nothing(
     annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=5)
     result = run_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
                         "--val-split", 0.2, "--teacher", published_weights, "--hint-weight", 0.1,
-                        "--augment", "affine", "color", "erase", "mixup",
+                        "--augment", "affine,color", "erase", "mixup",
                         "--optimizer-type", "adamw", "--init-lr", 0.003, "--no-scale-lr", "--warmup-epochs", 0)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path / "logs")
