@@ -89,6 +89,8 @@ def make_parser():
     optimisation.add_argument("--grad-clip", type=float, default=0, help="largest gradient norm; 0: no limit")
     optimisation.add_argument("--ema", type=float, default=0, metavar="DECAY",
                               help="evaluate and save the moving average of the weights; 0: none")
+    optimisation.add_argument("--freeze-bn-epochs", type=int, default=0, metavar="LAST",
+                              help="in the last ones BatchNorm keeps its statistics, as in evaluation")
     optimisation.add_argument("--seed", type=int, default=11)
     results = parser.add_argument_group("results")
     results.add_argument("--save-dir", default="logs")
@@ -135,6 +137,7 @@ def check_settings(settings, parser):
     for name, lowest in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("save_period", 1), ("num_workers", 0),
                          ("seed", 0), ("init_epoch", 0), ("init_lr", 0), ("min_lr_ratio", 0), ("momentum", 0),
                          ("weight_decay", 0), ("grad_clip", 0), ("checkpoint_every", 0), ("margin_warmup_epochs", 0),
+                         ("freeze_bn_epochs", 0),
                          ("distill_weight", 0), ("hint_weight", 0), ("hint_epochs", 0)):
         if not getattr(settings, name) >= lowest:  # so that nan is refused too
             parser.error(f"--{name.replace('_', '-')} must be at least {lowest}")

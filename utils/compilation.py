@@ -3,6 +3,8 @@ import time
 
 import torch
 
+from utils.engine import enter_training_mode
+
 # Training pictures below which compiling costs more than it saves, by backbone; absent: it does not pay. On 2 CPU cores
 # compiling took 15 to 50 s and mobilefacenet went from 46 to 52-57 img/s; the figures of the iresnets are estimates.
 # Nothing is measured on CUDA, where --compile is a choice.
@@ -28,7 +30,7 @@ def compile_networks(training, images, labels):
     start, modules = time.perf_counter(), training.objective.compiled_modules()
     images = images.contiguous(memory_format=training.memory_format)
     statistics = {name: buffer.clone() for name, buffer in training.net.named_buffers()}
-    training.objective.train()
+    enter_training_mode(training)
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             for module in modules:

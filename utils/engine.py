@@ -41,6 +41,7 @@ class Training:
     memory_format: torch.memory_format        # of the network and its images
     checkpoint_every: float                   # seconds; 0: at the end of each epoch only
     augmentations: tuple = ()                 # see utils/augmentation.py
+    freeze_bn_from: float = math.inf          # the epoch, from 0, from which BatchNorm keeps its statistics
     hint_steps: int = 0                       # of the first steps, in which the student's stages learn apart
     step: int = 0                             # optimizer steps taken since the start of the run
     epoch: int = 0                            # the epoch that runs, from 0
@@ -80,7 +81,7 @@ def train_one_epoch(training, loader, report, save):
     Raises Diverged, and UserError for collapsed embeddings or a loss scale at its floor.
     """
     loader.batch_sampler.epoch, loader.batch_sampler.start = training.epoch, training.batch
-    training.model.train()
+    enter_training_mode(training)
     sums = training.sums = training.sums or new_sums()
     batches, left = iter(loader), len(loader)
     saved = start = time.perf_counter()
@@ -105,6 +106,15 @@ def train_one_epoch(training, loader, report, save):
         if due:
             save()
             saved = start = time.perf_counter()
+
+
+def enter_training_mode(training):
+    """Training mode, but for BatchNorm's statistics in the epochs in which they stay as they are."""
+    training.model.train()
+    if training.epoch >= training.freeze_bn_from:
+        for module in training.net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def train_one_step(training, group, dataset):

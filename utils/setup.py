@@ -64,5 +64,6 @@ def make_training(net, batches, settings, device):
         scaler=torch.amp.GradScaler(device.type, enabled=settings.fp16),
         average=average_weights(net, settings.ema) if settings.ema else None, stop=StopRequest(),
         memory_format=memory_format(settings), augmentations=tuple(settings.augment),
+        freeze_bn_from=settings.epochs - settings.freeze_bn_epochs,
         hint_steps=round(settings.hint_epochs * steps_per_epoch), checkpoint_every=60 * settings.checkpoint_every,
         step=settings.init_epoch * steps_per_epoch, epoch=settings.init_epoch)
