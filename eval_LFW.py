@@ -103,7 +103,7 @@ def print_figures(figures, seconds, pictures):
 def describe_measurement(figures, thresholds, benchmark, aligned, settings):
     """What --save-threshold keeps: the thresholds, and how they were measured."""
     return {"backbone": settings.backbone, "input_shape": settings.input_shape,
-            "letterbox_image": settings.letterbox_image, "flip": settings.flip,
+            "letterbox_image": settings.letterbox_image, "flip": settings.flip, "bf16": settings.bf16,
             "benchmark": benchmark, "aligned": aligned, "pairs": figures.pairs,
             "accuracy": figures.accuracy, "accuracy_std": figures.accuracy_std, "thresholds": thresholds}
 

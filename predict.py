@@ -60,6 +60,8 @@ def parse_settings():
         parser.error(f"give one picture to find in --gallery {settings.gallery}, not {len(settings.images)}")
     if not settings.gallery and len(settings.images) not in (0, 2):
         parser.error(f"give two pictures, or none to be asked for them, not {len(settings.images)}")
+    if settings.export and settings.bf16:
+        parser.error("--export writes float32, which its reader may run as it likes: leave out --bf16")
     if min(settings.batch_size, settings.top, settings.face) < 1:
         parser.error("--batch-size, --top and --face must be at least 1")
     settings.align = {"auto": "auto", "yes": True, "no": False}[settings.align]

@@ -110,7 +110,7 @@ def make_parser():
     machine.add_argument("--bf16", action=switch, default=False, help="mixed precision without")
     machine.add_argument("--compile", action=switch, default=None, help="torch.compile; none: where it pays")
     machine.add_argument("--channels-last", action=switch, default=True, help="the faster memory format")
-    machine.add_argument("--sync-bn", action="store_true", help="BatchNorm over all processes (CUDA)")
+    machine.add_argument("--sync-bn", action=switch, default=False, help="BatchNorm over all processes (CUDA)")
     return parser
 
 
@@ -171,8 +171,10 @@ def prepare_machine(settings):
     """-> the device, after joining the other processes where torchrun started some."""
     keep_freed_memory()
     device = distributed.start(choose_device(settings.device))
-    if device.type == "cpu" and (settings.fp16 or settings.sync_bn):
-        raise UserError("--fp16 needs CUDA: on a CPU use --bf16" if settings.fp16 else "--sync-bn needs CUDA")
+    if settings.fp16 and device.type == "cpu":
+        raise UserError("--fp16 needs CUDA: on a CPU use --bf16")
+    if settings.sync_bn and device.type == "cpu":
+        raise UserError("--sync-bn needs CUDA: add --no-sync-bn")
     if settings.batch_size % distributed.world_size():
         raise UserError(f"--batch-size {settings.batch_size} is for all processes together: make it a multiple of "
                         f"{distributed.world_size()}")
@@ -230,7 +232,8 @@ def find_benchmark(settings):
     if settings.lfw_eval or (settings.lfw_eval is None and there):
         return lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
     if settings.lfw_eval is None:
-        print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss)")
+        print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss, or is the "
+              "last epoch's without validation)")
     return None
 
 

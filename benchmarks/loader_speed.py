@@ -60,14 +60,16 @@ def compare_decoders(paths, settings):
 
 
 def measure_waiting(paths, labels, settings):
-    """Train for one epoch, as train.py does, and print the share of the time that the loop waited for pictures."""
+    """Train for two epochs, as train.py does, and print the share of the second that the loop waited for pictures."""
     keep_freed_memory()
     loader, _ = make_loaders(paths, labels, settings, CPU)
     training = make_training(make_net(settings, max(labels) + 1, CPU), loader.batch_sampler, settings, CPU)
     images, sample, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
     images, _ = augment(images, settings.seed, 0, 0)
     print(compile_if_wanted(training, settings, float("inf"), images, sample))
-    train_one_epoch(training, loader, report=lambda means: None, save=None)
+    for training.epoch in range(2):  # the first one starts the workers
+        training.batch, training.sums = 0, {}
+        train_one_epoch(training, loader, report=lambda means: None, save=None)
     means = epoch_means(training.sums)
     print(f"training {settings.backbone}, batch {settings.batch_size}, {settings.num_workers} workers: "
           f"{means['images_per_second']:.1f} img/s, {means['waiting']:.2%} of the time waiting for data")

@@ -22,13 +22,15 @@ def test_pieces_of_a_run_are_one_curve_and_epochs_without_a_number_are_left_out(
 
 def test_the_picture_has_a_panel_for_each_column(run_script, tmp_path):
     for name in ("a", "b"):
-        write_log(tmp_path / "logs" / name, [0.5, 0.4])
-    sizes = []
-    for columns in (["val_loss"], ["val_loss", "val_loss"]):
-        result = run_script("benchmarks/compare_runs.py", "one=logs/a", "两=logs/b", "--columns", *columns)
+        write_log(tmp_path / "logs" / name, [0.5, 0.4] if name == "a" else [0.3, 0.2])
+    pictures = []
+    for runs, columns in ((["one=logs/a"], 1), (["one=logs/a", "两=logs/b"], 1), (["one=logs/a"], 2)):
+        result = run_script("benchmarks/compare_runs.py", *runs, "--columns", *["val_loss"] * columns)
         assert result.returncode == 0, result.stderr
-        sizes.append(Image.open(tmp_path / "runs.png").size)
-    assert sizes[1][0] == 2 * sizes[0][0] and sizes[1][1] == sizes[0][1]
+        pictures.append(Image.open(tmp_path / "runs.png").convert("RGB"))
+    assert pictures[2].width == 2 * pictures[0].width
+    orange, blue = (255, 127, 14), (31, 119, 180)  # of the second and the first curve
+    assert [{orange, blue} & set(picture.getdata()) for picture in pictures] == [{blue}, {orange, blue}, {blue}]
 
 
 def test_mistakes_are_one_line(run_script, tmp_path):

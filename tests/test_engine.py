@@ -5,11 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from nets.arcface import ArcfaceNet
 from train import check_settings, make_parser
 from utils.compilation import compile_if_wanted
 from utils.dataset import EpochBatches
-from utils.engine import check_collapse, train_one_step, validate
+from utils.engine import check_collapse, enter_training_mode, train_one_step, validate
 from utils.errors import UserError
 from utils.images import normalise
 from utils.setup import make_net, make_training
@@ -99,9 +98,10 @@ def state_of(training):
 def test_compiling_leaves_no_trace_and_a_compiler_that_fails_leaves_eager_networks(monkeypatch, batch, broken):
     def compile_(module):
         def call(*inputs):
+            outputs = module.forward(*inputs)
             if broken:
                 raise RuntimeError("no compiler")
-            return module.forward(*inputs)
+            return outputs
         module._compiled_call_impl = call
 
     monkeypatch.setattr(nn.Module, "compile", compile_)
@@ -117,6 +117,18 @@ def test_compiling_leaves_no_trace_and_a_compiler_that_fails_leaves_eager_networ
     train_one_step(training, [batch], PICTURES)
 
 
+def test_in_the_last_epochs_batch_norm_keeps_its_statistics_and_still_learns(batch):
+    training, _ = make("--freeze-bn-epochs", 1)
+    for training.epoch, kept in ((0, False), (1, True)):
+        enter_training_mode(training)
+        layer = training.net.arcface.last_bn
+        before = layer.running_mean.clone(), layer.running_var.clone(), layer.bias.detach().clone()
+        train_one_step(training, [batch], PICTURES)
+        same = [torch.equal(a, b) for a, b in zip(before, (layer.running_mean, layer.running_var, layer.bias))]
+        assert same == [kept, kept, False]
+    assert training.net.arcface.training
+
+
 def test_without_being_asked_only_long_runs_compile():
     for pictures, expected in ((0, "torch.compile: no"), (10 ** 9, "compiled")):
         training, settings = make()
@@ -128,4 +140,3 @@ def test_without_being_asked_only_long_runs_compile():
 def test_a_network_starts_from_the_seed():
     first, second, other = (flat(make("--seed", seed)[0].net) for seed in (1, 1, 2))
     assert torch.equal(first, second) and not torch.equal(first, other)
-    assert isinstance(make()[0].net, ArcfaceNet)

@@ -178,7 +178,7 @@ def test_frozen_weights_are_in_no_group():
 
 def optimizer_settings(**changes):
     return SimpleNamespace(**{"optimizer_type": "sgd", "weight_decay": 0.5, "head_weight_decay": None,
-                              "momentum": 0.9, "hint_epochs": 0} | changes)
+                              "momentum": 0.9, "teacher": "", "fp16": False} | changes)
 
 
 @pytest.mark.parametrize(("optimizer_type", "kind"), [

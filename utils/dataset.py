@@ -41,12 +41,12 @@ def decode_color_jpeg(path):
 
     None for what is left to Pillow: other formats, grey and CMYK, and damaged files, which it names.
     """
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file  # takes a second, and only training needs it
     if not str(path).lower().endswith((".jpg", ".jpeg")):
         return None
     try:
+        from torchvision.io import ImageReadMode, decode_jpeg, read_file  # takes a second, and only training needs it
         pixels = decode_jpeg(read_file(str(path)), ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    except RuntimeError:
+    except (RuntimeError, ImportError, AttributeError):  # the last two: a torchvision without the decoder
         return None
     return pixels.permute(1, 2, 0).contiguous() if len(pixels) == 3 else None
 

@@ -18,7 +18,7 @@ def describe(training, batches, val_loader, settings):
         count = sum(parameter.numel() for parameter in group["params"])
         yield f"weight decay {group['weight_decay']:g} on {name}: {len(group['params'])} tensors, {count:,} parameters"
     yield (f"{classes} people, {batches.count} pictures to train on, {validated:.0f} to validate on, "
-           f" {len(batches)} batches an epoch, {training.learning_rate.total_steps} steps in all")
+           f"{len(batches)} batches an epoch, {training.learning_rate.total_steps} steps in all")
     yield (f"head: {weights:.1f} MB of weights ({copies} times that with gradients and the optimizer's state), "
            f"{logits:.1f} MB a batch of logits (about four times that within a step)")
     precision = str(training.autocast_dtype or "float32").removeprefix("torch.")

@@ -153,13 +153,14 @@ def update_weights(training):
 
     Raises UserError for a loss scale at its floor.
     """
-    scale = training.scaler.get_scale()
+    before = training.scaler.get_scale()
     training.scaler.step(training.optimizer)
     training.scaler.update()
-    if training.scaler.get_scale() < 1:
+    after = training.scaler.get_scale()  # 1 both times without fp16
+    if after < 1:
         raise UserError(f"the loss scale fell below 1 at step {training.step}: the gradients exceed fp16, go on with "
                         "--resume --no-fp16 --bf16 --force")
-    return training.scaler.get_scale() >= scale
+    return after >= before
 
 
 def backward(training, images, labels, share, weight):

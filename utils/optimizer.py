@@ -26,8 +26,9 @@ def make_optimizer(named_parameters, settings, learning_rate):
     on_head = settings.weight_decay if settings.head_weight_decay is None else settings.head_weight_decay
     groups = decay_groups(named_parameters, settings.weight_decay, on_head)
     if settings.optimizer_type == "sgd":
-        # Fused SGD fails on parameters whose gradients begin later than the others', as the head's do after hints.
+        # Fused SGD fails on parameters whose gradients begin later than the others', as the head's may with a teacher,
+        # and a first step that overflows fp16 leaves it momentum that was never written.
         return torch.optim.SGD(groups, learning_rate, settings.momentum, nesterov=settings.momentum > 0,
-                               fused=not settings.hint_epochs)
+                               fused=not (settings.teacher or settings.fp16))
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer_type]
     return kind(groups, learning_rate, betas=(settings.momentum, 0.999), fused=True)

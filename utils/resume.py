@@ -13,7 +13,7 @@ OF_ONE_START = {"resume", "force"}  # what is said of this start alone, and not 
 FREE = {"num_workers", "device", "save_dir", "save_period", "lfw_eval", "lfw_dir", "lfw_pairs", "checkpoint_every",
         "annotation_path"}
 # Settings that what is saved is made for.
-FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate", "teacher", "teacher_backbone"}
+FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate"}
 
 
 def find_checkpoint(resume, save_dir):
@@ -42,7 +42,7 @@ def read_checkpoint(path):
 def check_settings(saved, now, force):
     """Raises UserError where a setting that changes the result differs from the checkpoint's, unless `force`."""
     changed = {name: f"{name} was {saved[name]}, is {now[name]}" for name in saved
-               if name not in FREE and name in now and saved[name] != now[name]}
+               if name not in FREE | OF_ONE_START and name in now and saved[name] != now[name]}
     if changed:
         message = "the resumed run differs: " + "; ".join(changed.values())
         fixed = ", ".join(name for name in changed if name in FIXED)
@@ -102,6 +102,8 @@ def restore(training, run, state, data, force):
     else:
         if distributed.is_main():
             training.sums = {name: sum(of_one[name] for of_one in state["sums"]) for name in state["sums"][0]}
+            for name in training.sums.keys() & {"seconds", "waiting"}:  # which epoch_totals divides by the processes
+                training.sums[name] *= now / before
         print(f"the run had {before} processes and has {now} now: the order of the pictures and flips are the same, "
               "but dropout, BatchNorm's statistics and the order of summation are not, so it is not bit-exact")
 
