@@ -105,7 +105,9 @@ def describe_measurement(figures, thresholds, benchmark, aligned, settings):
     return {"backbone": settings.backbone, "input_shape": settings.input_shape,
             "letterbox_image": settings.letterbox_image, "flip": settings.flip, "bf16": settings.bf16,
             "benchmark": benchmark, "aligned": aligned, "pairs": figures.pairs,
-            "accuracy": figures.accuracy, "accuracy_std": figures.accuracy_std, "thresholds": thresholds}
+            "accuracy": figures.accuracy, "accuracy_std": figures.accuracy_std,
+            "val": figures.val, "val_std": figures.val_std, "far": figures.far, "auc": figures.auc, "eer": figures.eer,
+            "thresholds": thresholds}
 
 
 def save_mistakes(pairs, distances, threshold, settings, crop, most=12):
