@@ -64,6 +64,13 @@ def test_every_kind_of_picture_gives_the_same_python_float(arcface, faces):
     assert np.ptp(distances) < 1e-6 and 0 < distances[0] < 2
 
 
+def test_bf16_runs_when_asked_and_changes_embeddings_a_little(arcface, published_weights, faces):
+    fast = Arcface(model_path=str(published_weights), cuda=False, bf16=True)
+    similarity = (fast.embed(faces) * arcface.embed(faces)).sum(1)
+    assert 0.999 < similarity.min() < similarity.max() < 1 - 1e-7
+    assert fast.embedding_settings() != arcface.embedding_settings()  # a gallery keeps them apart
+
+
 def test_distance_is_symmetric_and_zero_for_one_picture(arcface, faces):
     assert arcface.detect_image(faces[0], faces[2]) == pytest.approx(arcface.detect_image(faces[2], faces[0]), abs=1e-6)
     assert arcface.detect_image(faces[0], faces[0]) == pytest.approx(0, abs=1e-6)

@@ -41,7 +41,7 @@ def embed(net, sources, settings, progress=None, crop=None):
 
     net: ArcfaceNet in eval mode; its device is used.
     settings: has input_shape, letterbox_image, batch_size, num_workers (threads that decode), flip: add the
-    embedding of the mirrored picture, and bf16: run in bfloat16 (cosine to the float32 embedding: 0.9999).
+    embedding of the mirrored picture, and bf16: run in bfloat16 (cosine to the float32 embedding: above 0.999).
     progress: wraps the batches, called as progress(iterable, total=count), such as tqdm.
     crop: from a source to the picture of a face that is preprocessed, such as FaceCrop; called in those threads.
     Raises UserError for a picture that does not open.
