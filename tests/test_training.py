@@ -21,6 +21,10 @@ from utils.errors import UserError
 from utils.images import normalise, preprocess
 from utils.run import Run
 
+# To train on, with 8 pictures each. Of 24 with 16 each a run learned about others what chance made of it: an AUC 0.05
+# above that of random weights with one seed or processor, none above with another. 48 had 0.09 with both seeds tried.
+PEOPLE = 48
+
 
 def test_batches_cover_the_epoch_once_and_depend_on_the_epoch():
     batches = EpochBatches(count=20, batch_size=6, seed=1)
@@ -130,12 +134,12 @@ def test_the_best_weights_are_those_of_the_best_figure_that_was_measured(tmp_pat
 
 @pytest.fixture(scope="module")
 def trained(shared, tmp_path_factory):
-    """A short run on 24 people: the run's folder."""
+    """A short run: the run's folder."""
     import subprocess
 
     from training_data import train_command
     folder = tmp_path_factory.mktemp("trained")
-    annotation = write_faces(shared, folder / "cls_train.txt", people=24, pictures=16)
+    annotation = write_faces(shared, folder / "cls_train.txt", people=PEOPLE, pictures=8)
     command = train_command(*QUICK, "--batch-size", 16, "--init-lr", 0.1, "--annotation-path", annotation,
                             "--epochs", 4, "--save-dir", folder / "logs", "--num-workers", 2,
                             "--val-split", 0.05, "--save-period", 2)
@@ -156,7 +160,7 @@ def test_a_run_writes_what_the_readme_lists(trained):
     assert settings["epochs"] == 4 and settings["effective_lr"] == pytest.approx(0.025)
     training = json.loads((trained / "best.json").read_text(encoding="utf-8"))["training"]
     data = (trained.parent.parent / "cls_train.txt").read_bytes()
-    assert training["data_sha256"] == hashlib.sha256(data).hexdigest() and training["people"] == 24
+    assert training["data_sha256"] == hashlib.sha256(data).hexdigest() and training["people"] == PEOPLE
     assert training["settings"] == settings and 1 <= training["epoch"] <= 4 and "lfw_accuracy" not in training
 
 
@@ -172,41 +176,33 @@ def test_the_log_has_a_row_per_epoch_and_the_loss_falls(trained):
 
 def test_the_start_is_described(trained):
     text = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8")
-    assert "expected initial loss of the labels: 22.5" in text
+    assert "expected initial loss of the labels: 23.2" in text
     assert "weight decay 0 on BatchNorm, PReLU and biases" in text
     assert "effective_lr  0.025" in text
 
 
 def test_weights_are_a_bare_state_dict_of_the_published_names(trained):
     state = weights(trained)
-    assert state.keys() == ArcfaceNet(24).state_dict().keys()
+    assert state.keys() == ArcfaceNet(PEOPLE).state_dict().keys()
 
 
-def separation(net, annotation, first_picture=0):
-    """The AUC of all pairs of an annotation's pictures, without those of each person before `first_picture`."""
-    paths, labels = read_annotation(annotation)
-    kept = [number for number, label in enumerate(labels) if number - labels.index(label) >= first_picture]
-    labels = np.array(labels)[kept]
-    first, second = np.triu_indices(len(kept), 1)
+def test_people_never_trained_on_separate_better_than_before(trained, shared, tmp_path):
+    paths, labels = read_annotation(write_faces(shared, tmp_path / "held_out.txt", people=24, pictures=8, skip=100))
+    first, second = np.triu_indices(len(paths), 1)
+    genuine = np.array(labels)[first] == np.array(labels)[second]
     settings = SimpleNamespace(input_shape=(112, 112), letterbox_image=True, batch_size=64, num_workers=2, flip=False,
                                bf16=False)
-    embeddings = embed(net.eval(), [paths[number] for number in kept], settings).numpy()
-    return roc_auc_score(labels[first] == labels[second], (embeddings[first] * embeddings[second]).sum(1))
 
+    def separation(net):
+        embeddings = embed(net.eval(), paths, settings).numpy()
+        return roc_auc_score(genuine, (embeddings[first] * embeddings[second]).sum(1))
 
-def test_new_pictures_separate_better_than_before(trained, shared, tmp_path):
-    """Those of the people trained on, and those of others. By how much depends on the processor's rounding.
-
-    Of two processors one had 0.05 and more for the others, one 0.02 (and 0.05 for the people trained on).
-    """
-    known = write_faces(shared, tmp_path / "known.txt", people=24, pictures=24, first_of=16)
-    others = write_faces(shared, tmp_path / "others.txt", people=24, pictures=8, skip=100)
     torch.manual_seed(0)
-    random, learned = ArcfaceNet(24), ArcfaceNet(24)
-    learned.load_state_dict(weights(trained))
-    for annotation, first_picture, gain in ((known, 16, 0.02), (others, 0, 0.01)):
-        before, after = (separation(net, annotation, first_picture) for net in (random, learned))
-        assert after > before + gain, (before, after)
+    before = separation(ArcfaceNet(PEOPLE))
+    net = ArcfaceNet(PEOPLE)
+    net.load_state_dict(weights(trained))
+    after = separation(net)
+    assert after > before + 0.05, (before, after)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

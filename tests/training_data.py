@@ -8,13 +8,10 @@ ROOT = Path(__file__).parent.parent
 QUICK = ["--device", "cpu", "--no-lfw-eval", "--no-compile", "--batch-size", "8", "--init-lr", "0.05"]
 
 
-def write_faces(shared, path, people=4, pictures=10, skip=0, first_of=None):
-    """Write an annotation of the first pictures of some people of shared/faces_train. -> its path.
-
-    first_of: the people who have at least so many; None: `pictures`.
-    """
+def write_faces(shared, path, people=4, pictures=10, skip=0):
+    """Write an annotation of the first pictures of some people of shared/faces_train. -> its path."""
     folders = sorted(shared.joinpath("faces_train").iterdir())
-    folders = [folder for folder in folders if len(list(folder.iterdir())) >= (first_of or pictures)]
+    folders = [folder for folder in folders if len(list(folder.iterdir())) >= pictures]
     lines = [f"{label};{image}" for label, folder in enumerate(folders[skip:skip + people])
              for image in sorted(folder.iterdir())[:pictures]]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
