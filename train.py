@@ -137,8 +137,7 @@ def check_settings(settings, parser):
     for name, lowest in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("save_period", 1), ("num_workers", 0),
                          ("seed", 0), ("init_epoch", 0), ("init_lr", 0), ("min_lr_ratio", 0), ("momentum", 0),
                          ("weight_decay", 0), ("grad_clip", 0), ("checkpoint_every", 0), ("margin_warmup_epochs", 0),
-                         ("freeze_bn_epochs", 0),
-                         ("distill_weight", 0), ("hint_weight", 0), ("hint_epochs", 0)):
+                         ("freeze_bn_epochs", 0), ("distill_weight", 0), ("hint_weight", 0), ("hint_epochs", 0)):
         if not getattr(settings, name) >= lowest:  # so that nan is refused too
             parser.error(f"--{name.replace('_', '-')} must be at least {lowest}")
     if any(not epoch > 0 for epoch in settings.milestones) or (settings.warmup_epochs or 0) < 0:

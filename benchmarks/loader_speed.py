@@ -23,7 +23,7 @@ from utils.dataset import load_picture, make_loaders
 from utils.device import keep_freed_memory
 from utils.engine import epoch_means, train_one_epoch
 from utils.images import preprocess
-from utils.setup import make_net, make_training
+from utils.setup import load_weights, make_net, make_training
 
 CPU = torch.device("cpu")
 
@@ -63,9 +63,11 @@ def measure_waiting(paths, labels, settings):
     """Train for two epochs, as train.py does, and print the share of the second that the loop waited for pictures."""
     keep_freed_memory()
     loader, _ = make_loaders(paths, labels, settings, CPU)
-    training = make_training(make_net(settings, max(labels) + 1, CPU), loader.batch_sampler, settings, CPU)
+    net = make_net(settings, max(labels) + 1, CPU)
+    load_weights(net, settings)
+    training = make_training(net, loader.batch_sampler, settings, CPU)
     images, sample, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
-    images, _ = augment(images, settings.seed, 0, 0)
+    images, _ = augment(images, settings.seed, 0, 0, settings.augment)
     print(compile_if_wanted(training, settings, float("inf"), images, sample))
     for training.epoch in range(2):  # the first one starts the workers
         training.batch, training.sums = 0, {}

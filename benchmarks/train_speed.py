@@ -27,7 +27,7 @@ from utils.augmentation import augment
 from utils.compilation import compile_if_wanted
 from utils.dataset import EpochBatches, FaceDataset
 from utils.device import keep_freed_memory
-from utils.engine import train_one_step
+from utils.engine import enter_training_mode, train_one_step
 from utils.setup import load_weights, make_net, make_training
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def measure(settings):
     if settings.side == "ours":
         keep_freed_memory()
     else:
-        settings.channels_last = settings.bf16 = settings.compile = False
+        settings.channels_last = settings.bf16 = False
     paths, labels = read_annotation(settings.annotation_path)
     dataset = FaceDataset(paths, labels, settings.input_shape, settings.letterbox_image)
     batches = EpochBatches(len(paths), settings.batch_size, settings.seed)
@@ -58,9 +58,10 @@ def measure(settings):
     net = make_net(settings, max(labels) + 1, CPU)
     load_weights(net, settings)
     training = make_training(net, batches, settings, CPU)
-    images, _ = augment(groups[0][0], settings.seed, 0, 0)
-    print(compile_if_wanted(training, settings, float("inf"), images, groups[0][1]), file=sys.stderr)
-    training.model.train()
+    if settings.side == "ours":
+        images, _ = augment(groups[0][0], settings.seed, 0, 0)
+        print(compile_if_wanted(training, settings, float("inf"), images, groups[0][1]), file=sys.stderr)
+    enter_training_mode(training)
     step = plain_step if settings.side == "plain" else our_step
     seconds, losses = [], []
     for group in groups:
