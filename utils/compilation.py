@@ -34,7 +34,7 @@ def compile_networks(training, images, labels):
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             for module in modules:
-                module.compile()
+                module.compile(options=layout_options(training))
             for apart in {training.step < training.hint_steps, False}:
                 training.objective.apart = apart
                 with training.autocast():
@@ -49,3 +49,14 @@ def compile_networks(training, images, labels):
         buffer.copy_(statistics[name])
     training.objective.zero_grad(set_to_none=True)
     return message
+
+
+def layout_options(training):
+    """Keep the backward pass channels last on a CPU.
+
+    The compiler looks for convolutions to decide, and a backward pass has only their gradients: the inputs that it
+    computes anew came in another order and were copied: MobileFaceNet, 60 -> 70 img/s, in bfloat16 93 -> 113.
+    """
+    if training.device.type == "cpu" and training.memory_format == torch.channels_last:
+        return {"force_layout_optimization": True}
+    return {}
