@@ -1,11 +1,17 @@
 """Fixtures. Real faces are looked for in ../shared, or where ARCFACE_SHARED points."""
+import builtins
+import importlib
+import io
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # Two test processes on two cores: with a thread each they do not wait for each other (before torch is imported).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +32,12 @@ def shared():
 @pytest.fixture(scope="session")
 def published_weights(shared):
     return shared / "weights" / "arcface_mobilefacenet.pth"
+
+
+@pytest.fixture(scope="session")
+def arcface(published_weights):
+    from arcface import Arcface
+    return Arcface(model_path=published_weights, cuda=False)
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +65,46 @@ def run_script(tmp_path):
             [sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, input=stdin, timeout=timeout,
             capture_output=True, encoding="utf-8", env=environment | {"PYTHONUTF8": "1"})
     return run
+
+
+@pytest.fixture
+def call_script(tmp_path, monkeypatch, capfd):
+    """As run_script, but in this process, where torch is imported already; for what ends before it trains.
+
+    stdin: the answers to input(), each a line or an exception to raise.
+    """
+    def call(script, *arguments, stdin=()):
+        module = importlib.import_module(script.removesuffix(".py"))
+        monkeypatch.setattr(module, "keep_freed_memory", lambda: None, raising=False)  # it would outlive the test
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+            monkeypatch.delenv(name, raising=False)
+        answers = iter(stdin)
+
+        def answer(prompt):
+            print(prompt, end="")
+            found = next(answers, EOFError)
+            if isinstance(found, str):
+                return found
+            raise found
+        monkeypatch.setattr(builtins, "input", answer)
+        capfd.readouterr()
+        try:
+            module.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        printed = capfd.readouterr()
+        return SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
+    return call
+
+
+def jpeg(seed):
+    """The bytes of a small JPEG file of noise."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file, "jpeg")
+    return file.getvalue()
 
 
 def assert_user_error(result, *words):

@@ -20,20 +20,6 @@ from utils.thresholds import DEFAULT_THRESHOLD
 SETTINGS = ("model_path", "backbone", "input_shape", "letterbox_image", "cuda", "align", "face", "threshold")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads of several processes that share few cores wait for each other far longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def arcface(published_weights):
-    return Arcface(model_path=str(published_weights), cuda=False)
-
-
 @pytest.fixture(scope="module")
 def pairs(shared):
     """The first twelve genuine and twelve impostor pairs of LFW, as paths: (genuine, impostor)."""

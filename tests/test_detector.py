@@ -7,10 +7,9 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, assert_user_error
 from PIL import ExifTags, Image
 
-import predict
 from arcface import Arcface
 from utils import detector as detector_module
 from utils.alignment import TEMPLATE, align, similarity
@@ -253,18 +252,11 @@ def test_predict_on_aligned_crops_never_imports_opencv(face_model):
 
 
 @pytest.mark.parametrize("arguments", [["--align", "maybe"], ["--face", "0"], ["--face", "two"]])
-def test_predict_with_a_wrong_flag_is_a_user_error(monkeypatch, capsys, arguments):
-    monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        predict.main()
-    assert ended.value.code == 2 and arguments[0] in capsys.readouterr().err
+def test_predict_with_a_wrong_flag_is_a_user_error(call_script, arguments):
+    assert_user_error(call_script("predict.py", *arguments), arguments[0])
 
 
-def test_predict_on_a_photograph_without_the_face_asked_for_is_a_user_error(face_model, monkeypatch, capsys):
-    weights = "--model-path", str(ROOT / "model_data" / "arcface_mobilefacenet.pth")
-    monkeypatch.setattr(predict, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["predict.py", str(PHOTOS[0]), str(PHOTOS[1]), "--face", "2", *weights])
-    with pytest.raises(SystemExit) as ended:
-        predict.main()
-    said = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 2 and len(said) == 1 and str(PHOTOS[0]) in said[0] and "--face 1 to 1" in said[0]
+def test_predict_on_a_photograph_without_the_face_asked_for_is_a_user_error(face_model, call_script):
+    result = call_script("predict.py", PHOTOS[0], PHOTOS[1], "--face", 2,
+                         "--model-path", ROOT / "model_data" / "arcface_mobilefacenet.pth")
+    assert_user_error(result, PHOTOS[0], "--face 1 to 1")

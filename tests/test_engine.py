@@ -96,7 +96,7 @@ def state_of(training):
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_compiling_leaves_no_trace_and_a_compiler_that_fails_leaves_eager_networks(monkeypatch, batch, broken):
-    def compile_(module):
+    def compile_(module, **how):
         def call(*inputs):
             outputs = module.forward(*inputs)
             if broken:

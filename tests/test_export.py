@@ -9,7 +9,6 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-import predict
 from arcface import Arcface
 from nets.arcface import ArcfaceNet
 from utils.checkpoint import save
@@ -18,14 +17,6 @@ from utils.errors import UserError
 from utils.export import describe, export
 from utils.images import normalise, preprocess
 from utils.thresholds import BY_DEFAULT
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +28,7 @@ def faces(shared):
 
 @pytest.fixture(scope="module")
 def arcface(published_weights):
-    return Arcface(model_path=published_weights, cuda=False, threshold=1.167)
+    return Arcface(model_path=published_weights, cuda=False, threshold=1.167)  # given, so that the file tells it
 
 
 def random_weights(backbone, faces, path):
@@ -80,16 +71,12 @@ def assert_answers_as(arcface, path, faces):
 
 
 def test_the_script_writes_one_file_quietly_under_any_name_and_from_any_folder(
-        published_weights, arcface, faces, tmp_path, monkeypatch, capfd):
+        published_weights, arcface, faces, call_script, tmp_path):
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr(predict, "keep_freed_memory", lambda: None)  # it would outlive the test
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["predict.py", "--model-path", str(published_weights), "--no-cuda",
-                                      "--no-letterbox-image", "--threshold", "1.25", "--export", "人 脸;.onnx"])
-    predict.main()
-    printed = capfd.readouterr()
-    assert printed.err == "" and len(printed.out.splitlines()) == 2
-    assert "人 脸;.onnx: ONNX Runtime agrees with PyTorch on 6 pictures" in printed.out
+    result = call_script("predict.py", "--model-path", published_weights, "--no-cuda", "--no-letterbox-image",
+                         "--threshold", 1.25, "--export", "人 脸;.onnx")
+    assert result.stderr == "" and len(result.stdout.splitlines()) == 2
+    assert "人 脸;.onnx: ONNX Runtime agrees with PyTorch on 6 pictures" in result.stdout
     assert [file.name for file in tmp_path.iterdir()] == ["人 脸;.onnx"]
     metadata = assert_answers_as(arcface, tmp_path / "人 脸;.onnx", faces)
     assert metadata["threshold"] == "1.25" and "letterbox" not in metadata["resize"]

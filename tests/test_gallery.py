@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import assert_user_error
 from PIL import Image
 
 from arcface import Arcface, Candidate
@@ -17,19 +18,6 @@ from utils.gallery import CACHE_NAME, open_gallery
 
 PEOPLE = {"王小明": "Adrien_Brody", "Andre; Agassi": "Andre_Agassi", "Abel Pacheco": "Abel_Pacheco"}
 SETTINGS = {"weights_sha256": "one", "letterbox_image": True}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def arcface(published_weights):
-    return Arcface(model_path=published_weights, cuda=False, threshold=1.167)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +92,8 @@ def test_a_face_finds_its_person_whose_distance_is_that_of_the_nearest_picture(a
             assert candidate.distance == pytest.approx(min(distances.values()), abs=1e-6)
             assert distances[candidate.picture] == min(distances.values())
             assert candidate.similarity == pytest.approx(1 - candidate.distance ** 2 / 2)
-            assert candidate.threshold == 1.167 and candidate.same is (candidate.distance < 1.167)
+            assert candidate.threshold == arcface.threshold
+            assert candidate.same is (candidate.distance < arcface.threshold)
     assert any(candidate.same for candidate in found) and not all(candidate.same for candidate in found)
 
 
@@ -317,9 +306,5 @@ def test_predict_prints_a_table_of_people_and_saves_a_strip(run_script, publishe
 @pytest.mark.parametrize("arguments, word", [
     (["--gallery", "people"], "one picture"), (["a.jpg", "b.jpg", "--gallery", "people"], "one picture"),
     (["a.jpg", "--gallery", "people", "--top", "0"], "--top"), (["a.jpg"], "two pictures")])
-def test_predict_with_the_wrong_number_of_pictures_is_a_user_error(monkeypatch, capsys, arguments, word):
-    import predict
-    monkeypatch.setattr("sys.argv", ["predict.py", *arguments])
-    with pytest.raises(SystemExit) as end:
-        predict.main()
-    assert end.value.code == 2 and word in capsys.readouterr().err
+def test_predict_with_the_wrong_number_of_pictures_is_a_user_error(call_script, arguments, word):
+    assert_user_error(call_script("predict.py", *arguments), word)

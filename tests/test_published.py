@@ -1,7 +1,6 @@
 """Downloading, and the published weights that it is for: a server on this machine stands for the internet."""
 import hashlib
 import socket
-import sys
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,8 +9,6 @@ from types import SimpleNamespace
 import pytest
 from conftest import assert_user_error
 
-import eval_LFW
-import predict
 from nets.arcface import ArcfaceNet
 from utils import published
 from utils.checkpoint import save
@@ -190,23 +187,6 @@ def test_a_place_that_cannot_be_written_is_not_called_a_network_problem(server, 
 # The published weights
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capfd):
-    """call(predict, "--fps") -> what the script printed and its status, run in this process and in tmp_path."""
-    def call(module, *arguments):
-        monkeypatch.setattr(module, "keep_freed_memory", lambda: None)  # it would outlive the test
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        try:
-            module.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        printed = capfd.readouterr()
-        return SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
-    return call
-
-
-@pytest.fixture
 def publisher(server, monkeypatch, published_weights):
     """The server in place of the publisher's, with the real MobileFaceNet."""
     monkeypatch.setattr(published, "ADDRESS", server.address)
@@ -241,42 +221,42 @@ def test_the_published_file_is_the_one_whose_hash_is_known(published_weights):
     assert hash_file(published_weights) == published.SHA256["mobilefacenet"]
 
 
-def test_predict_downloads_and_uses_the_published_weights(call, publisher, pair, tmp_path):
-    result = call(predict, "--download", "mobilefacenet")
+def test_predict_downloads_and_uses_the_published_weights(call_script, publisher, pair, tmp_path):
+    result = call_script("predict.py", "--download", "mobilefacenet")
     assert result.returncode == 0 and result.stderr == "" and "model_data/published_mobilefacenet.pth" in result.stdout
     assert files(tmp_path) == ["model_data/published_mobilefacenet.pth"]
-    result = call(predict, *pair, "--no-cuda", "--weights", "published")
+    result = call_script("predict.py", *pair, "--no-cuda", "--weights", "published")
     assert result.returncode == 0 and result.stdout.startswith("model_data/published_mobilefacenet.pth (mobilefacenet)")
     assert publisher.asked == ["/arcface_mobilefacenet.pth"]
-    by_path = call(predict, *pair, "--no-cuda", "--model-path", "model_data/published_mobilefacenet.pth")
+    by_path = call_script("predict.py", *pair, "--no-cuda", "--model-path", "model_data/published_mobilefacenet.pth")
     assert by_path.stdout == result.stdout
 
 
-def test_eval_uses_the_published_weights_of_the_backbone(call, publisher, shared, tmp_path):
+def test_eval_uses_the_published_weights_of_the_backbone(call_script, publisher, shared, tmp_path):
     """Told by the line about the weights; the pictures, which are not there, are what ends the script."""
     save(ArcfaceNet(backbone="mobilenet").state_dict(), tmp_path / "made.pth")
     publisher.files["/arcface_mobilenet.pth"] = (tmp_path / "made.pth").read_bytes()
     for backbone in ("mobilefacenet", "mobilenet"):
-        result = call(eval_LFW, "--weights", "published", "--backbone", backbone, "--device", "cpu",
+        result = call_script("eval_LFW.py", "--weights", "published", "--backbone", backbone, "--device", "cpu",
                       "--lfw-pairs", shared / "lfw" / "pairs.txt", "--lfw-dir", "gone")
         assert_user_error(result, "gone")
         assert result.stdout.startswith(f"model_data/published_{backbone}.pth ({backbone})")
 
 
-@pytest.mark.parametrize("script", [predict, eval_LFW])
-def test_without_a_network_the_scripts_say_in_one_line_what_to_put_where(call, script, nowhere, monkeypatch):
+@pytest.mark.parametrize("script", ["predict.py", "eval_LFW.py"])
+def test_without_a_network_the_scripts_say_in_one_line_what_to_put_where(call_script, script, nowhere, monkeypatch):
     monkeypatch.setattr(published, "ADDRESS", nowhere)
     for backbone in ("mobilefacenet", "iresnet50"):
-        assert_user_error(call(script, "--weights", "published", "--backbone", backbone),
+        assert_user_error(call_script(script, "--weights", "published", "--backbone", backbone),
                           f"download {nowhere}/arcface_{backbone}.pth", f"model_data/published_{backbone}.pth")
 
 
-@pytest.mark.parametrize("script", [predict, eval_LFW])
-def test_weights_named_twice_or_unknown_are_a_user_error(call, script, published_weights):
-    assert_user_error(call(script, "--weights", "published", "--model-path", published_weights),
+@pytest.mark.parametrize("script", ["predict.py", "eval_LFW.py"])
+def test_weights_named_twice_or_unknown_are_a_user_error(call_script, script, published_weights):
+    assert_user_error(call_script(script, "--weights", "published", "--model-path", published_weights),
                       "--weights", "--model-path")
-    assert_user_error(call(script, "--weights", "best"), "--weights", "best", "published")
+    assert_user_error(call_script(script, "--weights", "best"), "--weights", "best", "published")
 
 
-def test_an_unknown_download_is_a_user_error(call):
-    assert_user_error(call(predict, "--download", "iresnet18"), "iresnet18", "mobilefacenet")
+def test_an_unknown_download_is_a_user_error(call_script):
+    assert_user_error(call_script("predict.py", "--download", "iresnet18"), "iresnet18", "mobilefacenet")

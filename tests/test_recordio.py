@@ -4,20 +4,13 @@ import os
 import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import assert_user_error
+from conftest import assert_user_error, jpeg
 from PIL import Image
 
 from utils.annotation import check_trainable, read_annotation
 from utils.errors import UserError
 from utils.recordio import MOST_SKIPPED, NOTE, extract
-
-
-def jpeg(seed):
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file, "jpeg")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")

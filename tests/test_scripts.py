@@ -1,14 +1,10 @@
 """The scripts as a user runs them: what they print and write, and how a mistake ends."""
-import builtins
-import importlib
 import json
 import os
 import pickle
 import re
 import shutil
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,45 +14,6 @@ from PIL import Image
 
 from utils.dataset import EpochBatches
 from utils.metrics import Verification
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Threads of several processes that share few cores wait for each other far longer than they compute."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def call_script(tmp_path, monkeypatch, capsys):
-    """As run_script, but in this process: torch is imported already. For what ends before it trains."""
-    def call(script, *arguments, stdin=()):
-        module = importlib.import_module(script.removesuffix(".py"))
-        monkeypatch.setattr(module, "keep_freed_memory", lambda: None, raising=False)  # it would outlive the test
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-            monkeypatch.delenv(name, raising=False)
-        answers = iter(stdin)
-
-        def answer(prompt):
-            print(prompt, end="")
-            found = next(answers, EOFError)
-            if isinstance(found, str):
-                return found
-            raise found
-        monkeypatch.setattr(builtins, "input", answer)
-        capsys.readouterr()
-        try:
-            module.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return SimpleNamespace(returncode=status, stdout=(captured := capsys.readouterr()).out, stderr=captured.err)
-    return call
 
 
 @pytest.fixture(scope="session")

@@ -157,16 +157,12 @@ def test_what_eval_saves_predict_names(run_script, shared, published_weights, tm
         assert f"Verdict: same person (threshold {arcface.threshold:.3f} {words})" in capsys.readouterr().out
 
 
-def test_predict_says_why_it_does_not_use_the_thresholds_of_other_weights(published_weights, tmp_path, monkeypatch,
-                                                                         capsys):
+def test_predict_says_why_it_does_not_use_the_thresholds_of_other_weights(published_weights, call_script, tmp_path):
     weights = shutil.copyfile(published_weights, tmp_path / "weights.pth")
     save_thresholds(weights, {"thresholds": THRESHOLDS})
     write(weights, json.dumps(read(weights) | {"weights_sha256": "0" * 64}))
-    monkeypatch.setattr(predict, "keep_freed_memory", lambda: None)  # it would outlive the test
-    monkeypatch.setattr("sys.argv", ["predict.py", *(str(ROOT / "img" / f"1_00{n}.jpg") for n in (1, 2)), "--no-cuda",
-                                     "--model-path", str(weights), "--no-show"])
-    predict.main()
-    printed = capsys.readouterr().out.splitlines()
+    printed = call_script("predict.py", *(ROOT / "img" / f"1_00{n}.jpg" for n in (1, 2)), "--no-cuda",
+                          "--model-path", weights, "--no-show").stdout.splitlines()
     assert sum("SHA-256" in line and "weights.json" in line for line in printed) == 1
     assert printed[-1] == f"Verdict: same person (threshold {DEFAULT_THRESHOLD:.3f} by default, not measured for " \
                           "these weights)"

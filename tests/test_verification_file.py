@@ -1,51 +1,21 @@
 """insightface's verification files, written here by every writer there is, and eval_LFW.py --bin."""
-import importlib
 import io
 import json
 import os
 import pickle
 import re
 import struct
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from conftest import assert_user_error
+from conftest import assert_user_error, jpeg
 from PIL import Image
 
 from utils.errors import UserError
 from utils.images import preprocess
 from utils.lfw import pair_distances
 from utils.verification_file import read_verification_file
-
-
-@pytest.fixture
-def call_script(tmp_path, monkeypatch, capsys):
-    """As run_script, but in this process."""
-    def call(script, *arguments):
-        module = importlib.import_module(script.removesuffix(".py"))
-        monkeypatch.setattr(module, "keep_freed_memory", lambda: None, raising=False)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        capsys.readouterr()
-        try:
-            status = module.main() or 0
-        except SystemExit as end:
-            status = end.code
-        return SimpleNamespace(returncode=status, stdout=(captured := capsys.readouterr()).out, stderr=captured.err)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield call
-    torch.set_num_threads(threads)
-
-
-def jpeg(seed):
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file, "jpeg")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")

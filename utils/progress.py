@@ -1,4 +1,5 @@
 """How far the training is: a bar on a terminal, a line a minute elsewhere."""
+import math
 import sys
 import time
 
@@ -28,7 +29,8 @@ class Progress:
         now, step = time.perf_counter(), self.training.step
         left = (now - self.began) / max(1, step - self.first_step) * (self.total_steps - step)
         eta = f"{left // 3600:.0f}:{left // 60 % 60:02.0f}:{left % 60:02.0f}"
-        text = (f"loss {means['loss']:.3f} acc {means['accuracy']:.3f} lr {self.training.learning_rate(step - 1):.2g} "
+        accuracy = "" if math.isnan(means["accuracy"]) else f"acc {means['accuracy']:.3f} "  # none without labels
+        text = (f"loss {means['loss']:.3f} {accuracy}lr {self.training.learning_rate(step - 1):.2g} "
                 f"{means['images_per_second'] * distributed.world_size():.0f} img/s ETA {eta}")
         if not self.bar.disable:
             self.bar.set_postfix_str(text, refresh=False)
