@@ -3,7 +3,7 @@
     python eval_LFW.py                                                    the weights in model_data/
     python eval_LFW.py --weights published --flip                         those of the original repository
     python eval_LFW.py --model-path logs/RUN/best.pth --flip
-    python eval_LFW.py --backbone iresnet50 --model-path model_data/arcface_iresnet50.pth --batch-size 64
+    python eval_LFW.py --backbone iresnet50 --model-path model_data/published_iresnet50.pth --batch-size 64
     python eval_LFW.py --json lfw.json --mistakes mistakes.png            all figures; the most wrong pairs
     python eval_LFW.py --bin faces_emore/agedb_30.bin                     insightface's file of another benchmark
     python eval_LFW.py --download                                         fetches LFW, aligns it into lfw/
@@ -145,8 +145,7 @@ def main():
     crop = lfw.SubjectCrop(FaceDetector()) if settings.align else None
     aligned = settings.align or not lfw.looks_unaligned(pairs.paths)
     if not aligned:
-        print(f"{settings.bin or settings.lfw_dir} holds the un-aligned 250x250 pictures: expect about 71% where the "
-              "same network has 98.5% on pictures aligned to the 112x112 template; --align aligns them")
+        print(f"{settings.bin or settings.lfw_dir} {lfw.UNALIGNED}; --align aligns them")
 
     start = time.perf_counter()
     figures, distances = lfw.evaluate(net, pairs, settings, partial(tqdm, desc=pairs.name, disable=None), crop)

@@ -6,7 +6,7 @@
     python predict.py A.jpg --gallery people --top 3      who is it, of people/<name>/*.jpg, people/<name>.jpg?
     python predict.py A.jpg B.jpg --face 2                the second largest face of each photograph
     python predict.py --fps                               measures the speed
-    python predict.py A.jpg B.jpg --backbone iresnet50 --model-path model_data/arcface_iresnet50.pth --threshold 1.2
+    python predict.py A.jpg B.jpg --backbone iresnet50 --weights published --threshold 1.2
     python predict.py A.jpg B.jpg --weights published     with the published weights, downloaded the first time
     python predict.py --download iresnet50                only downloads them
     python predict.py --export arcface.onnx               writes the network for other programs (or .pt2)

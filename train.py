@@ -4,7 +4,7 @@
     python train.py                                  MobileFaceNet, 100 epochs, batch 64
     python train.py --backbone iresnet50 --batch-size 128 --bf16
     python train.py --model-path model_data/arcface_mobilefacenet.pth --init-lr 1e-3 --epochs 10
-    python train.py --teacher model_data/arcface_iresnet50.pth --augment affine color mixup
+    python train.py --teacher model_data/published_iresnet50.pth --augment affine color mixup
     python train.py --resume                         go on with the newest run in logs/
     torchrun --nproc-per-node 4 train.py --batch-size 512 --init-lr 0.0125
 
@@ -28,6 +28,7 @@ from utils.compilation import compile_if_wanted
 from utils.dataset import make_loaders
 from utils.describe import describe
 from utils.device import choose_device, keep_freed_memory
+from utils.download import hash_file
 from utils.embedding import inference_copy
 from utils.engine import Diverged, epoch_means, epoch_totals, train_one_epoch, validate
 from utils.errors import SettingsParser, UserError, script
@@ -135,11 +136,13 @@ def parse_settings():
 
 def check_settings(settings, parser):
     for name, lowest in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("save_period", 1), ("num_workers", 0),
-                         ("seed", 0), ("init_epoch", 0), ("init_lr", 0), ("min_lr_ratio", 0), ("momentum", 0),
+                         ("seed", 0), ("init_epoch", 0), ("min_lr_ratio", 0), ("momentum", 0),
                          ("weight_decay", 0), ("grad_clip", 0), ("checkpoint_every", 0), ("margin_warmup_epochs", 0),
                          ("freeze_bn_epochs", 0), ("distill_weight", 0), ("hint_weight", 0), ("hint_epochs", 0)):
         if not getattr(settings, name) >= lowest:  # so that nan is refused too
             parser.error(f"--{name.replace('_', '-')} must be at least {lowest}")
+    if not settings.init_lr > 0 or (settings.lr_decay_type == "step" and not settings.min_lr_ratio > 0):
+        parser.error("--init-lr must be above 0, and --min-lr-ratio too for --lr-decay-type step")
     if any(not epoch > 0 for epoch in settings.milestones) or (settings.warmup_epochs or 0) < 0:
         parser.error("--milestones must be above 0 and --warmup-epochs at least 0")
     if settings.init_epoch >= settings.epochs:
@@ -152,8 +155,11 @@ def check_settings(settings, parser):
         settings.label_weight = 0.0 if settings.teacher else 1.0
     if settings.teacher and not (settings.label_weight >= 0 and settings.distill_weight + settings.hint_weight > 0):
         parser.error("--teacher needs --distill-weight or --hint-weight above 0, and --label-weight at least 0")
-    if not settings.teacher and (settings.label_weight != 1 or settings.hint_weight or settings.hint_epochs):
-        parser.error("--label-weight, --hint-weight and --hint-epochs are for a --teacher")
+    if not settings.teacher and (settings.teacher_backbone or settings.distill_weight != 1 or settings.label_weight != 1
+                                 or settings.hint_weight or settings.hint_epochs):
+        parser.error("--teacher-backbone, --distill-weight, --hint-weight, --hint-epochs and --label-weight are for a "
+                     "--teacher")
+    settings.teacher_sha256 = hash_file(settings.teacher) if Path(settings.teacher).is_file() else None
     settings.augment = [kind for word in settings.augment for kind in word.split(",")]
     unknown = [kind for kind in settings.augment if kind not in KINDS]
     if unknown:
@@ -182,12 +188,12 @@ def prepare_machine(settings):
 
 def finish_epoch(training, run, val_loader, pairs, settings):
     """Measure the epoch that has ended, log it and save the weights; every process takes part, rank 0 writes."""
-    train = epoch_means(epoch_totals(training))
+    means = epoch_means(epoch_totals(training))
     training.epoch, training.batch, training.sums = training.epoch + 1, 0, {}
     row = {"epoch": training.epoch, "lr": training.learning_rate(training.step - 1),
-           "train_loss": train["loss"], "train_accuracy": train["accuracy"],
+           "train_loss": means["loss"], "train_accuracy": means["accuracy"],
            "val_loss": math.nan, "val_accuracy": math.nan, "lfw_accuracy": math.nan, "val_at_far": math.nan,
-           "images_per_second": train["images_per_second"], "data_wait": train["waiting"]}
+           "images_per_second": means["images_per_second"], "data_wait": means["waiting"]}
     distributed.copy_buffers_of_main(training.evaluated)
     if val_loader is not None:
         val = validate(training, val_loader)
@@ -200,18 +206,18 @@ def finish_epoch(training, run, val_loader, pairs, settings):
     run.log(row)
     weights = training.evaluated.state_dict()
     if not settings.label_weight:
-        del weights["head.weight"]  # it has learned nothing
+        del weights["head.weight"]  # of this run it has learned nothing
     run.save_weights(weights, settings.save_period, settings.epochs)
     print(f"epoch {training.epoch}/{settings.epochs}  " + "  ".join(
         f"{name} {value:.5g}" for name, value in row.items() if name != "epoch" and not math.isnan(value)), flush=True)
 
 
-def train(training, run, loader, val_loader, pairs, data, settings):
+def train(training, run, loader, val_loader, pairs, data_sha256, settings):
     """Epoch after epoch until the last one, or until a signal. -> the status to exit with."""
     total_steps, batches = training.learning_rate.total_steps, len(loader)
 
     def save():
-        resume.save_checkpoint(training, run, vars(settings), data)
+        resume.save_checkpoint(training, run, vars(settings), data_sha256)
 
     while training.epoch < settings.epochs:
         with Progress(training, batches, settings.epochs, total_steps) as progress:
@@ -220,6 +226,7 @@ def train(training, run, loader, val_loader, pairs, data, settings):
             print(f"stopped after step {training.step}, go on with: {distributed.launcher()} "
                   f"{shlex.join(sys.argv[:1])} --resume {shlex.quote(str(run.folder))}", flush=True)
             return 128 + training.stop.received
+        save()  # what ends the evaluation, such as a picture that does not open, does not cost the epoch
         finish_epoch(training, run, val_loader, pairs, settings)
         save()
     return 0
@@ -229,7 +236,10 @@ def find_benchmark(settings):
     """-> the Pairs to evaluate after each epoch, or None where there are none and none are asked for."""
     there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
     if settings.lfw_eval or (settings.lfw_eval is None and there):
-        return lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+        pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+        if lfw.looks_unaligned(pairs.paths):
+            print(f"{settings.lfw_dir} {lfw.UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
+        return pairs
     if settings.lfw_eval is None:
         print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss, or is the "
               "last epoch's without validation)")
@@ -243,7 +253,7 @@ def main():
     device = prepare_machine(settings)
     paths, labels = read_annotation(settings.annotation_path)
     check_trainable(labels, settings.annotation_path)
-    data = hashlib.sha256(Path(settings.annotation_path).read_bytes()).hexdigest()
+    data_sha256 = hashlib.sha256(Path(settings.annotation_path).read_bytes()).hexdigest()
     pairs = find_benchmark(settings)
     net = make_net(settings, max(labels) + 1, device)
     if state is None:
@@ -253,10 +263,11 @@ def main():
     training = make_training(net, batches, settings, device)
     run = Run.start(settings) if state is None else Run(Path(settings.resume).parent)
     if state is not None:
-        resume.restore(training, run, state, data, settings.force)
+        resume.restore(training, run, state, data_sha256, settings.force)
         if training.epoch >= settings.epochs:
             raise UserError(f"{run.folder} has finished its {settings.epochs} epochs: give more --epochs, with --force")
-    run.origin = {"commit": commit(), "data_sha256": data, "people": len(net.head.weight), "settings": vars(settings)}
+    run.origin = {"commit": commit(), "data_sha256": data_sha256, "people": len(net.head.weight),
+                  "settings": vars(settings)}
     print("\n".join(describe(training, batches, val_loader, settings)))
     print(f"run: {run.folder}; TensorBoard events: "
           f"{'yes' if run.open_tensorboard() else 'no, tensorboard is not installed'}")
@@ -266,10 +277,11 @@ def main():
     run.save_batch_picture(images, sample_labels)
     print(compile_if_wanted(training, settings, (settings.epochs - training.epoch) * batches.count,
                             images, sample_labels.to(device)))
+    run.write_json("settings.json", vars(settings))
     training.stop.listen()
 
     try:
-        status = train(training, run, loader, val_loader, pairs, data, settings)
+        status = train(training, run, loader, val_loader, pairs, data_sha256, settings)
     except Diverged as error:
         run.write_json("diverged.json", error.facts)
         kept = ("last.pt holds the last good state" if (run.folder / "last.pt").exists()

@@ -4,8 +4,8 @@
     python benchmarks/lfw_speed.py --lfw-dir lfw --bf16
 
 plain: both pictures of each of the 6,000 pairs decoded and embedded, 256 pairs at once, eager, channels first,
-BatchNorm unfolded, malloc as it is: the published eval_LFW.py. ours: utils/lfw.py, with every flag of eval_LFW.py.
-Each is a process of its own; decoding counts in both.
+BatchNorm unfolded, malloc as it is: the published eval_LFW.py. ours: utils/lfw.py. Each is a process of its
+own on the CPU; decoding counts in both. Of eval_LFW.py's flags those of weights, list, folder and precision count.
 """
 import json
 import statistics
@@ -23,6 +23,7 @@ from utils import lfw
 from utils.checkpoint import load_embedder
 from utils.device import keep_freed_memory
 from utils.embedding import inference_copy
+from utils.errors import script
 from utils.images import normalise, preprocess
 from utils.metrics import verification
 
@@ -47,6 +48,7 @@ def ours(net, pairs, settings):
     return lfw.evaluate(inference_copy(net), pairs, settings)[0]
 
 
+@script
 def main():
     parser = make_parser()
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each loop")

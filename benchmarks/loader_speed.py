@@ -22,6 +22,7 @@ from utils.compilation import compile_if_wanted
 from utils.dataset import load_picture, make_loaders
 from utils.device import keep_freed_memory
 from utils.engine import epoch_means, train_one_epoch
+from utils.errors import script
 from utils.images import preprocess
 from utils.setup import load_weights, make_net, make_training
 
@@ -68,15 +69,16 @@ def measure_waiting(paths, labels, settings):
     training = make_training(net, loader.batch_sampler, settings, CPU)
     images, sample, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
     images, _ = augment(images, settings.seed, 0, 0, settings.augment)
-    print(compile_if_wanted(training, settings, float("inf"), images, sample))
+    print(compile_if_wanted(training, settings, 10 ** 9, images, sample))
     for training.epoch in range(2):  # the first one starts the workers
         training.batch, training.sums = 0, {}
-        train_one_epoch(training, loader, report=lambda means: None, save=None)
+        train_one_epoch(training, loader, report=lambda means: None, save=lambda: None)
     means = epoch_means(training.sums)
     print(f"training {settings.backbone}, batch {settings.batch_size}, {settings.num_workers} workers: "
           f"{means['images_per_second']:.1f} img/s, {means['waiting']:.2%} of the time waiting for data")
 
 
+@script
 def main():
     settings = parse_settings()
     settings.val_split = 0

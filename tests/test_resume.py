@@ -3,14 +3,18 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 import torch
-from conftest import assert_user_error
+from conftest import ROOT, assert_user_error
 from training_data import QUICK, assert_same_weights, only_run, train_command, weights, write_faces
 
+import train
 from nets.arcface import ArcfaceNet
+from utils import resume
+from utils.errors import UserError
 
 EPOCHS = 2
 
@@ -113,6 +117,36 @@ def test_a_resume_with_other_pictures_is_refused(run_script, finished, shared, t
     other = write_faces(shared, tmp_path / "other.txt", skip=5)
     refused = run_script("train.py", "--resume", "--annotation-path", other, cwd=finished)
     assert_user_error(refused, "annotation file", "--force")
+
+
+def test_a_resume_with_another_teacher_in_the_old_ones_file_is_refused(tmp_path):
+    def settings_with(content):
+        parser = train.make_parser()
+        (tmp_path / "teacher.pth").write_bytes(content)
+        settings = parser.parse_args(["--teacher", str(tmp_path / "teacher.pth")])
+        train.check_settings(settings, parser)
+        return vars(settings)
+
+    saved = settings_with(b"one")
+    resume.check_settings(saved, settings_with(b"one"), force=False)
+    with pytest.raises(UserError, match="teacher_sha256"):
+        resume.check_settings(saved, settings_with(b"another"), force=False)
+
+
+def test_what_ends_an_evaluation_does_not_cost_the_epoch(run_script, annotation, tmp_path):
+    code = ("import train\nfrom utils.errors import UserError\n"
+            "def finish_epoch(*_): raise UserError('a picture does not open')\n"
+            "train.finish_epoch = finish_epoch\ntrain.main()")
+    arguments = [*QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0]
+    ended = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=tmp_path, capture_output=True,
+                           encoding="utf-8", env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=100)
+    assert_user_error(ended, "a picture does not open")
+    state = torch.load(only_run(tmp_path / "logs") / "last.pt", weights_only=True)
+    assert state["step"] == state["batch"] == 5 and not state["rows"]
+    resumed = run_script("train.py", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    state = torch.load(only_run(tmp_path / "logs") / "last.pt", weights_only=True)
+    assert state["step"] == 5 and state["epoch"] == len(state["rows"]) == 1
 
 
 def test_a_resume_without_a_run_says_so(run_script, tmp_path):

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from conftest import ROOT, assert_user_error
 from PIL import Image
 
+import train
 from utils.dataset import EpochBatches
 from utils.metrics import Verification
 
@@ -192,6 +194,13 @@ def test_eval_says_that_250x250_pictures_are_not_aligned(call_script, weights, s
     assert is_png(tmp_path / "model_data" / "roc_test.png")
 
 
+def test_train_says_that_250x250_pictures_are_not_aligned(shared, lines, tmp_path, capsys):
+    pairs = write_rows(tmp_path / "pairs.txt", ["2 3", *lines])
+    for folder, unaligned in ((shared / "lfw_raw_folds1-3", True), (shared / "lfw" / "images", False)):
+        found = train.find_benchmark(SimpleNamespace(lfw_dir=folder, lfw_pairs=pairs, lfw_eval=None))
+        assert len(found.genuine) == 12 and ("un-aligned 250x250" in capsys.readouterr().out) == unaligned
+
+
 def test_eval_without_weights_is_a_user_error(run_script):
     assert_user_error(run_script("eval_LFW.py"), "eval_LFW.py", "model_data/arcface_mobilefacenet.pth")
 
@@ -270,6 +279,8 @@ def test_train_without_an_annotation_is_a_user_error(run_script, tmp_path):
     (["--val-split", "1"], ["--val-split"]), (["--optimizer-type", "lion"], ["lion", "sgd"]),
     (["--model-path", "gone.pth"], ["gone.pth"]), (["--pretrained"], ["mobilefacenet_backbone_weights.pth"]),
     (["--model-path", "cls_train.txt"], ["cls_train.txt"]), (["--init-lr", "nan"], ["--init-lr"]),
+    (["--init-lr", "0"], ["--init-lr"]), (["--lr-decay-type", "step", "--min-lr-ratio", "0"], ["--min-lr-ratio"]),
+    (["--distill-weight", "0.5"], ["--teacher"]), (["--teacher-backbone", "mobilenet"], ["--teacher"]),
     (["--lfw-eval", "--lfw-pairs", "gone.txt"], ["gone.txt", "--lfw-pairs"])])
 def test_train_with_a_wrong_setting_is_a_user_error(call_script, annotation, tmp_path, arguments, words):
     assert_user_error(call_script("train.py", "--device", "cpu", *arguments), *words)

@@ -93,13 +93,14 @@ def test_without_a_measurement_there_is_a_default_that_says_so(weights, text):
 @pytest.mark.parametrize("spoil, word", [
     (lambda weights: weights.write_bytes(b"other weights"), "SHA-256"),
     (lambda weights: write(weights, json.dumps(read(weights) | {"flip": True})), "--flip"),
+    (lambda weights: write(weights, json.dumps(read(weights) | {"aligned": False})), "not aligned"),
     (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": [1]})), "numbers"),
     (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": {"best accuracy": "1"}})), "numbers"),
     (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": {"best accuracy": np.nan}})), "numbers"),
     (lambda weights: write(weights, "{"), "JSON"), (lambda weights: write(weights, "3"), "JSON"),
     (lambda weights: weights.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "JSON"),
     (lambda weights: write(weights, "[" * 100000), "JSON")],
-    ids=["other weights", "flip", "list", "text", "nan", "cut", "number", "bytes", "deep"])
+    ids=["other weights", "flip", "un-aligned", "list", "text", "nan", "cut", "number", "bytes", "deep"])
 def test_thresholds_of_no_use_are_not_used_and_one_line_says_why(weights, spoil, word):
     save_thresholds(weights, {"thresholds": THRESHOLDS, "flip": False})
     spoil(weights)

@@ -178,7 +178,7 @@ def test_the_start_is_described(trained):
     text = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8")
     assert "expected initial loss of the labels: 23.2" in text
     assert "weight decay 0 on BatchNorm, PReLU and biases" in text
-    assert "effective_lr  0.025" in text
+    assert "effective_lr  0.025" in text and "learning rate: 0.025" in text
 
 
 def test_weights_are_a_bare_state_dict_of_the_published_names(trained):

@@ -16,7 +16,7 @@ ERASED = 0.4                                            # at most, of a side
 def augment(images, seed, epoch, batch, kinds=()):
     """uint8 (B, H, W, 3) -> (float32 (B, 3, H, W) in [-1, 1], share (B,) or None).
 
-    Every second picture is mirrored; heavier kinds, see KINDS, work on every picture, in the order given.
+    A picture is mirrored with probability 1/2; heavier kinds, see KINDS, work on every picture, in the order given.
     "mixup" (Zhang et al. 2018, arXiv 1710.09412) blends half of the pictures with the one before them in the
     batch; `share`, 0.5 to 1, is then what is left of each picture itself.
 

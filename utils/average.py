@@ -6,8 +6,8 @@ from torch.optim.swa_utils import AveragedModel
 def average_weights(net, decay):
     """-> AveragedModel: `update_parameters(net)` after each step, `module` is the averaged network.
 
-    The decay grows from 0.1 as (1 + n) / (10 + n) up to `decay`, so that the random start is forgotten even
-    in a short run. BatchNorm's statistics are averaged too.
+    The first update is a copy, and the decay of update n is (1 + n) / (10 + n), at most `decay`, so that the random
+    start is forgotten even in a short run. BatchNorm's statistics are averaged too.
     """
     def blend(averages, currents, updates):
         if averages[0].is_floating_point():

@@ -6,7 +6,8 @@ GROUPS = ("body", "embedding layer and head", "BatchNorm, PReLU and biases")
 
 
 def describe(training, batches, val_loader, settings):
-    """-> lines: the settings, the decay groups, the data, the memory of the head, the machine, the first loss."""
+    """-> lines: the settings, the decay groups, the data, the memory of the head, the machine, the learning rate
+    and the first loss."""
     head = training.net.head
     classes, dimensions = head.weight.shape
     processes = distributed.world_size()
@@ -24,6 +25,9 @@ def describe(training, batches, val_loader, settings):
     precision = str(training.autocast_dtype or "float32").removeprefix("torch.")
     layout = "channels last" if settings.channels_last else "channels first"
     yield f"device: {describe_device(training.device)}, {processes} process(es), {precision}, {layout}"
+    if settings.scale_lr:
+        yield (f"learning rate: {settings.effective_lr:g}, which is --init-lr scaled with the batch and kept within "
+               "the published limits (--no-scale-lr: as it is)")
     if settings.teacher:
         yield (f"teacher: {settings.teacher}, {len(training.objective.student.stages)} stages, apart in the first "
                f"{training.hint_steps} steps; loss = {settings.distill_weight:g} (1 - cosine) + "

@@ -60,16 +60,17 @@ class Distillation(nn.Module):
             loss, correct = self.hint_loss(outputs, targets), torch.full_like(labels, torch.nan, dtype=torch.float32)
         else:
             outputs = self.student(images)
-            loss, correct = self.embedding_loss(self.net.head, outputs[-1], targets[-1], labels, share)
+            loss, correct = self.embedding_loss(self.net.head, outputs[-1], targets[-1], labels, self.weights, share)
             if self.weights.hint:
                 loss = loss + self.weights.hint * self.hint_loss(outputs, targets)
         return Outcome(loss, correct, F.normalize(outputs[-1].detach().float()))
 
     def evaluate(self, net, images, labels):
-        """The loss, without hints, of another network of the same kind, such as the averaged one."""
+        """1 - cosine, and the weighted loss of the labels, of another network of the kind, such as the averaged one."""
         output = net.arcface(images)
         # forward() is not compiled: another batch size would compile it again.
-        loss, correct = self.embedding_loss(net.head, output, self.teacher[0].forward(images)[-1], labels)
+        loss, correct = self.embedding_loss(net.head, output, self.teacher[0].forward(images)[-1], labels,
+                                            self.weights._replace(embedding=1.0))
         return Outcome(loss, correct, F.normalize(output.detach().float()))
 
     @torch.no_grad()
@@ -77,13 +78,13 @@ class Distillation(nn.Module):
         """-> the teacher's features at the end of each stage; the last are its embeddings, not normalised."""
         return self.teacher[0](images)
 
-    def embedding_loss(self, head, output, target, labels, share=None):
+    def embedding_loss(self, head, output, target, labels, weights, share=None):
         """-> (loss of the labels and of the teacher's embedding, correct (B,))."""
         cosine = F.cosine_similarity(self.exits[-1](output).float(), target.float())
-        loss, correct = self.weights.embedding * (1 - cosine).mean(), torch.full_like(cosine, torch.nan)
-        if self.weights.label:
+        loss, correct = weights.embedding * (1 - cosine).mean(), torch.full_like(cosine, torch.nan)
+        if weights.label:
             from_labels, correct = label_loss(head, F.normalize(output.float()), labels, share)
-            loss = loss + self.weights.label * from_labels
+            loss = loss + weights.label * from_labels
         return loss, correct
 
     def hint_loss(self, outputs, targets):

@@ -138,7 +138,7 @@ def train_one_step(training, group, dataset):
         correct.append(outcome.correct.sum())
     training.scaler.unscale_(training.optimizer)
     norm = nn.utils.clip_grad_norm_(training.model.parameters(), training.grad_clip or float("inf"))
-    # One wait for the device a step.
+    # Read together: every read waits for the device.
     loss, norm, correct = torch.stack([torch.stack(losses).mean(), norm, torch.stack(correct).sum()]).tolist()
     check_finite(training, loss, norm, rate, group, dataset)
     if update_weights(training):

@@ -10,8 +10,7 @@ from utils.errors import UserError
 
 OF_ONE_START = {"resume", "force"}  # what is said of this start alone, and not kept
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
-FREE = {"num_workers", "device", "save_dir", "save_period", "lfw_eval", "lfw_dir", "lfw_pairs", "checkpoint_every",
-        "annotation_path"}
+FREE = {"num_workers", "device", "save_dir", "save_period", "checkpoint_every", "annotation_path"}
 # Settings that what is saved is made for.
 FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate"}
 
@@ -54,8 +53,8 @@ def check_settings(saved, now, force):
         print(message)
 
 
-def save_checkpoint(training, run, settings, data):
-    """Write last.pt. Every process has to call it; rank 0 writes. data: what identifies the training pictures."""
+def save_checkpoint(training, run, settings, data_sha256):
+    """Write last.pt. Every process has to call it; rank 0 writes. data_sha256: of the annotation file."""
     sums = distributed.gather(training.sums)
     random_states = distributed.gather(get_random_state(training.device))
     kept = {name: value for name, value in settings.items() if name not in OF_ONE_START}
@@ -67,16 +66,16 @@ def save_checkpoint(training, run, settings, data):
             "scaler": training.scaler.state_dict(),
             "average": training.average.state_dict() if training.average else None,
             "step": training.step, "epoch": training.epoch, "batch": training.batch, "sums": sums,
-            "random": random_states, "rows": run.rows, "settings": kept, "data": data,
+            "random": random_states, "rows": run.rows, "settings": kept, "data": data_sha256,
         }, run.folder / "last.pt")
 
 
-def restore(training, run, state, data, force):
+def restore(training, run, state, data_sha256, force):
     """Put a checkpoint's state into a new Training and Run, and say where it goes on.
 
     Raises UserError where the training pictures are others, unless `force`.
     """
-    if state["data"] != data:
+    if state["data"] != data_sha256:
         message = f"the annotation file is not the one of {run.folder}"
         people, known = len(training.net.head.weight), len(state["model"]["head.weight"])
         if people != known:

@@ -91,6 +91,8 @@ def read_thresholds(weights_path):
         raise UserError(f"the thresholds in {path} are not used, they are no numbers")
     if record.get("weights_sha256") != hash_file(weights_path):
         raise UserError(f"the thresholds in {path} are not used, they are of other weights (the SHA-256 differs)")
+    if record.get("aligned") is False:
+        raise UserError(f"the thresholds in {path} are not used, they were measured on pictures that are not aligned")
     if record.get("flip"):
         raise UserError(f"the thresholds in {path} are not used, they were measured with --flip")
     return thresholds, record.get("benchmark", "LFW")
