@@ -6,8 +6,7 @@ GROUPS = ("body", "embedding layer and head", "BatchNorm, PReLU and biases")
 
 
 def describe(training, batches, val_loader, settings):
-    """-> lines: the settings, the decay groups, the data, the memory of the head, the machine, the learning rate
-    and the first loss."""
+    """-> lines: the settings, what decays, the data, the head's memory, the machine, learning rate and first loss."""
     head = training.net.head
     classes, dimensions = head.weight.shape
     processes = distributed.world_size()
