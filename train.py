@@ -277,7 +277,7 @@ def main():
     run.save_batch_picture(images, sample_labels)
     print(compile_if_wanted(training, settings, (settings.epochs - training.epoch) * batches.count,
                             images, sample_labels.to(device)))
-    run.write_json("settings.json", vars(settings))
+    run.write_json("settings.json", vars(settings))  # once more: with --compile decided, or what --force changed
     training.stop.listen()
 
     try:

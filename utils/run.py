@@ -37,13 +37,13 @@ class Run:
 
     @classmethod
     def start(cls, settings):
-        """Make <save_dir>/<time>_<backbone>/."""
+        """Make <save_dir>/<time>_<backbone>/ and write settings.json there."""
         name = time.strftime("%Y_%m_%d_%H_%M_%S") + "_" + settings.backbone
         folder, number = Path(settings.save_dir, name), 2
         while folder.exists():
             folder, number = Path(settings.save_dir, f"{name}_{number}"), number + 1
         run = cls(distributed.gather(folder)[0])  # the clocks of the processes may differ by a second
-        run.folder.mkdir(parents=True, exist_ok=True)  # by every process: hosts may have a disk each
+        run.write_json("settings.json", vars(settings))
         return run
 
     @on_main
