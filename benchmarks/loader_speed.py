@@ -5,6 +5,7 @@
 
 Every flag of train.py is one here. A run's own share of waiting is a column of its log.csv.
 """
+import math
 import random
 import statistics
 import sys
@@ -69,7 +70,7 @@ def measure_waiting(paths, labels, settings):
     training = make_training(net, loader.batch_sampler, settings, CPU)
     images, sample, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
     images, _ = augment(images, settings.seed, 0, 0, settings.augment)
-    print(compile_if_wanted(training, settings, 10 ** 9, images, sample))
+    print(compile_if_wanted(training, settings, math.inf, images, sample))
     for training.epoch in range(2):  # the first one starts the workers
         training.batch, training.sums = 0, {}
         train_one_epoch(training, loader, report=lambda means: None, save=lambda: None)

@@ -1,4 +1,5 @@
 """utils/engine.py and utils/compilation.py: one step at a time, in this process."""
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -130,8 +131,10 @@ def test_in_the_last_epochs_batch_norm_keeps_its_statistics_and_still_learns(bat
 
 
 def test_without_being_asked_only_long_runs_compile():
-    for pictures, expected in ((0, "torch.compile: no"), (10 ** 9, "compiled")):
-        training, settings = make()
+    no = "torch.compile: no"
+    for backbone, pictures, expected in (("mobilefacenet", 0, no), ("mobilefacenet", math.inf, "compiled"),
+                                         ("mobilenet", math.inf, no)):
+        training, settings = make("--backbone", backbone)
         training.objective.compiled_modules = list  # nothing to compile: the decision alone
         images = torch.zeros(4, 3, 112, 112)
         assert expected in compile_if_wanted(training, settings, pictures, images, torch.arange(4))

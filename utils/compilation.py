@@ -15,7 +15,8 @@ PAYS_FROM = {"mobilefacenet": 30_000, "iresnet18": 10_000, "iresnet34": 10_000, 
 def compile_if_wanted(training, settings, pictures, images, labels):
     """Compile where --compile says so, or without it where that pays for so many training pictures. -> one sentence."""
     if settings.compile is None:
-        settings.compile = training.device.type == "cpu" and pictures >= PAYS_FROM.get(settings.backbone, float("inf"))
+        settings.compile = (training.device.type == "cpu" and settings.backbone in PAYS_FROM
+                            and pictures >= PAYS_FROM[settings.backbone])
     if settings.compile:
         return compile_networks(training, images, labels)
     return "torch.compile: no (--compile turns it on)"
