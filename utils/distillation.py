@@ -66,11 +66,14 @@ class Distillation(nn.Module):
         return Outcome(loss, correct, F.normalize(outputs[-1].detach().float()))
 
     def evaluate(self, net, images, labels):
-        """1 - cosine, and the weighted loss of the labels, of another network of the kind, such as the averaged one."""
+        """The loss, without hints, of another network of the same kind, such as the averaged one.
+
+        The embedding counts even where hints alone are learned: else nothing would tell good epochs from bad.
+        """
         output = net.arcface(images)
         # forward() is not compiled: another batch size would compile it again.
         loss, correct = self.embedding_loss(net.head, output, self.teacher[0].forward(images)[-1], labels,
-                                            self.weights._replace(embedding=1.0))
+                                            self.weights._replace(embedding=self.weights.embedding or 1.0))
         return Outcome(loss, correct, F.normalize(output.detach().float()))
 
     @torch.no_grad()
