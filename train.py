@@ -11,7 +11,6 @@
 Writes to logs/<time>_<backbone>/: weights of every epoch, best.pth, last.pt, log.csv, curves, settings.json.
 """
 import argparse
-import hashlib
 import math
 import shlex
 import sys
@@ -253,7 +252,7 @@ def main():
     device = prepare_machine(settings)
     paths, labels = read_annotation(settings.annotation_path)
     check_trainable(labels, settings.annotation_path)
-    data_sha256 = hashlib.sha256(Path(settings.annotation_path).read_bytes()).hexdigest()
+    data_sha256 = hash_file(settings.annotation_path)
     pairs = find_benchmark(settings)
     net = make_net(settings, max(labels) + 1, device)
     if state is None:

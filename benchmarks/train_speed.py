@@ -62,13 +62,14 @@ def measure(settings):
     load_weights(net, settings)
     training = make_training(net, batches, settings, CPU)
     if settings.side == "ours":
+        step = our_step
         images, _ = augment(groups[0][0], settings.seed, 0, 0)
         print(compile_if_wanted(training, settings, math.inf, images, groups[0][1]), file=sys.stderr)
     else:
+        step = plain_step
         for group in training.optimizer.param_groups:
             group["fused"] = False
     enter_training_mode(training)
-    step = plain_step if settings.side == "plain" else our_step
     seconds, losses = [], []
     for group in groups:
         start = time.perf_counter()

@@ -26,16 +26,21 @@ def lines(shared):
 
 
 @pytest.fixture
-def tiny_lfw(tmp_path, shared, lines):
-    """A list of 2 folds of 3 + 3 pairs, and a folder of just their pictures, made in tmp_path."""
-    (tmp_path / "pairs.txt").write_text("\n".join(["2 3", *lines, ""]), encoding="utf-8")
+def pairs_path(tmp_path, lines):
+    """A list of 2 folds of 3 + 3 pairs."""
+    return write_rows(tmp_path / "pairs.txt", ["2 3", *lines])
+
+
+@pytest.fixture
+def tiny_lfw(tmp_path, shared, lines, pairs_path):
+    """That list, and a folder of just its pictures, made in tmp_path."""
     for line in lines:
         fields = line.split()
         first, second = fields[:2], [fields[-2] if len(fields) == 4 else fields[0], fields[-1]]
         for name, number in (first, second):
             (tmp_path / "lfw" / name).mkdir(parents=True, exist_ok=True)
             shutil.copy(shared / "lfw" / "images" / name / f"{name}_{int(number):04d}.jpg", tmp_path / "lfw" / name)
-    return "--lfw-dir", tmp_path / "lfw", "--lfw-pairs", tmp_path / "pairs.txt"
+    return "--lfw-dir", tmp_path / "lfw", "--lfw-pairs", pairs_path
 
 
 @pytest.fixture
@@ -181,10 +186,9 @@ def test_eval_prints_the_published_lines_and_writes_its_files(run_script, weight
     assert is_png(tmp_path / "out" / "roc.png") and is_png(tmp_path / "mistakes.png")
 
 
-def test_eval_says_that_250x250_pictures_are_not_aligned(call_script, weights, shared, lines, tmp_path):
-    pairs = write_rows(tmp_path / "pairs.txt", ["2 3", *lines])
+def test_eval_says_that_250x250_pictures_are_not_aligned(call_script, weights, shared, pairs_path, tmp_path):
     folder = shared / "lfw_raw_folds1-3"
-    result = call_script("eval_LFW.py", *weights, "--lfw-dir", folder, "--lfw-pairs", pairs, "--device", "cpu",
+    result = call_script("eval_LFW.py", *weights, "--lfw-dir", folder, "--lfw-pairs", pairs_path, "--device", "cpu",
                          "--json", "figures.json")
     assert result.returncode == 0, result.stderr
     assert re.search(rf"^{re.escape(str(folder))} .*un-aligned 250x250", result.stdout, re.MULTILINE)
@@ -194,10 +198,9 @@ def test_eval_says_that_250x250_pictures_are_not_aligned(call_script, weights, s
     assert is_png(tmp_path / "model_data" / "roc_test.png")
 
 
-def test_train_says_that_250x250_pictures_are_not_aligned(shared, lines, tmp_path, capsys):
-    pairs = write_rows(tmp_path / "pairs.txt", ["2 3", *lines])
+def test_train_says_that_250x250_pictures_are_not_aligned(shared, pairs_path, capsys):
     for folder, unaligned in ((shared / "lfw_raw_folds1-3", True), (shared / "lfw" / "images", False)):
-        found = train.find_benchmark(SimpleNamespace(lfw_dir=folder, lfw_pairs=pairs, lfw_eval=None))
+        found = train.find_benchmark(SimpleNamespace(lfw_dir=folder, lfw_pairs=pairs_path, lfw_eval=None))
         assert len(found.genuine) == 12 and ("un-aligned 250x250" in capsys.readouterr().out) == unaligned
 
 
@@ -287,9 +290,8 @@ def test_train_with_a_wrong_setting_is_a_user_error(call_script, annotation, tmp
     assert not (tmp_path / "logs").exists()
 
 
-def test_train_asked_for_an_absent_lfw_is_a_user_error(call_script, annotation, tmp_path, lines):
-    pairs = write_rows(tmp_path / "pairs.txt", ["2 3", *lines])
-    result = call_script("train.py", "--device", "cpu", "--lfw-eval", "--lfw-dir", "gone", "--lfw-pairs", pairs)
+def test_train_asked_for_an_absent_lfw_is_a_user_error(call_script, annotation, pairs_path):
+    result = call_script("train.py", "--device", "cpu", "--lfw-eval", "--lfw-dir", "gone", "--lfw-pairs", pairs_path)
     assert_user_error(result, "gone", "--lfw-dir")
 
 

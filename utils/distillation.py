@@ -60,7 +60,9 @@ class Distillation(nn.Module):
             loss, correct = self.hint_loss(outputs, targets), torch.full_like(labels, torch.nan, dtype=torch.float32)
         else:
             outputs = self.student(images)
-            loss, correct = self.embedding_loss(self.net.head, outputs[-1], targets[-1], labels, self.weights, share)
+            distance, from_labels, correct = self.embedding_losses(
+                self.net.head, outputs[-1], targets[-1], labels, share)
+            loss = self.weights.embedding * distance + self.weights.label * from_labels
             if self.weights.hint:
                 loss = loss + self.weights.hint * self.hint_loss(outputs, targets)
         return Outcome(loss, correct, F.normalize(outputs[-1].detach().float()))
@@ -72,8 +74,9 @@ class Distillation(nn.Module):
         """
         output = net.arcface(images)
         # forward() is not compiled: another batch size would compile it again.
-        loss, correct = self.embedding_loss(net.head, output, self.teacher[0].forward(images)[-1], labels,
-                                            self.weights._replace(embedding=self.weights.embedding or 1.0))
+        target = self.teacher[0].forward(images)[-1]
+        distance, from_labels, correct = self.embedding_losses(net.head, output, target, labels)
+        loss = (self.weights.embedding or 1.0) * distance + self.weights.label * from_labels
         return Outcome(loss, correct, F.normalize(output.detach().float()))
 
     @torch.no_grad()
@@ -81,14 +84,16 @@ class Distillation(nn.Module):
         """-> the teacher's features at the end of each stage; the last are its embeddings, not normalised."""
         return self.teacher[0](images)
 
-    def embedding_loss(self, head, output, target, labels, weights, share=None):
-        """-> (loss of the labels and of the teacher's embedding, correct (B,))."""
+    def embedding_losses(self, head, output, target, labels, share=None):
+        """-> (1 - cosine to the teacher's embedding, the labels' loss, correct (B,)), none of them weighted.
+
+        Where the labels have no weight their loss is 0 and `correct` NaN.
+        """
         cosine = F.cosine_similarity(self.exits[-1](output).float(), target.float())
-        loss, correct = weights.embedding * (1 - cosine).mean(), torch.full_like(cosine, torch.nan)
-        if weights.label:
+        from_labels, correct = 0.0, torch.full_like(cosine, torch.nan)
+        if self.weights.label:
             from_labels, correct = label_loss(head, F.normalize(output.float()), labels, share)
-            loss = loss + weights.label * from_labels
-        return loss, correct
+        return (1 - cosine).mean(), from_labels, correct
 
     def hint_loss(self, outputs, targets):
         return torch.stack([relative_error(to_teacher(output), target)
