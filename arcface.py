@@ -21,15 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.checkpoint import load_embedder
-from utils.device import choose_device, describe_device
-from utils.download import hash_file
-from utils.embedding import embed, inference_copy
-from utils.face_crop import FaceCrop, detector_installed
-from utils.gallery import Gallery, nearest_people, open_gallery
-from utils.images import check_input_shape, preprocess
-from utils.pictures import draw_candidates, draw_comparison, draw_faces
-from utils.thresholds import choose_threshold
+from utils.drawing.pictures import draw_candidates, draw_comparison, draw_faces
+from utils.evaluation.embedding import embed, inference_copy
+from utils.evaluation.gallery import Gallery, nearest_people, open_gallery
+from utils.evaluation.thresholds import choose_threshold
+from utils.faces.face_crop import FaceCrop, detector_installed
+from utils.faces.images import check_input_shape, preprocess
+from utils.machine.device import choose_device, describe_device
+from utils.machine.download import hash_file
+from utils.weights.checkpoint import load_embedder
 
 
 class Match(NamedTuple):
@@ -124,9 +124,9 @@ class Arcface:
                 "detector": self.align == "auto" and detector_installed()}
 
     def open_gallery(self, folder, progress=None):
-        """A folder of people's pictures -> Gallery, with what is new or changed in it embedded (utils/gallery.py).
+        """A folder of people's pictures -> Gallery (utils/evaluation/gallery.py).
 
-        Of a photograph the largest face counts, whatever `face` says.
+        What is new or changed in it is embedded. Of a photograph the largest face counts, whatever `face` says.
         """
         return open_gallery(folder, partial(self.embed, crop=FaceCrop(self.align)), self.embedding_settings(), progress)
 

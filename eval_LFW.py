@@ -21,20 +21,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils import lfw
-from utils.checkpoint import load_embedder
-from utils.detector import FaceDetector
-from utils.device import choose_device, describe_device, keep_freed_memory
-from utils.download_lfw import FOLDERS, align_lfw, fetch_lfw
-from utils.embedding import inference_copy
-from utils.errors import SettingsParser, script
-from utils.files import atomic_write, write_text
-from utils.images import check_input_shape, preprocess
-from utils.pictures import draw_mistakes
-from utils.plots import plot_roc
-from utils.published import published_weights
-from utils.thresholds import measure_thresholds, save_thresholds
-from utils.verification_file import read_verification_file
+from utils.drawing.pictures import draw_mistakes
+from utils.drawing.plots import plot_roc
+from utils.evaluation import lfw
+from utils.evaluation.download_lfw import FOLDERS, align_lfw, fetch_lfw
+from utils.evaluation.embedding import inference_copy
+from utils.evaluation.thresholds import measure_thresholds, save_thresholds
+from utils.evaluation.verification_file import read_verification_file
+from utils.faces.detector import FaceDetector
+from utils.faces.images import check_input_shape, preprocess
+from utils.machine.device import choose_device, describe_device, keep_freed_memory
+from utils.machine.errors import SettingsParser, script
+from utils.machine.files import atomic_write, write_text
+from utils.weights.checkpoint import load_embedder
+from utils.weights.published import published_weights
 
 
 def make_parser():

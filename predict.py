@@ -18,13 +18,13 @@ from functools import partial
 from tqdm import tqdm
 
 from arcface import Arcface
-from utils.device import describe_device, keep_freed_memory
-from utils.errors import SettingsParser, UserError, script
-from utils.export import export
-from utils.files import atomic_write
-from utils.pictures import show
-from utils.published import SHA256, published_weights
-from utils.thresholds import OPERATING_POINTS
+from utils.drawing.pictures import show
+from utils.evaluation.thresholds import OPERATING_POINTS
+from utils.machine.device import describe_device, keep_freed_memory
+from utils.machine.errors import SettingsParser, UserError, script
+from utils.machine.files import atomic_write
+from utils.weights.export import export
+from utils.weights.published import SHA256, published_weights
 
 
 def parse_settings():

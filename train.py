@@ -20,21 +20,23 @@ from types import SimpleNamespace
 from torch.utils.data import default_collate
 
 from nets.arcface import backbone_name
-from utils import distributed, lfw, resume
-from utils.annotation import check_trainable, read_annotation
-from utils.augmentation import KINDS, augment
-from utils.compilation import compile_if_wanted
-from utils.dataset import make_loaders
-from utils.describe import describe
-from utils.device import choose_device, keep_freed_memory
-from utils.download import hash_file
-from utils.embedding import inference_copy
-from utils.engine import Diverged, epoch_means, epoch_totals, train_one_epoch, validate
-from utils.errors import SettingsParser, UserError, script
-from utils.images import check_input_shape
-from utils.progress import Progress
-from utils.run import Run, commit
-from utils.setup import load_weights, make_net, make_training
+from utils.data.annotation import check_trainable, read_annotation
+from utils.data.augmentation import KINDS, augment
+from utils.data.dataset import make_loaders
+from utils.evaluation import lfw
+from utils.evaluation.embedding import inference_copy
+from utils.faces.images import check_input_shape
+from utils.machine import distributed
+from utils.machine.device import choose_device, keep_freed_memory
+from utils.machine.download import hash_file
+from utils.machine.errors import SettingsParser, UserError, script
+from utils.training import resume
+from utils.training.compilation import compile_if_wanted
+from utils.training.describe import describe
+from utils.training.engine import Diverged, epoch_means, epoch_totals, train_one_epoch, validate
+from utils.training.progress import Progress
+from utils.training.run import Run, commit
+from utils.training.setup import load_weights, make_net, make_training
 
 
 def make_parser():

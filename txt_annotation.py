@@ -14,11 +14,11 @@ from statistics import median
 
 from tqdm import tqdm
 
-from utils.align_folder import NO_FACE, RULE, SEVERAL, SMALL, align_folder, report_path
-from utils.annotation import classes_path, scan_folder, write_annotation
-from utils.detector import FaceDetector
-from utils.errors import SettingsParser, UserError, script
-from utils.recordio import extract
+from utils.data.align_folder import NO_FACE, RULE, SEVERAL, SMALL, align_folder, report_path
+from utils.data.annotation import classes_path, scan_folder, write_annotation
+from utils.data.recordio import extract
+from utils.faces.detector import FaceDetector
+from utils.machine.errors import SettingsParser, UserError, script
 
 
 def parse_settings():

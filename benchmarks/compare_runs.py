@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from utils.errors import SettingsParser, UserError, script
-from utils.files import read_lines
-from utils.plots import new_figure, save_figure
-from utils.run import COLUMNS
+from utils.drawing.plots import new_figure, save_figure
+from utils.machine.errors import SettingsParser, UserError, script
+from utils.machine.files import read_lines
+from utils.training.run import COLUMNS
 
 
 def parse_settings():

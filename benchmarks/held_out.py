@@ -16,9 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from utils.annotation import scan_folder, write_annotation
-from utils.errors import SettingsParser, UserError, script
-from utils.files import write_text
+from utils.data.annotation import scan_folder, write_annotation
+from utils.machine.errors import SettingsParser, UserError, script
+from utils.machine.files import write_text
 
 FOLDS, PAIRS = 10, 300
 
@@ -42,7 +42,7 @@ def link_pictures(people, folder):
 
 
 def draw_pairs(counts, generator):
-    """{name: pictures} -> the lines of a pairs list, as utils/lfw.py reads it."""
+    """{name: pictures} -> the lines of a pairs list, as utils/evaluation/lfw.py reads it."""
     names = sorted(counts)
     several = [name for name in names if counts[name] > 1]
     yield f"{FOLDS}\t{PAIRS}"

@@ -4,7 +4,7 @@
     python benchmarks/lfw_speed.py --lfw-dir lfw --bf16
 
 plain: both pictures of each of the 6,000 pairs decoded and embedded, 256 pairs at once, eager, channels first,
-BatchNorm unfolded, malloc as it is: the published eval_LFW.py. ours: utils/lfw.py. Each is a process of its
+BatchNorm unfolded, malloc as it is: the published eval_LFW.py. ours: utils/evaluation/lfw.py. Each is a process of its
 own on the CPU; decoding counts in both. Of eval_LFW.py's flags those of weights, list, folder and precision count.
 """
 import json
@@ -19,13 +19,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from eval_LFW import make_parser
-from utils import lfw
-from utils.checkpoint import load_embedder
-from utils.device import keep_freed_memory
-from utils.embedding import inference_copy
-from utils.errors import script
-from utils.images import normalise, preprocess
-from utils.metrics import verification
+from utils.evaluation import lfw
+from utils.evaluation.embedding import inference_copy
+from utils.evaluation.metrics import verification
+from utils.faces.images import normalise, preprocess
+from utils.machine.device import keep_freed_memory
+from utils.machine.errors import script
+from utils.weights.checkpoint import load_embedder
 
 PLAIN_BATCH = 256  # pairs, as published
 

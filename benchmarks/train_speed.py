@@ -6,8 +6,9 @@
 
 plain: eager, channels first, float32, the C library's malloc as it is, margin by a one-hot matrix, accuracy by a
 softmax, one parameter after the other in the optimizer, in the order of the published scripts. ours: the step of
-utils/engine.py, set up as train.py does, in a long run. Each measurement is a process of its own; pictures are decoded
-beforehand in both. Every flag of train.py is one here; the plain loop knows those of network, data and learning rate.
+utils/training/engine.py, set up as train.py does, in a long run. Each measurement is a process of its own; pictures are
+decoded beforehand in both. Every flag of train.py is one here; the plain loop knows those of network, data and learning
+rate.
 """
 import json
 import math
@@ -24,14 +25,14 @@ from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from train import check_settings, make_parser
-from utils.annotation import read_annotation
-from utils.augmentation import augment
-from utils.compilation import compile_if_wanted
-from utils.dataset import EpochBatches, FaceDataset
-from utils.device import keep_freed_memory
-from utils.engine import enter_training_mode, train_one_step
-from utils.errors import script
-from utils.setup import load_weights, make_net, make_training
+from utils.data.annotation import read_annotation
+from utils.data.augmentation import augment
+from utils.data.dataset import EpochBatches, FaceDataset
+from utils.machine.device import keep_freed_memory
+from utils.machine.errors import script
+from utils.training.compilation import compile_if_wanted
+from utils.training.engine import enter_training_mode, train_one_step
+from utils.training.setup import load_weights, make_net, make_training
 
 CPU = torch.device("cpu")
 WARM_UP = 3  # steps not counted

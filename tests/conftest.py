@@ -42,14 +42,14 @@ def arcface(published_weights):
 
 @pytest.fixture(scope="session")
 def detector(shared):
-    from utils.detector import MODEL_PATH, FaceDetector
+    from utils.faces.detector import MODEL_PATH, FaceDetector
     return FaceDetector(shared / "yunet" / Path(MODEL_PATH).name)
 
 
 @pytest.fixture
 def face_model(shared, tmp_path, monkeypatch):
     """The working folder is tmp_path, and the detector's model where the scripts look for it there."""
-    from utils.detector import MODEL_PATH
+    from utils.faces.detector import MODEL_PATH
     (tmp_path / "model_data").mkdir()
     shutil.copy(shared / "yunet" / Path(MODEL_PATH).name, tmp_path / MODEL_PATH)
     monkeypatch.chdir(tmp_path)

@@ -14,8 +14,8 @@ from conftest import ROOT, assert_user_error
 from PIL import Image
 
 import train
-from utils.dataset import EpochBatches
-from utils.metrics import Verification
+from utils.data.dataset import EpochBatches
+from utils.evaluation.metrics import Verification
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,286 @@
+"""Verification figures against a plain loop over every threshold, as the LFW protocol defines them."""
+import math
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from utils.evaluation.metrics import best_threshold, equal_error_rate, roc, threshold_at_far, verification
+
+quick = settings(max_examples=60, derandomize=True, deadline=None)
+many_ties = st.sampled_from([0.5, 0.75, 1.0, 1.25, 1.5])
+any_distance = st.floats(0, 2, width=32)
+distance = st.one_of(many_ties, any_distance)
+
+
+@st.composite
+def folded_pairs(draw):
+    """(distances, genuine, folds), each fold with pairs of both kinds in any order, not all distances equal."""
+    folds = draw(st.integers(2, 4))
+    genuine = []
+    for flags in [draw(st.lists(st.booleans(), min_size=3, max_size=3)) for _ in range(folds)]:
+        genuine += draw(st.permutations([True, False, *flags]))
+    values = draw(st.sampled_from([many_ties, distance]))
+    distances = np.array(draw(st.lists(values, min_size=len(genuine), max_size=len(genuine))))
+    assume(np.ptp(distances) > 1e-5)
+    return distances, np.array(genuine), folds
+
+
+@st.composite
+def mixed_pairs(draw):
+    """(distances, genuine) with pairs of both kinds."""
+    distances, genuine, _ = draw(folded_pairs())
+    return distances, genuine
+
+
+def brute_best_threshold(distances, genuine):
+    """Every cut between distinct values is tried by hand; of the best the middle one, half-way between neighbours."""
+    values = sorted(set(distances))
+    cuts = []  # (correct decisions, threshold), the smallest threshold first
+    for below, above in zip([None, *values], [*values, None]):
+        accepted = [below is not None and d <= below for d in distances]
+        correct = sum(bool(a) == bool(g) for a, g in zip(accepted, genuine))
+        if below is None:
+            threshold = above
+        elif above is None:
+            threshold = math.nextafter(below, math.inf)
+        else:
+            threshold = (below + above) / 2
+        cuts.append((correct, threshold))
+    best = [threshold for correct, threshold in cuts if correct == max(cuts)[0]]
+    return best[len(best) // 2]
+
+
+def brute_threshold_at_far(impostors, target):
+    """The (m+1)-th smallest impostor distance, m = floor(target * impostors)."""
+    allowed = math.floor(Fraction(str(target)) * len(impostors))
+    return sorted(impostors)[allowed] if allowed < len(impostors) else math.inf
+
+
+def brute_verification(distances, genuine, folds, target):
+    """Per fold: accuracy, threshold, VAL, FAR, threshold at the target FAR."""
+    size, rows = len(distances) // folds, []
+    for fold in range(folds):
+        test = range(fold * size, (fold + 1) * size)
+        train = [i for i in range(len(distances)) if i not in test]
+        threshold = brute_best_threshold([distances[i] for i in train], [genuine[i] for i in train])
+        at_far = brute_threshold_at_far([distances[i] for i in train if not genuine[i]], target)
+        same, other = [i for i in test if genuine[i]], [i for i in test if not genuine[i]]
+        rows.append((sum((distances[i] < threshold) == genuine[i] for i in test) / size, threshold,
+                     sum(distances[i] < at_far for i in same) / len(same),
+                     sum(distances[i] < at_far for i in other) / len(other), at_far))
+    return np.array(rows)
+
+
+def brute_equal_error_rate(distances, genuine):
+    """Walk along the ROC, distance by distance, to where false accepts and false rejects cross."""
+    points = [(0.0, 1.0)]  # (impostors accepted, genuine pairs rejected)
+    for value in sorted(set(distances)):
+        points.append((np.mean([d <= value for d, g in zip(distances, genuine) if not g]),
+                       np.mean([d > value for d, g in zip(distances, genuine) if g])))
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x1 >= y1:
+            low, high = 0.0, 1.0
+            for _ in range(60):
+                middle = (low + high) / 2
+                below = x0 + middle * (x1 - x0) < y0 + middle * (y1 - y0)
+                low, high = (middle, high) if below else (low, middle)
+            return x0 + low * (x1 - x0)
+
+
+def lfw_like(seed=0, folds=10, per_fold=300, rounding=8):
+    """Normal scores in the order of the official list: each fold's genuine pairs, then its impostor pairs."""
+    rng = np.random.default_rng(seed)
+    genuine = np.tile(np.repeat([True, False], per_fold), folds)
+    distances = np.where(genuine, rng.normal(0.9, 0.18, len(genuine)), rng.normal(1.4, 0.09, len(genuine)))
+    return distances.round(rounding), genuine
+
+
+@quick
+@given(mixed_pairs())
+def test_the_best_threshold_is_the_one_found_by_trying_all(pairs):
+    distances, genuine = pairs
+    found, expected = best_threshold(distances, genuine), brute_best_threshold(distances, genuine)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert np.array_equal(distances < found, distances < expected)
+
+
+@quick
+@given(mixed_pairs(), st.randoms())
+def test_the_best_threshold_does_not_depend_on_the_order_of_the_pairs(pairs, random):
+    distances, genuine = pairs
+    order = list(range(len(distances)))
+    random.shuffle(order)
+    assert best_threshold(distances[order], genuine[order]) == best_threshold(distances, genuine)
+
+
+@pytest.mark.parametrize(("same", "other", "threshold"), [
+    ([0.2, 0.4], [1.0, 1.2], 0.7),                 # perfect separation: half-way between the neighbours
+    ([0.2, 1.0, 1.8], [0.6, 1.4, 2.2], 1.2),       # 0.4, 1.2 and 2.0 are best
+    ([0.2, 1.0], [0.6, 1.4], 1.2),                 # 0.4 and 1.2 are best: index 2 // 2, the second
+    ([0.5, 0.5], [0.5, 0.9], 0.7),                 # equal distances are never cut apart
+])
+def test_the_middle_one_of_the_best_cuts_counts(same, other, threshold):
+    found = best_threshold(np.array(same + other), np.array([True] * len(same) + [False] * len(other)))
+    assert found == pytest.approx(threshold, abs=1e-12)
+
+
+@pytest.mark.parametrize(("genuine", "accepted"), [([True, True, False], True), ([True, False, False], False)])
+def test_the_best_threshold_for_equal_distances_accepts_all_or_nothing(genuine, accepted):
+    threshold = best_threshold(np.full(3, 0.7), np.array(genuine))
+    assert np.isfinite(threshold) and (threshold > 0.7) == accepted
+
+
+def test_a_threshold_between_neighbouring_floats_keeps_them_apart():
+    low, high = 1.0, math.nextafter(1.0, 2)
+    threshold = best_threshold(np.array([low, high]), np.array([True, False]))
+    assert low < threshold <= high
+
+
+@quick
+@given(st.lists(distance, min_size=1, max_size=30), st.sampled_from([0, 0.001, 0.05, 0.1, 0.29, 0.3, 0.5, 0.7, 1]))
+def test_the_threshold_at_a_far_is_the_largest_that_accepts_no_more(impostors, target):
+    impostors = np.array(impostors)
+    threshold = threshold_at_far(impostors, target)
+    assert threshold == brute_threshold_at_far(impostors, target)
+    allowed = math.floor(Fraction(str(target)) * len(impostors))
+    assert (impostors < threshold).sum() <= allowed
+    if np.isfinite(threshold):
+        assert (impostors <= threshold).sum() > allowed
+
+
+@pytest.mark.parametrize(("target", "place"), [
+    (0, 0), (0.001, 2), (0.0011, 2), (0.01, 27), (0.1, 270), (0.35, 945), (0.7, 1890)])  # 0.35 * 2700 is a float < 945
+def test_the_far_count_is_the_exact_product_rounded_down(target, place):
+    impostors = np.random.default_rng(0).permutation(2700) / 2700  # as many as nine folds of LFW have
+    assert threshold_at_far(impostors, target) == place / 2700
+
+
+@quick
+@given(folded_pairs(), st.sampled_from([0, 0.1, 0.25, 0.5]))
+def test_all_figures_are_those_of_a_loop_over_folds_and_thresholds(pairs, target):
+    distances, genuine, folds = pairs
+    found = verification(distances, genuine, folds, target)
+    rows = brute_verification(distances.tolist(), genuine.tolist(), folds, target)
+    accuracy, threshold, val, far, far_threshold = rows.mean(0)
+    assert found.accuracy == pytest.approx(accuracy) and found.fold_accuracies == pytest.approx(rows[:, 0].tolist())
+    assert found.accuracy_std == pytest.approx(math.sqrt(np.mean((rows[:, 0] - accuracy) ** 2)))
+    assert found.accuracy_standard_error == pytest.approx(found.accuracy_std / math.sqrt(folds - 1))
+    assert found.threshold == pytest.approx(threshold) and found.threshold_std == pytest.approx(rows[:, 1].std())
+    assert found.val == pytest.approx(val) and found.val_std == pytest.approx(rows[:, 2].std())
+    assert found.far == pytest.approx(far) and found.far_threshold == pytest.approx(far_threshold)
+    assert found.auc == pytest.approx(roc_auc_score(genuine, -distances))
+    assert found.eer == pytest.approx(brute_equal_error_rate(distances, genuine), abs=1e-9)
+    assert (found.far_target, found.folds, found.pairs) == (target, folds, len(distances))
+
+
+@pytest.mark.parametrize("rounding", [8, 2])
+def test_figures_of_6000_pairs_are_those_of_a_loop(rounding):
+    distances, genuine = lfw_like(rounding=rounding)
+    found = verification(distances, genuine)
+    fold = np.arange(6000) // 600
+    accuracies, vals, fars = [], [], []
+    for test in range(10):
+        train = fold != test
+        values = np.unique(distances[train])
+        thresholds = (values[1:] + values[:-1]) / 2  # the two outer cuts accept nothing or all, and never win here
+        same, other = np.sort(distances[train & genuine]), np.sort(distances[train & ~genuine])
+        correct = np.searchsorted(same, thresholds) + len(other) - np.searchsorted(other, thresholds)
+        best = thresholds[correct == correct.max()]
+        accuracies.append(((distances < best[len(best) // 2]) == genuine)[fold == test].mean())
+        vals.append((distances < other[2])[(fold == test) & genuine].mean())
+        fars.append((distances < other[2])[(fold == test) & ~genuine].mean())
+    assert 0.9 < found.accuracy < 1 and found.accuracy == pytest.approx(np.mean(accuracies), abs=1e-12)
+    assert found.fold_accuracies == pytest.approx(accuracies, abs=1e-12)
+    assert 0 < found.val < 1 and found.val == pytest.approx(np.mean(vals), abs=1e-12)
+    assert found.far == pytest.approx(np.mean(fars), abs=1e-12)
+    assert found.auc == pytest.approx(roc_auc_score(genuine, -distances), abs=1e-9)
+
+
+def test_perfect_separation_gives_perfect_figures():
+    genuine = np.tile([True, False], 10)
+    figures = verification(np.where(genuine, 0.5, 1.5), genuine, 10)
+    assert (figures.accuracy, figures.accuracy_std, figures.val, figures.far) == (1, 0, 1, 0)
+    assert (figures.auc, figures.eer, figures.threshold, figures.far_threshold) == (1, 0, 1, 1.5)
+
+
+def test_reversed_distances_give_the_worst_figures():
+    genuine = np.tile([True, False], 10)
+    figures = verification(np.where(genuine, 1.5, 0.5), genuine, 10)
+    assert (figures.val, figures.auc, figures.eer) == (0, 0, 1)
+
+
+def test_the_test_fold_never_chooses_its_own_threshold():
+    distances, genuine = lfw_like(folds=4, per_fold=20)
+    changed = distances.copy()
+    changed[:40] = np.random.default_rng(1).permutation(distances[:40])
+    before, after = verification(distances, genuine, 4, 0.1), verification(changed, genuine, 4, 0.1)
+    first = [best_threshold(d[40:], genuine[40:]) for d in (distances, changed)]
+    assert first[0] == first[1]
+    assert before.fold_accuracies[0] == np.mean((distances[:40] < first[0]) == genuine[:40])
+    assert after.fold_accuracies[0] == np.mean((changed[:40] < first[0]) == genuine[:40])
+    assert before.fold_accuracies[0] != after.fold_accuracies[0]
+
+
+@quick
+@given(mixed_pairs())
+def test_every_point_of_the_roc_is_what_its_threshold_accepts(pairs):
+    distances, genuine = pairs
+    false_positive_rate, true_positive_rate, thresholds = roc(distances, genuine)
+    assert len(thresholds) == len(set(distances.tolist())) + 1 and (np.diff(thresholds) > 0).all()
+    for x, y, threshold in zip(false_positive_rate, true_positive_rate, thresholds):
+        accepted = distances <= threshold
+        assert x == pytest.approx(accepted[~genuine].mean()) and y == pytest.approx(accepted[genuine].mean())
+    assert (false_positive_rate[0], true_positive_rate[0]) == (0, 0)
+    assert (false_positive_rate[-1], true_positive_rate[-1]) == (1, 1)
+
+
+@quick
+@given(mixed_pairs())
+def test_auc_and_eer_are_those_of_the_definitions(pairs):
+    distances, genuine = pairs
+    false_positive_rate, true_positive_rate, _ = roc(distances, genuine)
+    auc = np.trapezoid(true_positive_rate, false_positive_rate)
+    same, other = distances[genuine][:, None], distances[~genuine]
+    assert auc == pytest.approx(((same < other) + 0.5 * (same == other)).mean())
+    assert auc == pytest.approx(roc_auc_score(genuine, -distances))
+    eer = equal_error_rate(false_positive_rate, true_positive_rate)
+    assert eer == pytest.approx(brute_equal_error_rate(distances, genuine), abs=1e-9)
+
+
+def test_the_equal_error_rate_lies_between_two_points_of_the_roc():
+    assert equal_error_rate(np.array([0, 0, 1]), np.array([0, 0.8, 1])) == pytest.approx(1 / 6)
+    assert equal_error_rate(np.array([0, 0.25, 1]), np.array([0, 0.75, 1])) == 0.25
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_distances_that_are_not_finite_are_an_error(wrong):
+    distances, genuine = lfw_like(folds=2, per_fold=5)
+    distances[[3, 7]] = wrong
+    with pytest.raises(ValueError, match="2 of 20 distances are not finite"):
+        verification(distances, genuine, 2)
+
+
+@pytest.mark.parametrize("spread", [0, 5e-8])
+def test_equal_distances_are_an_error(spread):
+    distances = 0.7 + spread * np.arange(20) / 20
+    with pytest.raises(ValueError, match=r"all 20 distances are 0\.7.* collapsed"):
+        verification(distances, np.tile([True, False], 10), 10)
+
+
+@pytest.mark.parametrize(("pairs", "folds"), [(21, 10), (20, 1), (20, 0), (20, -2), (5, 10)])
+def test_pairs_that_do_not_divide_into_folds_are_an_error(pairs, folds):
+    with pytest.raises(ValueError, match=f"{pairs} pairs do not divide into {folds} folds"):
+        verification(np.linspace(0, 1, pairs), np.arange(pairs) % 2 == 0, folds)
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_a_fold_with_pairs_of_one_kind_only_is_an_error(kind):
+    genuine = np.tile([True, False], 10)
+    genuine[8:12] = kind
+    with pytest.raises(ValueError, match="fold without both genuine and impostor pairs"):
+        verification(np.linspace(0, 1, 20), genuine, 5)

@@ -1,0 +1,175 @@
+"""The thresholds beside the weights: measured, kept, and named by the verdict."""
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import predict
+from arcface import Arcface
+from utils.evaluation.metrics import best_threshold, threshold_at_far
+from utils.evaluation.thresholds import (
+    DEFAULT_THRESHOLD,
+    OPERATING_POINTS,
+    choose_threshold,
+    measure_thresholds,
+    save_thresholds,
+)
+from utils.machine.download import hash_file
+from utils.machine.errors import UserError
+
+THRESHOLDS = {"best accuracy": 1.167, "FAR 0.01": 1.1, "FAR 0.001": 1.05}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A file that stands for weights; its content does not matter to the thresholds."""
+    (tmp_path / "ep001-loss1.5.pth").write_bytes(b"weights")
+    return tmp_path / "ep001-loss1.5.pth"
+
+
+def read(weights):
+    return json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def write(weights, text):
+    weights.with_suffix(".json").write_text(text, encoding="utf-8")
+
+
+# measuring and saving
+
+def test_each_threshold_is_the_mean_over_folds_of_the_one_chosen_on_the_others():
+    rng = np.random.default_rng(3)
+    genuine = np.tile(np.repeat([True, False], 500), 4)
+    distances = np.where(genuine, rng.normal(0.9, 0.15, 4000), rng.normal(1.3, 0.15, 4000))
+    folds = np.repeat(range(4), 1000)
+    found = measure_thresholds(distances, genuine, 4)
+    assert list(found) == list(OPERATING_POINTS.values())
+    assert found["best accuracy"] == pytest.approx(
+        np.mean([best_threshold(distances[folds != fold], genuine[folds != fold]) for fold in range(4)]))
+    for far in (0.01, 0.001):
+        assert found[f"FAR {far}"] == pytest.approx(
+            np.mean([threshold_at_far(distances[(folds != fold) & ~genuine], far) for fold in range(4)]))
+        accepted = (distances[~genuine] < found[f"FAR {far}"]).mean()
+        assert far / 2 < accepted < 2 * far
+
+
+def test_saving_names_the_weights_and_keeps_other_keys(weights):
+    write(weights, json.dumps({"training": {"epochs": 5, "people": "王小明"}, "accuracy": 0.1}))
+    path = save_thresholds(weights, {"accuracy": 0.9, "thresholds": THRESHOLDS})
+    assert path == weights.with_suffix(".json")
+    found = read(weights)
+    assert found["training"] == {"epochs": 5, "people": "王小明"} and found["accuracy"] == 0.9
+    assert found["thresholds"] == THRESHOLDS and found["weights_sha256"] == hash_file(weights)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "not JSON", "", "{"])
+def test_saving_over_a_file_of_another_kind_is_a_user_error_and_leaves_it(weights, text):
+    write(weights, text)
+    with pytest.raises(UserError, match=re.escape(weights.with_suffix(".json").name)):
+        save_thresholds(weights, {"thresholds": THRESHOLDS})
+    assert weights.with_suffix(".json").read_text() == text
+
+
+# choosing
+
+@pytest.mark.parametrize("name, expected", [("best-accuracy", 1.167), ("far-0.01", 1.1), ("far-0.001", 1.05)])
+def test_the_measured_threshold_counts_and_says_its_operating_point(weights, name, expected):
+    save_thresholds(weights, {"thresholds": THRESHOLDS, "benchmark": "LFW"})
+    assert choose_threshold(weights, name) == (expected, f"= {OPERATING_POINTS[name]} on LFW", None)
+
+
+def test_a_given_threshold_wins(weights):
+    save_thresholds(weights, {"thresholds": THRESHOLDS})
+    assert choose_threshold(weights, "far-0.01", given=0.5) == (0.5, "on the distance", None)
+
+
+@pytest.mark.parametrize("text", [None, "{}", '{"training": {"epochs": 5}}'])
+def test_without_a_measurement_there_is_a_default_that_says_so(weights, text):
+    if text is not None:
+        write(weights, text)
+    found = choose_threshold(weights)
+    assert found.value == DEFAULT_THRESHOLD and "not measured" in found.meaning and found.note is None
+
+
+@pytest.mark.parametrize("spoil, word", [
+    (lambda weights: weights.write_bytes(b"other weights"), "SHA-256"),
+    (lambda weights: write(weights, json.dumps(read(weights) | {"flip": True})), "--flip"),
+    (lambda weights: write(weights, json.dumps(read(weights) | {"aligned": False})), "not aligned"),
+    (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": [1]})), "numbers"),
+    (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": {"best accuracy": "1"}})), "numbers"),
+    (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": {"best accuracy": np.nan}})), "numbers"),
+    (lambda weights: write(weights, "{"), "JSON"), (lambda weights: write(weights, "3"), "JSON"),
+    (lambda weights: weights.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "JSON"),
+    (lambda weights: write(weights, "[" * 100000), "JSON")],
+    ids=["other weights", "flip", "un-aligned", "list", "text", "nan", "cut", "number", "bytes", "deep"])
+def test_thresholds_of_no_use_are_not_used_and_one_line_says_why(weights, spoil, word):
+    save_thresholds(weights, {"thresholds": THRESHOLDS, "flip": False})
+    spoil(weights)
+    found = choose_threshold(weights)
+    assert found.value == DEFAULT_THRESHOLD and "not measured" in found.meaning
+    assert word in found.note and weights.with_suffix(".json").name in found.note and "\n" not in found.note
+    with pytest.raises(UserError, match="--save-threshold"):
+        choose_threshold(weights, "far-0.01")
+
+
+def test_an_operating_point_that_was_not_measured_is_a_user_error_with_the_remedy(weights):
+    with pytest.raises(UserError, match=r"FAR 0\.001.*--save-threshold"):
+        choose_threshold(weights, "far-0.001")
+    with pytest.raises(UserError, match=r"far-7.*best-accuracy, far-0\.01, far-0\.001"):
+        choose_threshold(weights, "far-7")
+
+
+# the scripts
+
+def test_the_thresholds_in_the_repository_are_those_of_its_weights():
+    weights = ROOT / "model_data" / "arcface_mobilefacenet.pth"
+    record = read(weights)
+    assert record["weights_sha256"] == hash_file(weights) and record["pairs"] == 6000 and not record["flip"]
+    arcface = Arcface(model_path=weights, cuda=False)
+    assert arcface.threshold == record["thresholds"]["best accuracy"] and arcface.threshold_note is None
+    values = [Arcface(model_path=weights, cuda=False, operating_point=name).threshold for name in OPERATING_POINTS]
+    assert values == [record["thresholds"][name] for name in OPERATING_POINTS.values()]
+    assert record["thresholds"]["FAR 0.01"] > record["thresholds"]["FAR 0.001"] == min(values)
+    match = arcface.verify(ROOT / "img" / "1_001.jpg", ROOT / "img" / "1_002.jpg")
+    assert match.threshold == arcface.threshold and match.same
+
+
+def test_what_eval_saves_predict_names(run_script, shared, published_weights, tmp_path, capsys):
+    """Two folds of ten and ten pairs; then the verdict on two of the pictures."""
+    lines = (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:601]
+    rows = [*lines[:10], *lines[300:310], *lines[10:20], *lines[310:320]]
+    (tmp_path / "pairs.txt").write_text("\n".join(["2 10", *rows, ""]), encoding="utf-8")
+    weights = shutil.copyfile(published_weights, tmp_path / "weights.pth")
+    (tmp_path / "weights.json").write_text('{"training": "kept"}', encoding="utf-8")
+    result = run_script("eval_LFW.py", "--model-path", weights, "--lfw-dir", shared / "lfw" / "images", "--lfw-pairs",
+                        "pairs.txt", "--device", "cpu", "--num-workers", 1, "--far", 0.01, "--json", "figures.json",
+                        "--save-threshold", "--png-save-path", "roc.png")
+    assert result.returncode == 0 and f"Thresholds: {tmp_path / 'weights.json'}" in result.stdout, result.stderr
+    record, figures = read(weights), json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert record["thresholds"]["best accuracy"] == figures["threshold"]
+    assert record["thresholds"]["FAR 0.01"] == figures["far_threshold"]
+    assert record.keys() >= {"backbone", "weights_sha256", "input_shape", "letterbox_image", "flip", "accuracy",
+                             "accuracy_std", "thresholds", "benchmark", "date", "training"}
+    assert record["training"] == "kept" and record["benchmark"] == "LFW"
+
+    pair = [ROOT / "img" / "1_001.jpg", ROOT / "img" / "1_002.jpg"]
+    for name, words in (("best-accuracy", "= best accuracy on LFW"), ("far-0.01", "= FAR 0.01 on LFW")):
+        arcface = Arcface(model_path=weights, cuda=False, operating_point=name)
+        predict.compare(arcface, *pair, SimpleNamespace(save=None, show=False))
+        assert f"Verdict: same person (threshold {arcface.threshold:.3f} {words})" in capsys.readouterr().out
+
+
+def test_predict_says_why_it_does_not_use_the_thresholds_of_other_weights(published_weights, call_script, tmp_path):
+    weights = shutil.copyfile(published_weights, tmp_path / "weights.pth")
+    save_thresholds(weights, {"thresholds": THRESHOLDS})
+    write(weights, json.dumps(read(weights) | {"weights_sha256": "0" * 64}))
+    printed = call_script("predict.py", *(ROOT / "img" / f"1_00{n}.jpg" for n in (1, 2)), "--no-cuda",
+                          "--model-path", weights, "--no-show").stdout.splitlines()
+    assert sum("SHA-256" in line and "weights.json" in line for line in printed) == 1
+    assert printed[-1] == f"Verdict: same person (threshold {DEFAULT_THRESHOLD:.3f} by default, not measured for " \
+                          "these weights)"

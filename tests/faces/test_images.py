@@ -1,0 +1,279 @@
+"""utils/faces/images.py: every picture a user may have becomes the same upright RGB 112x112 input."""
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from utils.faces.images import check_input_shape, normalise, open_image, preprocess, resize
+from utils.machine.errors import UserError
+
+RED = (200, 40, 60)
+
+
+def noise(width, height, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def quadrants(width=48, height=32):
+    """A picture whose every turn and mirror image differs: red, green over blue, white."""
+    image = Image.new("RGB", (width, height), "white")
+    image.paste("red", (0, 0, width // 2, height // 2))
+    image.paste("lime", (width // 2, 0, width, height // 2))
+    image.paste("blue", (0, height // 2, width // 2, height))
+    return image
+
+
+def save(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+def pixels(source):
+    image = open_image(source)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+def test_greyscale_gets_three_equal_channels(tmp_path):
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    assert ramp.mode == "L"
+    expected = np.arange(256).reshape(16, 16, 1).repeat(3, 2)
+    assert (pixels(ramp) == expected).all()
+    assert (pixels(save(ramp, tmp_path / "grey.png")) == expected).all()
+
+
+def test_transparent_rgba_becomes_grey_128_and_opaque_stays(tmp_path):
+    image = Image.new("RGBA", (4, 2), (255, 0, 0, 0))
+    image.paste((*RED, 255), (2, 0, 4, 2))
+    found = pixels(save(image, tmp_path / "rgba.png"))
+    assert (found[:, :2] == 128).all()
+    assert (found[:, 2:] == RED).all()
+
+
+def test_half_transparent_is_mixed_with_grey():
+    assert abs(pixels(Image.new("RGBA", (2, 2), (255, 255, 255, 128))) - 192).max() <= 1
+
+
+def test_transparent_la_becomes_grey_128_and_opaque_stays(tmp_path):
+    image = Image.new("LA", (4, 2), (255, 0))
+    image.paste((30, 255), (2, 0, 4, 2))
+    found = pixels(save(image, tmp_path / "la.png"))
+    assert (found[:, :2] == 128).all()
+    assert (found[:, 2:] == 30).all()
+
+
+def test_transparent_palette_entry_becomes_grey_128(tmp_path):
+    image = Image.new("P", (4, 2), 0)
+    image.putpalette([255, 255, 0, *RED])
+    image.paste(1, (2, 0, 4, 2))
+    opaque = pixels(save(image, tmp_path / "opaque.png"))
+    assert (opaque[:, :2] == (255, 255, 0)).all() and (opaque[:, 2:] == RED).all()
+    found = pixels(save(image, tmp_path / "palette.png", transparency=0))
+    assert (found[:, :2] == 128).all()
+    assert (found[:, 2:] == RED).all()
+
+
+def test_transparent_colour_of_an_rgb_png_becomes_grey_128(tmp_path):
+    image = Image.new("RGB", (4, 2), (0, 255, 0))
+    image.paste(RED, (2, 0, 4, 2))
+    found = pixels(save(image, tmp_path / "key.png", transparency=(0, 255, 0)))
+    assert (found[:, :2] == 128).all()
+    assert (found[:, 2:] == RED).all()
+
+
+def test_cmyk_jpeg_keeps_its_colours(tmp_path):
+    image = quadrants().convert("CMYK")
+    found = pixels(save(image, tmp_path / "cmyk.jpg", quality=100))
+    assert abs(found - np.asarray(quadrants()).astype(int)).mean() < 4
+
+
+def test_one_bit_becomes_black_and_white(tmp_path):
+    image = Image.new("1", (4, 2), 0)
+    image.paste(1, (2, 0, 4, 2))
+    found = pixels(save(image, tmp_path / "bit.png"))
+    assert (found[:, :2] == 0).all() and (found[:, 2:] == 255).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path, suffix):
+    image = Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16))
+    found = pixels(save(image, tmp_path / f"deep.{suffix}"))
+    assert abs(found[0, :, 0] - [0, 1, 128, 255]).max() <= 1
+    assert (found == found[:, :, :1]).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(tmp_path, orientation):
+    turn = Image.Transpose
+    stored_as = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
+                 6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270}
+    stored = quadrants().transpose(stored_as[orientation]) if orientation > 1 else quadrants()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = pixels(save(stored, tmp_path / "turned.jpg", exif=exif, quality=100, subsampling=0))
+    assert found.shape == (32, 48, 3)
+    assert abs(found - np.asarray(quadrants()).astype(int)).max() < 30
+
+
+def test_nonsense_exif_orientation_is_ignored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    assert open_image(save(quadrants(), tmp_path / "odd.jpg", exif=exif)).size == (48, 32)
+
+
+def test_path_string_pil_image_and_array_give_the_same(tmp_path):
+    array = noise(30, 20)
+    path = save(Image.fromarray(array), tmp_path / "noise.png")
+    for source in (path, str(path), Image.fromarray(array), array):
+        assert (pixels(source) == array).all()
+    assert (pixels(array[:, :, 0]) == array[:, :, :1]).all()
+
+
+def test_the_callers_picture_is_left_as_it_was():
+    image, array = Image.fromarray(noise(30, 20)), noise(112, 112)
+    before = array.copy()
+    preprocess(array)[:] = 0
+    preprocess(image)[:] = 0
+    assert (array == before).all() and (np.asarray(image) == noise(30, 20)).all()
+
+
+@pytest.mark.parametrize("array", [
+    np.zeros((112, 112, 3), np.float32), np.zeros((112, 112, 3), np.int64), np.zeros((112, 112), bool),
+    np.zeros((112, 112), np.uint16), np.zeros((1, 112, 112, 3), np.uint8), np.zeros(112, np.uint8)])
+def test_an_array_of_another_dtype_or_shape_is_a_type_error(array):
+    with pytest.raises(TypeError, match="uint8"):
+        open_image(array)
+
+
+@pytest.mark.parametrize("size", [(2000, 3), (3, 2000), (1, 1), (1, 5000), (113, 112)])
+@pytest.mark.parametrize("letterbox", [True, False])
+def test_extreme_sizes_become_112_squares(size, letterbox):
+    found = preprocess(Image.new("RGB", size, RED), letterbox=letterbox)
+    assert found.shape == (112, 112, 3) and found.dtype == np.uint8
+    assert (found == RED).all(2).any(), "the picture itself is lost"
+
+
+@pytest.mark.parametrize("size, inside", [
+    ((200, 100), np.s_[28:84, :]), ((100, 200), np.s_[:, 28:84]), ((2000, 3), np.s_[55:56, :]), ((1, 1), np.s_[:, :])])
+def test_letterbox_keeps_the_aspect_between_exact_grey_bands(size, inside):
+    found = preprocess(Image.new("RGB", size, RED))
+    is_picture = np.zeros((112, 112), bool)
+    is_picture[inside] = True
+    assert (found[is_picture] == RED).all()
+    assert (found[~is_picture] == 128).all()
+
+
+def test_letterbox_fills_the_longer_side_whatever_its_length():
+    short = []
+    for side in range(1, 1001):
+        row = preprocess(Image.new("RGB", (side, 1), RED))[55]
+        column = preprocess(Image.new("RGB", (1, side), RED))[:, 55]
+        if (row == 128).all(1).any() or (column == 128).all(1).any():
+            short.append(side)
+    assert short == [], "these lengths leave a grey line at the edge"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_letterbox_centres_the_picture(width, height):
+    is_grey = (preprocess(Image.new("RGB", (width, height), RED)) == 128).all(2)
+    for lines in (is_grey.all(0), is_grey.all(1)):  # columns, then rows
+        before, after = np.argmin(lines), np.argmin(lines[::-1])
+        assert 0 <= after - before <= 1
+    ys, xs = np.nonzero(~is_grey)
+    inner_width, inner_height = np.ptp(xs) + 1, np.ptp(ys) + 1
+    assert inner_width * inner_height == (~is_grey).sum()
+    scale = 112 / max(width, height)
+    assert abs(inner_width - max(1, width * scale)) <= 1 and abs(inner_height - max(1, height * scale)) <= 1
+
+
+def test_letterbox_off_stretches_over_the_whole_square():
+    found = preprocess(quadrants(200, 20), letterbox=False).astype(int)
+    for (y, x), colour in {(5, 5): (255, 0, 0), (5, 106): (0, 255, 0), (106, 5): (0, 0, 255),
+                           (106, 106): (255, 255, 255)}.items():
+        assert abs(found[y, x] - colour).max() < 10
+
+
+def test_resizing_is_bicubic():
+    image = Image.fromarray(noise(60, 60))
+    expected = np.asarray(image.resize((112, 112), Image.Resampling.BICUBIC))
+    for letterbox in (True, False):
+        assert (preprocess(image, letterbox=letterbox) == expected).all()
+
+
+@pytest.mark.parametrize("letterbox", [True, False])
+def test_a_112_picture_is_unchanged_bit_for_bit(letterbox):
+    assert (preprocess(noise(112, 112), letterbox=letterbox) == noise(112, 112)).all()
+
+
+def test_input_shape_is_height_then_width():
+    image = Image.new("RGB", (50, 50), RED)
+    assert preprocess(image, [97, 112, 3]).shape == (97, 112, 3)
+    assert resize(image, (97, 112), letterbox=False).size == (112, 97)
+
+
+def make_truncated(path):
+    Image.fromarray(noise(112, 112)).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+@pytest.mark.parametrize("make", [
+    make_truncated, lambda path: path.touch(), lambda path: path.write_text("not a picture"),
+    lambda path: None, lambda path: path.mkdir()], ids=["truncated", "empty", "text", "missing", "folder"])
+def test_what_does_not_open_is_a_user_error_of_one_line_that_names_it(tmp_path, make):
+    path = tmp_path / "face of 小明.jpg"
+    make(path)
+    for source in (path, str(path)):
+        with pytest.raises(UserError) as caught:
+            open_image(source)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif"])
+def test_a_damaged_picture_opens_or_is_a_user_error(tmp_path, suffix):
+    path, rng = tmp_path / f"damaged.{suffix}", np.random.default_rng(1)
+    Image.fromarray(noise(24, 24)).save(path)
+    whole = path.read_bytes()
+    for _ in range(60):
+        data = np.frombuffer(whole, np.uint8)[:rng.integers(1, len(whole) + 1)].copy()
+        data[rng.integers(0, len(data), 3)] = rng.integers(0, 256, 3)
+        path.write_bytes(data.tobytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                assert open_image(path).mode == "RGB"
+            except UserError as error:
+                assert str(path) in str(error)
+
+
+def test_normalise_is_exact_for_every_value():
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
+    found = normalise(values)
+    expected = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    assert found.dtype == torch.float32
+    assert (found[0, 1].flatten().numpy() == expected).all()
+    assert found.min() == -1 and found.max() == 1
+
+
+def test_normalise_moves_channels_first_and_keeps_channels_last_memory():
+    images = torch.from_numpy(np.stack([noise(11, 7, seed) for seed in range(4)]))
+    found = normalise(images)
+    assert found.shape == (4, 3, 7, 11)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found[2, 1, 3, 5], (images[2, 3, 5, 1].float() / 255 - 0.5) / 0.5)
+
+
+@pytest.mark.parametrize("shape", [[112, 112], [112, 112, 3], (97, 112), (112, 100, 3)])
+def test_input_shapes_that_end_in_7x7_are_accepted(shape):
+    check_input_shape(shape)
+
+
+@pytest.mark.parametrize("shape", [
+    [96, 112], [112, 113], [224, 224, 3], [0, 0], [-112, 112], [112], [], [112.0, 112.0]])
+def test_other_input_shapes_are_a_user_error_that_says_what_fits(shape):
+    with pytest.raises(UserError, match="112x112"):
+        check_input_shape(shape)

@@ -1,0 +1,229 @@
+"""The networks: the names, shapes and outputs of the published ones, and what ArcfaceNet adds to them."""
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nets.arcface import BACKBONES, ArcfaceNet, backbone_name
+from nets.depthwise import DepthwiseConv2d
+from utils.evaluation.embedding import embed_batch, inference_copy
+from utils.machine.errors import UserError
+from utils.weights.checkpoint import load_embedder, read_weights, save
+
+SMALL = ("mobilefacenet", "mobilenet", "iresnet18")  # one of each kind
+
+
+@pytest.fixture(scope="session")
+def fill(shared):
+    """The module with the weights and images behind reference/forward.npz."""
+    specification = importlib.util.spec_from_file_location("fill", shared / "reference" / "fill.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def forward(shared):
+    with np.load(shared / "reference" / "forward.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def published(published_weights):
+    return load_embedder("mobilefacenet", published_weights)
+
+
+def meta_net(backbone, num_classes=None):
+    """A network without memory behind its weights, made in no time."""
+    with torch.device("meta"):
+        return ArcfaceNet(num_classes, backbone)
+
+
+def filled_net(backbone, fill):
+    net = meta_net(backbone)
+    net.load_state_dict(fill.fill(net.state_dict()), assign=True)
+    return net.eval()
+
+
+def noise(count, seed=0):
+    return torch.randn(count, 3, 112, 112, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_state_dict_has_the_published_names_shapes_and_dtypes(backbone, shared):
+    def line(name, value):
+        return f"{name}\t{'x'.join(map(str, value.shape)) or 'scalar'}\t{str(value.dtype).removeprefix('torch.')}"
+
+    expected = (shared / "published_keys" / f"{backbone}.txt").read_text(encoding="utf-8").splitlines()
+    assert sorted(line(*entry) for entry in meta_net(backbone).state_dict().items()) == sorted(expected)
+
+
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "iresnet200"])
+def test_embeddings_equal_those_of_the_published_network(backbone, fill, forward):
+    with torch.inference_mode():
+        embeddings = filled_net(backbone, fill)(fill.images(2))
+    np.testing.assert_allclose(embeddings.numpy(), forward[backbone], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("backbone", "millions", "mega_macs", "dimensions", "scale"), [
+    ("mobilefacenet", 1.003, 221, 128, 32), ("mobilenet", 16.58, 606, 512, 64), ("iresnet50", 43.59, 6309, 512, 64)])
+def test_size_work_and_default_scale_are_those_of_the_table(backbone, millions, mega_macs, dimensions, scale):
+    net = meta_net(backbone, num_classes=3).eval()
+    with FlopCounterMode(display=False) as counter:
+        embeddings = net(torch.empty(1, 3, 112, 112, device="meta"))
+    assert round(sum(p.numel() for p in net.arcface.parameters()) / 1e6, 3 if millions < 10 else 2) == millions
+    assert round(counter.get_total_flops() / 2e6) == mega_macs
+    assert embeddings.shape == (1, dimensions) and net.embedding_size == dimensions
+    assert net.head.weight.shape == (3, dimensions) and net.head.s == scale and net.head.m == 0.5
+
+
+@pytest.mark.parametrize(("alias", "name"), [
+    ("mobilenetv1", "mobilenet"), ("arcface_mobilenetv1", "mobilenet"),
+    *((f"arcface_{name}", name) for name in BACKBONES), *((name, name) for name in BACKBONES)])
+def test_every_spelling_of_a_backbone_is_understood(alias, name):
+    assert backbone_name(alias) == name
+    assert meta_net(alias).backbone == name
+
+
+@pytest.mark.parametrize("name", ["resnet50", "", "arcface_", "MobileFaceNet", "arcface_arcface_mobilenet"])
+def test_an_unknown_backbone_is_an_error_that_lists_the_known_ones(name):
+    with pytest.raises(ValueError) as error:
+        ArcfaceNet(backbone=name)
+    assert repr(name) in str(error.value)
+    assert all(known in str(error.value) for known in BACKBONES)
+
+
+@pytest.mark.parametrize("backbone", SMALL)
+def test_embeddings_are_float32_of_unit_length_also_under_bf16_autocast(backbone):
+    net = ArcfaceNet(backbone=backbone).eval()
+    with torch.inference_mode():
+        plain = net(noise(2))
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = net(noise(2))
+    for embeddings in (plain, mixed):
+        assert embeddings.dtype == torch.float32 and embeddings.shape == (2, net.embedding_size)
+        torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2), rtol=0, atol=1e-6)
+    assert not torch.equal(plain, mixed)  # bf16 was on
+
+
+def test_a_network_without_classes_has_no_head():
+    net = meta_net("mobilefacenet")
+    assert not hasattr(net, "head")
+    assert not any(name.startswith("head") for name in net.state_dict())
+    assert "head.weight" in meta_net("mobilefacenet", 2).state_dict()
+
+
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name.startswith("iresnet")])
+def test_the_scale_behind_the_embedding_of_iresnet_is_frozen_at_one(backbone):
+    net = meta_net(backbone)
+    assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["arcface.features.weight"]
+    if backbone == "iresnet18":
+        assert torch.equal(ArcfaceNet(backbone=backbone).arcface.features.weight.detach(), torch.ones(512))
+
+
+def test_labels_turn_embeddings_into_margin_logits():
+    net = ArcfaceNet(7, s=10, m=0.3).eval()
+    labels = torch.tensor([6, 0, 3])
+    with torch.inference_mode():
+        embeddings, logits = net(noise(3)), net(noise(3), labels)
+        assert logits.shape == (3, 7) and logits.dtype == torch.float32
+        torch.testing.assert_close(logits, net.head(embeddings, labels))
+        cosine = embeddings @ nn.functional.normalize(net.head.weight).T
+    others = torch.ones(3, 7, dtype=torch.bool).scatter(1, labels[:, None], False)
+    torch.testing.assert_close(logits[others], 10 * cosine[others])
+    assert (logits[~others] < 10 * cosine[~others]).all()
+
+
+def test_the_loss_reaches_every_parameter():
+    torch.manual_seed(0)
+    net, labels = ArcfaceNet(3), torch.tensor([0, 2])
+    nn.functional.cross_entropy(net(noise(2), labels), labels).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def test_published_weights_load_strictly(published, published_weights):
+    state = read_weights(published_weights)
+    assert state.keys() == published.state_dict().keys() and len(state) == 333
+    assert all(torch.equal(state[name], value) for name, value in published.state_dict().items())
+    assert not any(module.training for module in published.modules())
+
+
+def test_weights_with_a_name_too_few_too_many_or_of_another_shape_are_refused(published_weights, tmp_path):
+    state = read_weights(published_weights)
+    state["arcface.extra"] = state.pop("arcface.last_bn.bias")
+    state["arcface.prelu.weight"] = torch.zeros(3)
+    save(state, tmp_path / "wrong.pth")
+    with pytest.raises(UserError) as error:
+        load_embedder("mobilefacenet", tmp_path / "wrong.pth")
+    for word in ("wrong.pth", "arcface.last_bn.bias", "arcface.extra", "arcface.prelu.weight [3] instead of [512]"):
+        assert word in str(error.value)
+
+
+def test_weights_of_another_backbone_are_refused_by_name(published_weights):
+    with pytest.raises(UserError, match="use --backbone mobilefacenet"):
+        load_embedder("iresnet18", published_weights)
+
+
+def assert_same_embeddings(net, images):
+    with torch.inference_mode():
+        expected, found = net(images), inference_copy(net)(images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_copy_for_inference_embeds_as_the_published_network_does(published):
+    assert_same_embeddings(published, noise(2))
+    assert not [module for module in inference_copy(published).modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet", "iresnet18"])
+def test_the_copy_for_inference_embeds_as_the_network_does(backbone, fill):
+    assert_same_embeddings(filled_net(backbone, fill), fill.images(2))
+
+
+def test_the_copy_for_inference_leaves_the_network_as_it_was():
+    net = ArcfaceNet(3).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    modules = list(net.named_modules())
+    copy = inference_copy(net)
+    assert [(name, id(module)) for name, module in net.named_modules()] == [(n, id(m)) for n, m in modules]
+    assert all(module.training for module in net.modules())
+    assert net.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.is_contiguous() for p in net.parameters())
+    assert not hasattr(copy, "head")
+    assert not {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in copy.parameters()}
+
+
+def test_a_mirrored_picture_has_the_same_embedding_when_both_are_summed(published):
+    pictures = torch.randint(0, 256, (3, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    plain, mirrored = embed_batch(published, pictures), embed_batch(published, pictures.flip(2))
+    both = embed_batch(published, pictures, flip=True)
+    torch.testing.assert_close(both, nn.functional.normalize(plain + mirrored), rtol=0, atol=1e-6)
+    torch.testing.assert_close(both, embed_batch(published, pictures.flip(2), flip=True), rtol=0, atol=1e-6)
+    assert (plain - mirrored).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_convolution_with_a_stride_is_float32_under_bf16_autocast_on_a_cpu(stride):
+    torch.manual_seed(0)
+    layer = DepthwiseConv2d(4, 3, stride, padding=1)
+    images = torch.randn(2, 4, 8, 8).bfloat16()
+    exact = nn.functional.conv2d(images.float(), layer.weight, None, stride, 1, groups=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(images)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, exact.bfloat16()) == (stride == 2)
+    torch.testing.assert_close(layer(images.float()), exact)
+
+
+def test_bf16_embeddings_are_close_to_the_float32_ones(published):
+    pictures = torch.randint(0, 256, (20, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    fast, exact = embed_batch(inference_copy(published), pictures, bf16=True), embed_batch(published, pictures)
+    assert fast.dtype == torch.float32
+    torch.testing.assert_close(fast.norm(dim=1), torch.ones(20), rtol=0, atol=1e-5)
+    similarity = (fast * exact).sum(1)
+    assert similarity.min() > 0.995 and similarity.max() < 1 - 1e-7

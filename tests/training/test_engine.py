@@ -1,0 +1,145 @@
+"""utils/training/engine.py and utils/training/compilation.py: one step at a time, in this process."""
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from train import check_settings, make_parser
+from utils.data.dataset import EpochBatches
+from utils.faces.images import normalise
+from utils.machine.errors import UserError
+from utils.training.compilation import compile_if_wanted
+from utils.training.engine import check_collapse, enter_training_mode, train_one_step, validate
+from utils.training.setup import make_net, make_training
+
+PICTURES = SimpleNamespace(paths=[f"picture {number}" for number in range(8)])
+
+
+def make(*arguments):
+    """-> (training, settings) of train.py with these flags, for 8 pictures of 4 people in batches of 4."""
+    parser = make_parser()
+    settings = parser.parse_args(["--batch-size", "4", "--epochs", "2", "--warmup-epochs", "0", *map(str, arguments)])
+    check_settings(settings, parser)
+    device = torch.device("cpu")
+    training = make_training(make_net(settings, 4, device), EpochBatches(8, 4, 1), settings, device)
+    training.model.train()
+    return training, settings
+
+
+@pytest.fixture
+def batch():
+    pixels = torch.randint(0, 256, (4, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return pixels, torch.arange(4), torch.arange(4)
+
+
+def flat(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def test_clipping_bounds_the_step(batch):
+    lengths = []
+    for clip in (0, 1e-3):
+        training, _ = make("--grad-clip", clip, "--momentum", 0, "--weight-decay", 0, "--no-scale-lr")
+        before = flat(training.net)
+        train_one_step(training, [batch], PICTURES)
+        lengths.append((flat(training.net) - before).norm().item())
+    assert lengths[1] == pytest.approx(1e-3 * 1e-2, rel=1e-3) and lengths[0] > 100 * lengths[1]
+
+
+def scaled(training, scale):
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=True)
+
+
+def test_a_step_that_overflows_the_loss_scale_is_not_taken_and_not_counted(batch):
+    training, _ = make("--ema", 0.9)
+    scaled(training, 2.0 ** 126)
+    before = flat(training.net)
+    train_one_step(training, [batch], PICTURES)
+    assert training.step == 0 and torch.equal(flat(training.net), before)
+    assert training.average.n_averaged == 0 and training.scaler.get_scale() == 2.0 ** 125
+    scaled(training, 1024.0)
+    train_one_step(training, [batch], PICTURES)
+    assert training.step == 1 and training.average.n_averaged == 1
+
+
+def test_a_loss_scale_at_its_floor_is_named_at_once(batch):
+    training, _ = make()
+    scaled(training, 1.0)
+    for parameter in training.net.parameters():
+        parameter.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    with pytest.raises(UserError, match="loss scale fell below 1 at step 0"):
+        train_one_step(training, [batch], PICTURES)
+
+
+def test_equal_embeddings_are_a_collapse():
+    training, _ = make()
+    check_collapse(training, nn.functional.normalize(torch.randn(4, 128)))
+    with pytest.raises(UserError, match="step 0, the network has collapsed"):
+        check_collapse(training, torch.ones(4, 128) / 128 ** 0.5)
+
+
+def test_the_validation_loss_has_the_whole_margin_from_the_first_epoch_on(batch):
+    pixels, labels, _ = batch
+    training, _ = make("--margin-warmup-epochs", 2)
+    assert training.margin(0) == 0
+    found = validate(training, [batch])
+    net = training.net.eval()
+    net.head.m = 0.5
+    expected = nn.functional.cross_entropy(net(normalise(pixels), labels), labels).item()
+    assert found["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def state_of(training):
+    return {**training.net.state_dict(), "random": torch.get_rng_state()}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_compiling_leaves_no_trace_and_a_compiler_that_fails_leaves_eager_networks(monkeypatch, batch, broken):
+    def compile_(module, **how):
+        def call(*inputs):
+            outputs = module.forward(*inputs)
+            if broken:
+                raise RuntimeError("no compiler")
+            return outputs
+        module._compiled_call_impl = call
+
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    pixels, labels, _ = batch
+    training, settings = make("--compile", "--backbone", "mobilenet")  # which has dropout
+    before = {name: value.clone() for name, value in state_of(training).items()}
+    message = compile_if_wanted(training, settings, 0, normalise(pixels), labels)
+    assert ("do not compile (RuntimeError)" in message) == broken
+    assert (training.net.arcface._compiled_call_impl is None) == broken
+    after = state_of(training)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(p.grad is None for p in training.net.parameters())
+    train_one_step(training, [batch], PICTURES)
+
+
+def test_in_the_last_epochs_batch_norm_keeps_its_statistics_and_still_learns(batch):
+    training, _ = make("--freeze-bn-epochs", 1)
+    for training.epoch, kept in ((0, False), (1, True)):
+        enter_training_mode(training)
+        layer = training.net.arcface.last_bn
+        before = layer.running_mean.clone(), layer.running_var.clone(), layer.bias.detach().clone()
+        train_one_step(training, [batch], PICTURES)
+        same = [torch.equal(a, b) for a, b in zip(before, (layer.running_mean, layer.running_var, layer.bias))]
+        assert same == [kept, kept, False]
+    assert training.net.arcface.training
+
+
+def test_without_being_asked_only_long_runs_compile():
+    no = "torch.compile: no"
+    for backbone, pictures, expected in (("mobilefacenet", 0, no), ("mobilefacenet", math.inf, "compiled"),
+                                         ("mobilenet", math.inf, no)):
+        training, settings = make("--backbone", backbone)
+        training.objective.compiled_modules = list  # nothing to compile: the decision alone
+        images = torch.zeros(4, 3, 112, 112)
+        assert expected in compile_if_wanted(training, settings, pictures, images, torch.arange(4))
+
+
+def test_a_network_starts_from_the_seed():
+    first, second, other = (flat(make("--seed", seed)[0].net) for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other)

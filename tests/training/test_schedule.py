@@ -1,0 +1,206 @@
+"""The learning rate and the margin as functions of the step, and what decays."""
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from nets.arcface import ArcfaceNet
+from utils.training.optimizer import decay_groups, make_optimizer
+from utils.training.schedule import LIMITS, LearningRate, Margin, scale_learning_rate
+
+quick = settings(max_examples=60, derandomize=True, deadline=None)
+
+
+@st.composite
+def schedules(draw, decay):
+    """LearningRate of a run of at least 20 steps, the lowest rate at most a tenth of the highest."""
+    epochs, steps_per_epoch = draw(st.integers(1, 40)), draw(st.integers(20, 60))
+    peak = draw(st.floats(3e-4, 0.1))
+    lowest = peak * draw(st.floats(1e-3, 0.1))
+    return LearningRate(decay, peak, lowest, epochs * steps_per_epoch, steps_per_epoch)
+
+
+def rates(schedule):
+    return [schedule(step) for step in range(schedule.total_steps)]
+
+
+@quick
+@given(schedules("cos"))
+def test_the_cosine_rises_to_the_peak_falls_to_the_lowest_and_stays_within(schedule):
+    values, warmup = rates(schedule), math.ceil(schedule.warmup_steps())
+    assert values[0] == pytest.approx(schedule.peak / 10)
+    assert all(schedule.lowest * (1 - 1e-9) <= value <= schedule.peak * (1 + 1e-9) for value in values)
+    assert all(a < b for a, b in pairwise(values[:warmup]))
+    assert max(values) == values[warmup] == pytest.approx(schedule.peak, rel=0.05)
+    assert all(a >= b for a, b in pairwise(values[warmup:]))
+    assert values[-1] == schedule.lowest
+
+
+@quick
+@given(schedules("cos"), st.randoms())
+def test_the_rate_depends_on_the_step_alone(schedule, random):
+    steps = list(range(schedule.total_steps))
+    expected = rates(schedule)
+    random.shuffle(steps)
+    assert [schedule(step) for step in steps] == [expected[step] for step in steps]
+
+
+def test_the_published_schedule_of_100_epochs():
+    schedule = LearningRate("cos", 0.01, 1e-4, total_steps=10000, steps_per_epoch=100)
+    values = rates(schedule)
+    assert values[0] == 1e-3
+    assert values[150] == pytest.approx(1e-3 + 9e-3 / 4)  # quadratic: half-way through 3 epochs a quarter of the way
+    assert values[299] < 0.01 == values[300]              # the peak is reached where the warm-up ends
+    assert values[(300 + 8500) // 2] == pytest.approx((0.01 + 1e-4) / 2)
+    assert values[8499] > 1e-4
+    assert values[8500:] == [1e-4] * 1500                 # 15 epochs
+
+
+def test_the_warm_up_and_the_flat_end_of_a_short_run_are_a_tenth_and_three_tenths():
+    values = rates(LearningRate("cos", 0.01, 1e-4, total_steps=1000, steps_per_epoch=100))
+    assert values[99] < 0.01 == values[100]
+    assert values[699] > 1e-4 and values[700:] == [1e-4] * 300
+
+
+def test_the_rate_changes_within_an_epoch():
+    values = rates(LearningRate("cos", 0.01, 1e-4, total_steps=1000, steps_per_epoch=100))
+    assert len(set(values[:700])) == 700 and len(set(values[200:300])) == 100
+
+
+@pytest.mark.parametrize(("warmup_epochs", "reached"), [(0, 0), (0.5, 50), (2, 200)])
+@pytest.mark.parametrize(("decay", "milestones"), [("cos", ()), ("step", ()), ("cos", (8,))])
+def test_the_warm_up_lasts_as_long_as_is_asked_for(decay, milestones, warmup_epochs, reached):
+    values = rates(LearningRate(decay, 0.01, 1e-4, 1000, 100, warmup_epochs, milestones))
+    assert values[0] == (0.01 if reached == 0 else 1e-3)
+    assert all(a < b for a, b in pairwise(values[:reached]))
+    without = rates(LearningRate(decay, 0.01, 1e-4, 1000, 100, 0, milestones))
+    # A cosine begins where the warm-up ends; steps and milestones are where they would be without one.
+    assert values[reached] == (0.01 if decay == "cos" else without[reached])
+    if decay == "step" or milestones:
+        assert values[reached:] == without[reached:]
+
+
+@quick
+@given(schedules("step"))
+def test_step_decay_has_ten_levels_a_constant_factor_apart(schedule):
+    values = rates(schedule)
+    levels = sorted(set(values), reverse=True)
+    assert len(levels) == 10 and values == sorted(values, reverse=True)
+    assert levels[0] == schedule.peak and levels[-1] == pytest.approx(schedule.lowest)
+    factor = (schedule.lowest / schedule.peak) ** (1 / 9)
+    assert [b / a for a, b in pairwise(levels)] == pytest.approx([factor] * 9)
+    lengths = [values.count(level) for level in levels]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_each_milestone_leaves_a_tenth():
+    schedule = LearningRate("cos", 0.1, 1e-9, 1000, 100, milestones=(2, 6.5, 9))
+    values = rates(schedule)
+    assert values[:200] == [0.1] * 200  # no warm-up unless asked for
+    assert values[200:650] == pytest.approx([0.01] * 450) and values[650:900] == pytest.approx([1e-3] * 250)
+    assert values[900:] == pytest.approx([1e-4] * 100)
+
+
+def test_the_margin_grows_linearly_and_then_stays():
+    margin = Margin(0.5, 100)
+    assert [margin(step) for step in (0, 50, 100, 101, 10**6)] == pytest.approx([0, 0.25, 0.5, 0.5, 0.5])
+    assert [Margin(0.5)(step) for step in (0, 1, 1000)] == [0.5] * 3
+
+
+@pytest.mark.parametrize(("batch_size", "optimizer_type", "init_lr", "peak", "lowest"), [
+    (64, "sgd", 1e-2, 1e-2, 1e-4),
+    (128, "sgd", 1e-2, 2e-2, 2e-4),
+    (512, "sgd", 1e-2, 8e-2, 8e-4),
+    (4096, "sgd", 1e-2, 1e-1, 1e-3),       # the highest
+    (2, "sgd", 1e-2, 5e-4, 5e-6),          # the lowest
+    (64, "adam", 1e-2, 1e-3, 1e-5),
+    (64, "adamw", 1e-2, 1e-3, 1e-5),
+    (64, "adam", 5e-4, 5e-4, 5e-6),
+    (8, "adamw", 5e-4, 3e-4, 3e-6),
+])
+def test_the_rate_scales_with_the_batch_within_the_optimizers_limits(batch_size, optimizer_type, init_lr, peak, lowest):
+    assert scale_learning_rate(init_lr, 0.01, batch_size, optimizer_type) == pytest.approx((peak, lowest))
+
+
+@quick
+@given(st.floats(1e-6, 10), st.floats(0, 1), st.integers(1, 10**5), st.sampled_from(sorted(LIMITS)))
+def test_scaled_rates_are_always_in_order_and_within_the_limits(init_lr, ratio, batch_size, optimizer_type):
+    peak, lowest = scale_learning_rate(init_lr, ratio, batch_size, optimizer_type)
+    low, high = LIMITS[optimizer_type]
+    assert low <= peak <= high and 0 < low / 100 * (1 - 1e-9) <= lowest <= peak
+    assert lowest <= high / 100 * (1 + 1e-9)
+
+
+def named_groups(net):
+    """-> the three sets of names: body, head, no decay; and the groups themselves."""
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    groups = decay_groups(net.named_parameters(), 5e-4, 1e-3)
+    return [{names[p] for p in group["params"]} for group in groups], groups
+
+
+@pytest.mark.parametrize(("backbone", "embedding_layer"), [
+    ("mobilefacenet", "arcface.features.weight"), ("mobilenet", "arcface.linear.weight"),
+    ("iresnet18", "arcface.fc.weight"), ("iresnet200", "arcface.fc.weight")])
+def test_every_trainable_parameter_is_in_the_group_of_its_kind(backbone, embedding_layer):
+    with torch.device("meta"):
+        net = ArcfaceNet(10, backbone)
+    (body, head, rest), groups = named_groups(net)
+    assert head == {"head.weight", embedding_layer}
+    kinds = {f"{path}.{name}": type(module) for path, module in net.named_modules()
+             for name, _ in module.named_parameters(recurse=False)}
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
+    assert rest == {name for name, kind in kinds.items()
+                    if (issubclass(kind, norms) or name.endswith(".bias"))
+                    and not (name == "arcface.features.weight" and backbone.startswith("iresnet"))}
+    assert body == {name for name, kind in kinds.items()
+                    if issubclass(kind, (nn.Conv2d, nn.Linear)) and name.endswith(".weight")} - head
+    assert [group["weight_decay"] for group in groups] == [5e-4, 1e-3, 0]
+
+    in_groups = [parameter for group in groups for parameter in group["params"]]
+    trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    assert len(in_groups) == len(set(in_groups)) == len(trainable)
+    assert sum(p.numel() for p in in_groups) == sum(p.numel() for p in trainable)
+
+
+def test_frozen_weights_are_in_no_group():
+    with torch.device("meta"):
+        net = ArcfaceNet(10, "iresnet18")
+    net.arcface.conv1.weight.requires_grad = False
+    (body, head, rest), _ = named_groups(net)
+    assert not {"arcface.conv1.weight", "arcface.features.weight"} & (body | head | rest)
+    assert {"arcface.features.bias", "arcface.fc.bias"} <= rest
+
+
+def optimizer_settings(**changes):
+    return SimpleNamespace(**{"optimizer_type": "sgd", "weight_decay": 0.5, "head_weight_decay": None,
+                              "momentum": 0.9, "teacher": "", "fp16": False} | changes)
+
+
+@pytest.mark.parametrize(("optimizer_type", "kind"), [
+    ("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_the_optimizer_is_the_one_asked_for(optimizer_type, kind):
+    parameters = ArcfaceNet(3).named_parameters()
+    optimizer = make_optimizer(parameters, optimizer_settings(optimizer_type=optimizer_type), 0.02)
+    assert type(optimizer) is kind and [group["lr"] for group in optimizer.param_groups] == [0.02] * 3
+    first = optimizer.param_groups[0]
+    assert (first["momentum"], first["nesterov"]) == (0.9, True) if kind is torch.optim.SGD else \
+        first["betas"] == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(("head_weight_decay", "on_head"), [(None, 0.5), (0, 0), (0.1, 0.1)])
+def test_a_step_without_gradient_shrinks_what_decays_and_nothing_else(head_weight_decay, on_head):
+    net = ArcfaceNet(3)
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    choices = optimizer_settings(momentum=0, head_weight_decay=head_weight_decay)
+    optimizer = make_optimizer(net.named_parameters(), choices, 0.1)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in net.named_parameters():
+        decay = 0 if parameter.ndim < 2 else on_head if name in ("head.weight", "arcface.features.weight") else 0.5
+        torch.testing.assert_close(parameter.detach(), before[name] * (1 - 0.1 * decay), msg=name)

@@ -1,0 +1,120 @@
+"""Training data: decoded faces, the validation split, and the order in which they are seen."""
+import random
+from collections import Counter
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from utils.faces.images import preprocess
+from utils.machine import distributed
+from utils.machine.device import available_cores
+from utils.machine.errors import UserError
+from utils.machine.interrupt import leave_signals_to_main
+
+
+class FaceDataset(Dataset):
+    """Item i -> (uint8 (H, W, 3), label, i). Nothing random happens here: augmentation works on the batch."""
+
+    def __init__(self, paths, labels, input_shape, letterbox):
+        self.paths, self.labels = paths, labels
+        self.input_shape, self.letterbox = input_shape, letterbox
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return load_picture(self.paths[index], self.input_shape, self.letterbox), self.labels[index], index
+
+
+def load_picture(path, input_shape, letterbox):
+    """What `preprocess` makes of a picture, bit for bit, as a uint8 tensor (H, W, 3), in two thirds of the time."""
+    pixels = decode_color_jpeg(path)
+    if pixels is None:
+        return torch.from_numpy(preprocess(path, input_shape, letterbox))
+    if pixels.shape[:2] == tuple(input_shape[:2]):
+        return pixels
+    return torch.from_numpy(preprocess(pixels.numpy(), input_shape, letterbox))
+
+
+def decode_color_jpeg(path):
+    """-> upright uint8 (H, W, 3) by torchvision, which gives Pillow's pixels sooner (benchmarks/loader_speed.py).
+
+    None for what is left to Pillow: other formats, grey and CMYK, and damaged files, which it names.
+    """
+    if not str(path).lower().endswith((".jpg", ".jpeg")):
+        return None
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg, read_file  # takes a second, and only training needs it
+        pixels = decode_jpeg(read_file(str(path)), ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+    except (RuntimeError, ImportError, AttributeError):  # the last two: a torchvision without the decoder
+        return None
+    return pixels.permute(1, 2, 0).contiguous() if len(pixels) == 3 else None
+
+
+class EpochBatches:
+    """A batch sampler whose order depends on (seed, epoch) alone, and which can start in the middle of an epoch.
+
+    Set `epoch` and `start` (in batches) before iterating. `batch_size` is the global one: each process
+    gets its share of every batch. The last partial batch is left out (BatchNorm needs more than one
+    picture), unless it is the only one.
+    """
+
+    def __init__(self, count, batch_size, seed):
+        processes = distributed.world_size()
+        self.count, self.seed = count, seed
+        self.batch_size = min(batch_size, count) // processes * processes
+        self.epoch = self.start = 0
+
+    def __len__(self):
+        return max(0, self.count // self.batch_size - self.start)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
+        order = torch.randperm(self.count, generator=generator).tolist()
+        share = self.batch_size // distributed.world_size()
+        for batch in range(self.start, self.start + len(self)):
+            first = batch * self.batch_size + distributed.rank() * share
+            yield order[first:first + share]
+
+
+def mix_seeds(*numbers):
+    """Several non-negative integers -> one 63-bit seed that differs as soon as one of them does."""
+    return random.Random(repr(numbers)).getrandbits(63)
+
+
+def split_validation(labels, fraction, seed):
+    """-> (training indices, validation indices), disjoint and sorted.
+
+    Never takes a person's last training picture, so a small dataset may give fewer than asked for, or none.
+    """
+    order = list(range(len(labels)))
+    random.Random(seed).shuffle(order)
+    wanted = int(len(labels) * fraction)
+    left, validation = Counter(labels), set()
+    for index in order:
+        if len(validation) < wanted and left[labels[index]] > 1:
+            left[labels[index]] -= 1
+            validation.add(index)
+    return [index for index in range(len(labels)) if index not in validation], sorted(validation)
+
+
+def make_loaders(paths, labels, settings, device):
+    """-> (training loader over EpochBatches, validation loader or None), as `settings` of train.py asks."""
+    def make_loader(indices, **batching):
+        dataset = FaceDataset([paths[i] for i in indices], [labels[i] for i in indices],
+                              settings.input_shape, settings.letterbox_image)
+        return DataLoader(dataset, num_workers=workers, pin_memory=device.type == "cuda",
+                          persistent_workers=workers > 0, worker_init_fn=leave_signals_to_main,
+                          # A generator of its own: else every epoch's start would draw from the global one.
+                          generator=torch.Generator().manual_seed(settings.seed), **batching)
+
+    workers = min(settings.num_workers, available_cores())  # more would only cost memory, and a warning
+    training, validation = split_validation(labels, settings.val_split, settings.seed)
+    batches = EpochBatches(len(training), settings.batch_size, settings.seed)
+    if batches.batch_size < 2 * distributed.world_size():
+        raise UserError(f"{len(training)} pictures in batches of {settings.batch_size} are fewer than two a process: "
+                        "BatchNorm needs more")
+    return (make_loader(training, batch_sampler=batches),
+            make_loader(validation[distributed.rank()::distributed.world_size()], batch_size=settings.batch_size)
+            if validation else None)
+

@@ -1,0 +1,1 @@
+"""Faces, verdicts and figures in, pictures out: contact sheets by Pillow, curves by matplotlib."""

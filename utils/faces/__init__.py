@@ -1,0 +1,1 @@
+"""A picture in, the pixels of one face out: decoded upright, detected, aligned to the template, resized."""

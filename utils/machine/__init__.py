@@ -1,0 +1,1 @@
+"""What the other rooms stand on: devices, processes, signals, files, downloads and errors."""

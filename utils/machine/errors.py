@@ -1,0 +1,46 @@
+"""A user's mistake ends a script with one line on stderr and exit status 2; a bug keeps its traceback."""
+import argparse
+import functools
+import gc
+import sys
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names the file and the remedy."""
+
+
+def script(main):
+    """Decorate a script's main(): a UserError is reported in one line, Ctrl-C ends quietly.
+
+    main() returns None, or the status to exit with.
+    """
+    @functools.wraps(main)
+    def run():
+        try:
+            status = main()
+        except UserError as error:
+            # An error raised in a DataLoader worker arrives with the worker's traceback above its own last line.
+            message = str(error).strip().splitlines()[-1].removeprefix("utils.machine.errors.UserError: ")
+            status = 2
+        except KeyboardInterrupt:
+            status = 130
+        # Here the traceback is gone, and with it what it held: DataLoaders have ended their workers in order.
+        gc.collect()
+        if status == 2:
+            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        if status:
+            sys.exit(status)
+    return run
+
+
+class SettingsParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, whose flags are never abbreviated and whose help shows defaults."""
+
+    def __init__(self, docstring, **kwargs):
+        super().__init__(description=docstring.strip().splitlines()[0], allow_abbrev=False,
+                         formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message):
+        print(f"{self.prog}: {message} (see python {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)

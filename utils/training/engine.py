@@ -1,0 +1,229 @@
+"""One epoch of training, and one of validation."""
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from nets.arcface import ArcfaceNet
+from utils.data.augmentation import augment
+from utils.evaluation.embedding import inference_copy
+from utils.faces.images import normalise
+from utils.machine import distributed
+from utils.machine.errors import UserError
+from utils.machine.interrupt import StopRequest
+from utils.training.schedule import Margin
+
+CHECK_EVERY = 50  # steps between two looks for what is too slow to look for at each
+
+
+@dataclass
+class Training:
+    """What a training step reads and changes."""
+    net: ArcfaceNet
+    objective: nn.Module                      # the loss of net: LabelLoss or Distillation
+    model: nn.Module                          # objective, or DistributedDataParallel around it
+    optimizer: torch.optim.Optimizer
+    learning_rate: Callable[[int], float]     # step -> learning rate
+    margin: Margin                            # step -> the head's m
+    device: torch.device
+    seed: int
+    accumulate: int                           # batches per optimizer step
+    grad_clip: float                          # largest gradient norm; 0: no limit
+    autocast_dtype: torch.dtype | None        # None: float32
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None             # the moving average of the weights
+    stop: StopRequest
+    memory_format: torch.memory_format        # of the network and its images
+    checkpoint_every: float                   # seconds; 0: at the end of each epoch only
+    augmentations: tuple = ()                 # see utils/data/augmentation.py
+    freeze_bn_from: float = math.inf          # the epoch, from 0, from which BatchNorm keeps its statistics
+    hint_steps: int = 0                       # of the first steps, in which the student's stages learn apart
+    step: int = 0                             # optimizer steps taken since the start of the run
+    epoch: int = 0                            # the epoch that runs, from 0
+    batch: int = 0                            # batches taken of that epoch
+    sums: dict = field(default_factory=dict)  # of that epoch, see new_sums
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    @property
+    def evaluated(self):
+        """The network that is validated and saved: the averaged one where there is one."""
+        return self.average.module if self.average else self.net
+
+
+class Diverged(UserError):
+    """A loss or gradient that is not finite; the step was not taken.
+
+    `facts`: step, lr, loss, gradient norm and pictures of the first process that has one.
+    """
+
+    def __init__(self, facts):
+        super().__init__(f"the loss is {facts['loss']} and the gradient norm {facts['gradient_norm']} at step "
+                         f"{facts['step']}, learning rate {facts['lr']:.3g}: lower --init-lr, or set --grad-clip 5")
+        self.facts = facts
+
+
+def new_sums():
+    return {"images": 0, "loss": 0.0, "correct": 0, "seconds": 0.0, "waiting": 0.0}
+
+
+def train_one_epoch(training, loader, report, save):
+    """Train on what is left of the epoch, or until a signal asks to stop: then the state is saved.
+
+    loader: a DataLoader over EpochBatches. report: called after each step with the means of the epoch so far.
+    save: called without arguments when a checkpoint is due. The sums are of this process's share alone.
+    Raises Diverged, and UserError for collapsed embeddings or a loss scale at its floor.
+    """
+    loader.batch_sampler.epoch, loader.batch_sampler.start = training.epoch, training.batch
+    enter_training_mode(training)
+    sums = training.sums = training.sums or new_sums()
+    batches, left = iter(loader), len(loader)
+    saved = start = time.perf_counter()
+    while left:
+        group = list(islice(batches, min(training.accumulate, left)))
+        waited = time.perf_counter() - start
+        loss, correct = train_one_step(training, group, loader.dataset)
+        training.batch, left = training.batch + len(group), left - len(group)
+        now = time.perf_counter()
+        images = sum(len(labels) for _, labels, _ in group)
+        for name, value in (("images", images), ("loss", loss * images), ("correct", correct),
+                            ("seconds", now - start), ("waiting", waited)):
+            sums[name] += value
+        start = now
+        report(epoch_means(sums))
+        due = training.checkpoint_every and now - saved > training.checkpoint_every
+        signal, due = distributed.reduce([training.stop.received, bool(due)], training.device, largest=True)
+        if signal:
+            training.stop.received = int(signal)
+            save()
+            return
+        if due:
+            save()
+            saved = start = time.perf_counter()
+
+
+def enter_training_mode(training):
+    """Training mode, but for BatchNorm's statistics in the epochs in which they stay as they are."""
+    training.model.train()
+    if training.epoch >= training.freeze_bn_from:
+        for module in training.net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def train_one_step(training, group, dataset):
+    """One optimizer step on a list of batches. -> (mean loss, number of correct predictions without the margin)."""
+    rate = training.learning_rate(training.step)
+    for parameters in training.optimizer.param_groups:
+        parameters["lr"] = rate
+    training.net.head.m = training.margin(training.step)
+    training.objective.apart = training.step < training.hint_steps
+    training.optimizer.zero_grad(set_to_none=True)
+    losses, correct = [], []
+    for number, (images, labels, _) in enumerate(group):
+        images = images.to(training.device, non_blocking=True)
+        labels = labels.to(training.device, non_blocking=True)
+        # Without this, DistributedDataParallel would average the gradients once a batch instead of once a step.
+        training.model.require_backward_grad_sync = number == len(group) - 1
+        images, share = augment(images, training.seed, training.epoch, training.batch + number, training.augmentations)
+        outcome = backward(training, images.contiguous(memory_format=training.memory_format), labels, share,
+                           weight=1 / len(group))
+        losses.append(outcome.loss.detach())
+        correct.append(outcome.correct.sum())
+    training.scaler.unscale_(training.optimizer)
+    norm = nn.utils.clip_grad_norm_(training.model.parameters(), training.grad_clip or float("inf"))
+    # Read together: every read waits for the device.
+    loss, norm, correct = torch.stack([torch.stack(losses).mean(), norm, torch.stack(correct).sum()]).tolist()
+    check_finite(training, loss, norm, rate, group, dataset)
+    if update_weights(training):
+        training.step += 1
+        if training.average:
+            training.average.update_parameters(training.net)
+    return loss, correct
+
+
+def update_weights(training):
+    """-> whether the step was taken: not where gradients overflow fp16, which lowers the loss scale instead.
+
+    Raises UserError for a loss scale at its floor.
+    """
+    before = training.scaler.get_scale()
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    after = training.scaler.get_scale()  # 1 both times without fp16
+    if after < 1:
+        raise UserError(f"the loss scale fell below 1 at step {training.step}: the gradients exceed fp16, go on with "
+                        "--resume --no-fp16 --bf16 --force")
+    return after >= before
+
+
+def backward(training, images, labels, share, weight):
+    """Forward and backward passes of one batch, its loss multiplied by `weight`. -> Outcome."""
+    with training.autocast():
+        outcome = training.model(images, labels, share)
+    training.scaler.scale(outcome.loss * weight).backward()
+    if training.step % CHECK_EVERY == 0:
+        check_collapse(training, outcome.embeddings)
+    return outcome
+
+
+def check_finite(training, loss, norm, rate, group, dataset):
+    """Raises Diverged in every process when one has a loss or a gradient that is not finite.
+
+    Infinite gradients are normal with a loss scaler, which skips such a step; an infinite loss is not.
+    """
+    bad = not math.isfinite(loss) or not (math.isfinite(norm) or training.scaler.is_enabled())
+    if any(distributed.reduce([bad], training.device)):
+        # The gradient is that of all processes, so a loss that is not finite tells whose pictures are to blame.
+        facts = distributed.gather({
+            "step": training.step, "epoch": training.epoch + 1, "lr": rate, "loss": loss, "gradient_norm": norm,
+            "pictures": [dataset.paths[i] for _, _, indices in group for i in indices]})
+        raise Diverged(next((fact for fact in facts if not math.isfinite(fact["loss"])), facts[0]))
+
+
+def check_collapse(training, embeddings):
+    if len(embeddings) > 1 and (embeddings - embeddings[0]).abs().max() < 1e-4:
+        raise UserError(f"all embeddings of a batch are equal at step {training.step}, the network has collapsed: "
+                        "lower --init-lr")
+
+
+def epoch_totals(training):
+    """The sums of the epoch so far over all processes; seconds are those of one."""
+    totals = dict(zip(training.sums, distributed.reduce(training.sums.values(), training.device)))
+    for name in ("seconds", "waiting"):
+        totals[name] /= distributed.world_size()
+    return totals
+
+
+def epoch_means(sums):
+    """-> loss, accuracy (without the margin), img/s and the share of time spent waiting for data."""
+    return {"loss": sums["loss"] / sums["images"], "accuracy": sums["correct"] / sums["images"],
+            "images_per_second": sums["images"] / sums["seconds"], "waiting": sums["waiting"] / sums["seconds"]}
+
+
+@torch.inference_mode()
+def validate(training, loader):
+    """-> {"loss", "accuracy"} of the evaluated network on the validation set, every picture once over all processes.
+
+    Without augmentation and, for accuracy, without the margin; the loss with the whole margin, so that the epochs of
+    --margin-warmup-epochs compare.
+    """
+    net = inference_copy(training.evaluated)
+    net.head = training.evaluated.head
+    net.head.m = training.margin.m
+    loss, correct, count = 0.0, 0.0, 0
+    for images, labels, _ in loader:
+        images, labels = normalise(images.to(training.device)), labels.to(training.device)
+        with training.autocast():
+            outcome = training.objective.evaluate(net, images, labels)
+        loss += outcome.loss.item() * len(labels)
+        correct += outcome.correct.sum().item()
+        count += len(labels)
+    loss, correct, count = distributed.reduce([loss, correct, count], training.device)
+    return {"loss": loss / count, "accuracy": correct / count}

@@ -1,0 +1,132 @@
+"""last.pt: all of a run's state, and how a run goes on from it."""
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.machine import distributed
+from utils.machine.errors import UserError
+from utils.weights import checkpoint
+
+OF_ONE_START = {"resume", "force"}  # what is said of this start alone, and not kept
+# Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
+FREE = {"num_workers", "device", "save_dir", "save_period", "checkpoint_every", "annotation_path"}
+# Settings that what is saved is made for.
+FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate"}
+
+
+def find_checkpoint(resume, save_dir):
+    """--resume's value ("" where it was given without one) -> the last.pt to go on from.
+
+    A path may be the file or its run's folder; without one the newest run in save_dir is taken.
+    """
+    if resume:
+        path = Path(resume)
+        path = path / "last.pt" if path.is_dir() else path
+    else:
+        found = sorted(Path(save_dir).glob("*/last.pt"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise UserError(f"no run in {save_dir} has a last.pt to go on from: give its path, or leave out --resume")
+        path = found[-1]
+    return path
+
+
+def read_checkpoint(path):
+    state = checkpoint.read(path, "give the last.pt of a run")
+    if not isinstance(state, dict) or "rows" not in state:
+        raise UserError(f"{path} holds weights, not the state of a run: use --model-path to start from them")
+    return state
+
+
+def check_settings(saved, now, force):
+    """Raises UserError where a setting that changes the result differs from the checkpoint's, unless `force`."""
+    changed = {name: f"{name} was {saved[name]}, is {now[name]}" for name in saved
+               if name not in FREE | OF_ONE_START and name in now and saved[name] != now[name]}
+    if changed:
+        message = "the resumed run differs: " + "; ".join(changed.values())
+        fixed = ", ".join(name for name in changed if name in FIXED)
+        if fixed:
+            raise UserError(f"{message} (its state does not fit another {fixed}: start a new run, from its best.pth "
+                            "with --model-path)")
+        if not force:
+            raise UserError(message + " (--force goes on all the same)")
+        print(message)
+
+
+def save_checkpoint(training, run, settings, data_sha256):
+    """Write last.pt. Every process has to call it; rank 0 writes. data_sha256: of the annotation file."""
+    sums = distributed.gather(training.sums)
+    random_states = distributed.gather(get_random_state(training.device))
+    kept = {name: value for name, value in settings.items() if name not in OF_ONE_START}
+    if distributed.is_main():
+        checkpoint.save({
+            "model": training.net.state_dict(),
+            "maps": training.objective.maps.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "scaler": training.scaler.state_dict(),
+            "average": training.average.state_dict() if training.average else None,
+            "step": training.step, "epoch": training.epoch, "batch": training.batch, "sums": sums,
+            "random": random_states, "rows": run.rows, "settings": kept, "data": data_sha256,
+        }, run.folder / "last.pt")
+
+
+def restore(training, run, state, data_sha256, force):
+    """Put a checkpoint's state into a new Training and Run, and say where it goes on.
+
+    Raises UserError where the training pictures are others, unless `force`.
+    """
+    if state["data"] != data_sha256:
+        message = f"the annotation file is not the one of {run.folder}"
+        people, known = len(training.net.head.weight), len(state["model"]["head.weight"])
+        if people != known:
+            raise UserError(f"{message}: {people} people instead of {known} (start a new run from its best.pth with "
+                            "--model-path)")
+        if not force:
+            raise UserError(f"{message} (--force goes on all the same)")
+        print(message)
+    training.net.load_state_dict(state["model"])
+    training.objective.maps.load_state_dict(state["maps"])
+    restore_optimizer(training.optimizer, state["optimizer"])
+    if training.scaler.is_enabled() and state["scaler"]:
+        training.scaler.load_state_dict(state["scaler"])
+    if training.average and state["average"]:
+        training.average.load_state_dict(state["average"])
+    training.step, training.epoch, training.batch = state["step"], state["epoch"], state["batch"]
+    run.rows = state["rows"]
+    print(f"going on after step {training.step}, in epoch {training.epoch + 1}")
+    before, now = len(state["random"]), distributed.world_size()
+    if before == now:
+        training.sums = state["sums"][distributed.rank()]
+        set_random_state(state["random"][distributed.rank()], training.device)
+    else:
+        if distributed.is_main():
+            training.sums = {name: sum(of_one[name] for of_one in state["sums"]) for name in state["sums"][0]}
+            for name in training.sums.keys() & {"seconds", "waiting"}:  # which epoch_totals divides by the processes
+                training.sums[name] *= now / before
+        print(f"the run had {before} processes and has {now} now: the order of the pictures and flips are the same, "
+              "but dropout, BatchNorm's statistics and the order of summation are not, so it is not bit-exact")
+
+
+def restore_optimizer(optimizer, state):
+    """Load what it has gathered, but keep the settings of this start, which --force may have changed."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, now in zip(optimizer.param_groups, settings):
+        group.update(now)
+
+
+def get_random_state(device):
+    """Every generator of this process, as plain types and tensors."""
+    numpy = np.random.get_state()
+    return {"python": random.getstate(), "numpy": [numpy[0], numpy[1].tolist(), *numpy[2:]],
+            "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
+
+
+def set_random_state(state, device):
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state((state["numpy"][0], np.array(state["numpy"][1], np.uint32), *state["numpy"][2:]))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,120 @@
+"""The folder of one training run: settings, log, curves and weights."""
+import csv
+import functools
+import io
+import json
+import math
+import subprocess
+import time
+from pathlib import Path
+
+from utils.drawing.pictures import draw_batch
+from utils.drawing.plots import plot_history
+from utils.machine import distributed
+from utils.machine.files import atomic_write, write_text
+from utils.weights import checkpoint
+
+REPOSITORY = Path(__file__).parents[2]
+COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+           "lfw_accuracy", "val_at_far", "images_per_second", "data_wait")
+
+
+def on_main(method):
+    """Only rank 0 writes: in the other processes the method does nothing."""
+    @functools.wraps(method)
+    def run(*args, **kwargs):
+        return method(*args, **kwargs) if distributed.is_main() else None
+    return run
+
+
+class Run:
+    """Everything a run writes, from rank 0. `rows`: the epochs so far, dicts of COLUMNS; NaN is not measured."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.rows = []
+        self.origin = {}  # of the weights: what best.json says beside the figures of their epoch
+        self.tensorboard = None
+
+    @classmethod
+    def start(cls, settings):
+        """Make <save_dir>/<time>_<backbone>/ and write settings.json there."""
+        name = time.strftime("%Y_%m_%d_%H_%M_%S") + "_" + settings.backbone
+        folder, number = Path(settings.save_dir, name), 2
+        while folder.exists():
+            folder, number = Path(settings.save_dir, f"{name}_{number}"), number + 1
+        run = cls(distributed.gather(folder)[0])  # the clocks of the processes may differ by a second
+        run.write_json("settings.json", vars(settings))
+        return run
+
+    @on_main
+    def write_json(self, name, content):
+        write_text(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    @on_main
+    def open_tensorboard(self):
+        """Write TensorBoard events too. -> whether tensorboard is installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return False
+        self.tensorboard = SummaryWriter(self.folder)
+        return True
+
+    @on_main
+    def log(self, row):
+        """Add one epoch's row to log.csv, the curves and TensorBoard."""
+        self.rows.append(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({name: "" if math.isnan(value) else f"{value:.6g}" for name, value in row.items()})
+        write_text(self.folder / "log.csv", text.getvalue())
+        plot_history(self.rows, {"train_loss": "train", "val_loss": "validation"}, "loss", self.folder / "loss.png")
+        plot_history(self.rows, {"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
+                                 "val_at_far": "LFW VAL at FAR 0.001"}, "accuracy", self.folder / "accuracy.png")
+        if self.tensorboard:
+            for name, value in self.rows[-1].items():
+                if name != "epoch" and not math.isnan(value):
+                    self.tensorboard.add_scalar(name, value, self.rows[-1]["epoch"])
+            self.tensorboard.flush()
+
+    @on_main
+    def save_weights(self, state, period, last_epoch):
+        """Save epNNN-....pth every `period` epochs and at the end, and best.pth when the newest row is the best.
+
+        best.json, beside it, says where best.pth comes from; eval_LFW.py --save-threshold adds to it.
+        """
+        row = self.rows[-1]
+        if row["epoch"] % period == 0 or row["epoch"] == last_epoch:
+            name = f"ep{row['epoch']:03d}-loss{row['train_loss']:.3f}-val_loss{row['val_loss']:.3f}.pth"
+            checkpoint.save(state, self.folder / name)
+        if self.newest_is_best():
+            checkpoint.save(state, self.folder / "best.pth")
+            measured = {name: value for name, value in row.items() if not math.isnan(value)}
+            self.write_json("best.json", {"training": self.origin | measured})
+
+    def newest_is_best(self):
+        """By LFW accuracy; without LFW by validation loss; without validation every epoch is better than the last."""
+        for column, sign in (("lfw_accuracy", 1), ("val_loss", -1)):
+            scores = [sign * row[column] for row in self.rows if not math.isnan(row[column])]
+            if scores:
+                return not math.isnan(self.rows[-1][column]) and scores[-1] > max(scores[:-1], default=-math.inf)
+        return True
+
+    @on_main
+    def save_batch_picture(self, images, labels):
+        """A float batch (B, 3, H, W) in [-1, 1] -> batch.png, as the network sees it."""
+        pixels = ((images[:64] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        with atomic_write(self.folder / "batch.png") as temporary:
+            draw_batch(pixels, [str(label) for label in labels[:64].tolist()]).save(temporary, format="png")
+
+
+def commit():
+    """The commit that this code is of, with "+" where files were changed since; None where that is not known."""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--match="], cwd=REPOSITORY,
+                              capture_output=True, encoding="utf-8", check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,133 @@
+"""Weight files (bare state dicts, the published format) and training checkpoints, read and written safely."""
+import warnings
+from pathlib import Path
+
+import torch
+
+from nets.arcface import BACKBONES, ArcfaceNet
+from utils.machine.errors import UserError
+from utils.machine.files import atomic_write
+
+
+def save(content, path):
+    """Write a state dict or a checkpoint of plain types and tensors: all of it or nothing."""
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+
+
+def read(path, remedy="give the path of a .pth file"):
+    """What `save` wrote, on the CPU. Nothing in the file is executed. Raises UserError where it does not load."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist: {remedy}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice to load a plain pickle unsafely
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file may raise almost anything, IndexError and struct.error among it
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is not a file of weights ({reason}): {remedy}") from None
+
+
+def read_weights(path, remedy="give the path of a .pth file"):
+    """A bare state dict {name: tensor}. Raises UserError where the file holds something else."""
+    state = read(path, remedy)
+    if isinstance(state, dict) and "model" in state and "settings" in state:
+        raise UserError(f"{path} is a training checkpoint, not weights: use the best.pth beside it")
+    if not isinstance(state, dict) or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
+        raise UserError(f"{path} is not a bare state dict: {remedy}")
+    return state
+
+
+def load_embedder(backbone, path):
+    """A weight file -> ArcfaceNet without a head, in eval mode. A head in the file is left out.
+
+    Raises UserError, which lists the differences, where the file is not of exactly this backbone.
+    """
+    try:
+        net = ArcfaceNet(backbone=backbone)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    state = {name: value for name, value in read_weights(path).items() if not name.startswith("head.")}
+    load_exactly(net, state, path)
+    return net.eval()
+
+
+def load_for_training(net, path):
+    """Load a weight file into a network with a head. -> one sentence on what happened to the head.
+
+    The backbone must match exactly; the head is kept as it was made where the class count differs.
+    """
+    state = read_weights(path)
+    classes, found = len(net.head.weight), state.get("head.weight")
+    if found is not None and found.shape == net.head.weight.shape:
+        load_exactly(net, state, path)
+        return f"loaded backbone and head from {path}"
+    backbone = {name: value for name, value in state.items() if not name.startswith("head.")}
+    load_exactly(net, backbone | {"head.weight": net.head.weight.detach()}, path)
+    why = "the file has none" if found is None else f"the file's is for {len(found)} classes, this one for {classes}"
+    return f"loaded the backbone from {path}; the head is made anew ({why})"
+
+
+def load_pretrained_backbone(net, path):
+    """Load what `path` holds of the backbone, such as ImageNet weights without the embedding layers.
+
+    -> one sentence on what stays random. Raises UserError for a missing file, a wrong shape or nothing in common.
+    """
+    found = read_weights(path, "put the backbone's weights there, or leave out --pretrained")
+    found = {name.removeprefix("arcface."): value for name, value in found.items()}
+    expected = net.arcface.state_dict()
+    usable = {name: value for name, value in found.items() if name in expected}
+    wrong = [name for name, value in usable.items() if value.shape != expected[name].shape]
+    if wrong or not usable:
+        raise UserError(f"{path} does not fit {net.backbone}: " + (differences(expected, found)))
+    net.arcface.load_state_dict(usable, strict=False)
+    absent = expected.keys() - usable.keys()
+    return f"loaded {len(usable)} of {len(expected)} backbone entries from {path}" + (
+        f"; random: {shorten(sorted(absent))}" if absent else "")
+
+
+def load_exactly(net, state, path):
+    expected = net.state_dict()
+    found = differences(expected, state)
+    if found:
+        raise UserError(f"{path} does not fit backbone {net.backbone}: {found}{guess_backbone(state)}")
+    net.load_state_dict(state)
+
+
+def differences(expected, found):
+    """What keeps the state dict `found` from being loaded as `expected`, in one line; "" where nothing does."""
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    wrong = [f"{name} {list(found[name].shape)} instead of {list(expected[name].shape)}"
+             for name in expected if name in found and found[name].shape != expected[name].shape]
+    lists = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
+    return "; ".join(f"{len(names)} {kind}: {shorten(names)}" for kind, names in lists.items() if names)
+
+
+def shorten(names, limit=4):
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def guess_backbone(state):
+    """The remedy for weights of another backbone: the one whose names they are, or ""."""
+    backbone = backbone_of(state)
+    return f". The file is of {backbone}: use --backbone {backbone}" if backbone else ""
+
+
+def backbone_of(state):
+    """The backbone whose names a state dict has, or None."""
+    names = {name for name in state if name.startswith("arcface.")}
+    for backbone in BACKBONES:
+        with torch.device("meta"):
+            if names == ArcfaceNet(backbone=backbone).state_dict().keys():
+                return backbone
+    return None
+
+
+def read_backbone_name(path):
+    """The backbone that a weight file is of. Raises UserError where it is of none."""
+    backbone = backbone_of(read_weights(path))
+    if backbone is None:
+        raise UserError(f"{path} is of none of the backbones {', '.join(BACKBONES)}")
+    return backbone

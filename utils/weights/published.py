@@ -1,0 +1,29 @@
+"""The weights that bubbliiiing/arcface-pytorch published, trained on CASIA-WebFace."""
+from pathlib import Path
+
+from nets.arcface import backbone_name
+from utils.machine.download import download
+from utils.machine.errors import UserError
+
+ADDRESS = "https://github.com/bubbliiiing/arcface-pytorch/releases/download/v1.0"
+SHA256 = {  # by backbone; None: not known, so the first download is recorded
+    "mobilefacenet": "4c08e11a0a2bbf299910210da647c7d8105c348f4c533868e1710dbcf7b22480",
+    "mobilenet": None,
+    "iresnet50": None,
+}
+
+
+def published_weights(backbone, folder="model_data"):
+    """-> the path of a backbone's published weights, downloaded where they are not there yet, and checked.
+
+    Raises UserError for a backbone without published weights, and as `download` does.
+    """
+    try:
+        backbone = backbone_name(backbone)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if backbone not in SHA256:
+        raise UserError(f"no weights are published for {backbone}: choose --backbone {', '.join(SHA256)}")
+    path = Path(folder, f"published_{backbone}.pth")
+    download(f"{ADDRESS}/arcface_{backbone}.pth", path, SHA256[backbone])
+    return path
