@@ -21,7 +21,8 @@ def test_weights_of_another_backbone_are_a_user_error_that_suggests_it(tmp_path)
     path = tmp_path / "eighteen.pth"
     with torch.device("meta"):
         names = ArcfaceNet(backbone="iresnet18").state_dict()
-    torch.save({name: torch.zeros(()).expand(value.shape) for name, value in names.items()}, path)  # few bytes on disk
+    torch.save({name: torch.ones((), dtype=value.dtype).expand(value.shape) for name, value in names.items()},
+               path)  # few bytes on disk
     with pytest.raises(UserError) as caught:
         Arcface(model_path=path, cuda=False)
     message = str(caught.value)
