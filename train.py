@@ -285,9 +285,8 @@ def main():
         status = train(training, run, loader, val_loader, pairs, data_sha256, settings)
     except Diverged as error:
         run.write_json("diverged.json", error.facts)
-        kept = ("last.pt holds the last good state" if (run.folder / "last.pt").exists()
-                else "no state was saved yet (--checkpoint-every)")
-        raise UserError(f"{error}; its pictures are in {run.folder / 'diverged.json'}, {kept}") from None
+        raise UserError(f"{error}; {run.folder / 'diverged.json'} tells of the step, "
+                        f"{resume.what_is_left(run, error.facts['step'])}") from None
     distributed.stop()
     return status
 

@@ -9,8 +9,8 @@ from conftest import ROOT
 
 from utils.machine.download import hash_file
 from utils.machine.errors import UserError
-from utils.weights.checkpoint import NotFinite, read_weights, save
-from utils.weights.integrity import find_not_finite
+from utils.weights.checkpoint import Implausible, read_weights, save
+from utils.weights.integrity import find_implausible
 
 BUNDLED = ROOT / "model_data" / "arcface_mobilefacenet.pth"
 VARIANCE = "arcface.conv1.bn.running_var"
@@ -92,16 +92,17 @@ def test_a_channel_that_never_varied_is_no_fault(state, tmp_path):
     assert read_weights(tmp_path / "dead.pth")[VARIANCE][0] == 0
 
 
-def test_what_is_not_finite_is_not_written(tmp_path):
+def test_what_is_not_finite_or_huge_is_not_written(tmp_path):
     path = tmp_path / "last.pt"
     save({"model": {"a": torch.ones(2)}}, path)
     before = path.read_bytes()
-    with pytest.raises(NotFinite, match=r"optimizer\.state\.0\.exp_avg .*last\.pt"):
+    with pytest.raises(Implausible, match=r"optimizer\.state\.0\.exp_avg .*last\.pt"):
         save({"model": {"a": torch.ones(2)},
               "optimizer": {"state": {0: {"exp_avg": torch.tensor([1, torch.inf])}}}}, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_not_finite_is_found_wherever_it_is():
-    assert find_not_finite({"a": [1, float("nan"), None, "x"], "b": torch.tensor([2])}) is None
-    assert find_not_finite({"a": [{"b": torch.tensor([0, torch.nan])}]}) == "a.0.b"
+def test_what_is_not_finite_or_huge_is_found_wherever_it_is():
+    assert find_implausible({"a": [1, float("nan"), None, "x"], "b": torch.tensor([2])}) is None
+    assert find_implausible({"a": [{"b": torch.tensor([0, torch.nan])}]}) == "a.0.b"
+    assert find_implausible({"a": (torch.zeros(0), torch.tensor([-1e10, 0]))}) == "a.1"

@@ -8,11 +8,11 @@ from nets.arcface import BACKBONES, ArcfaceNet
 from utils.machine.errors import UserError
 from utils.machine.files import atomic_write
 from utils.weights.integrity import (
-    NotFinite,
+    Implausible,
     check_checksums,
     check_recorded_hash,
     check_values,
-    find_not_finite,
+    find_implausible,
     first_line,
 )
 from utils.weights.wrapping import unwrap
@@ -21,10 +21,10 @@ from utils.weights.wrapping import unwrap
 def save(content, path):
     """Write a state dict or a checkpoint of plain types and tensors: all of it or nothing.
 
-    Raises NotFinite for weights that are none, and UserError where the file cannot be written.
+    Raises Implausible for values that no network has, and UserError where the file cannot be written.
     """
-    if name := find_not_finite(content):
-        raise NotFinite(f"{name} holds values that are not finite, {path} is not written")
+    if name := find_implausible(content):
+        raise Implausible(f"{name} holds values that are not finite or huge, {path} is not written")
     with atomic_write(path) as temporary:
         try:
             torch.save(content, temporary)

@@ -9,13 +9,13 @@ from utils.machine.download import hash_file
 from utils.machine.errors import UserError
 
 # A flip of the highest exponent bit makes of a float32 below 1 one above 1e9, if it was not below 3e-30. The published
-# networks hold nothing above 50.
+# networks hold nothing above 50. Weights beyond it are those of a run that diverges, before they are infinite.
 LARGEST = 1e9
 AGAIN = "copy or download it again"
 
 
-class NotFinite(UserError):
-    """Weights or statistics that are NaN or infinite, which are not written."""
+class Implausible(UserError):
+    """Weights or statistics that are not finite, or beyond LARGEST. They are not written."""
 
 
 def check_checksums(path):
@@ -74,7 +74,7 @@ def fault_of(name, value):
         return f"is {' '.join(found)}"
     if expected == torch.int64 or not value.numel():
         return None
-    lowest, highest = (float(bound) for bound in value.aminmax())  # NaN where there is one
+    lowest, highest = bounds(value)
     if not max(-lowest, highest) <= LARGEST:
         return f"goes from {lowest:.3g} to {highest:.3g}"
     if name.endswith("running_var") and (lowest < 0 or highest == 0):
@@ -82,13 +82,21 @@ def fault_of(name, value):
     return None
 
 
-def find_not_finite(content, name=""):
-    """-> the dotted name of a tensor in nested dicts and lists that holds NaN or an infinity, or None."""
+def bounds(value):
+    """The least and the largest value of a tensor, both NaN where there is one."""
+    return tuple(bound.item() for bound in value.aminmax())
+
+
+def find_implausible(content, name=""):
+    """-> the dotted name of a tensor in nested dicts and lists that holds NaN or values beyond LARGEST, or None."""
     if isinstance(content, torch.Tensor):
-        return name if content.is_floating_point() and not content.isfinite().all() else None
+        if not content.is_floating_point() or not content.numel():
+            return None
+        lowest, highest = bounds(content)
+        return None if max(-lowest, highest) <= LARGEST else name
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(
         content, list | tuple) else ()
-    found = (find_not_finite(value, f"{name}.{key}" if name else str(key)) for key, value in items)
+    found = (find_implausible(value, f"{name}.{key}" if name else str(key)) for key, value in items)
     return next(filter(None, found), None)
 
 
