@@ -29,6 +29,7 @@ from utils.faces.face_crop import FaceCrop, detector_installed
 from utils.faces.images import check_input_shape, preprocess
 from utils.machine.device import choose_device, describe_device
 from utils.machine.download import hash_file
+from utils.machine.files import locate
 from utils.weights.checkpoint import load_embedder
 
 
@@ -83,6 +84,7 @@ class Arcface:
                 raise TypeError(f"Arcface({name}={value!r}): expected something like {example!r}; "
                                 f"the settings are {', '.join(self._defaults)}")
         self.__dict__.update(self._defaults | overrides)
+        self.model_path = locate(self.model_path)
         check_input_shape(self.input_shape)
         self.crop = FaceCrop(self.align, self.face)
         self.device = choose_device("auto" if self.cuda else "cpu")

@@ -30,6 +30,7 @@ from utils.machine import distributed
 from utils.machine.device import choose_device, keep_freed_memory
 from utils.machine.download import hash_file
 from utils.machine.errors import SettingsParser, UserError, script
+from utils.machine.files import locate
 from utils.training import resume
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
@@ -160,7 +161,8 @@ def check_settings(settings, parser):
                                  or settings.hint_weight or settings.hint_epochs):
         parser.error("--teacher-backbone, --distill-weight, --hint-weight, --hint-epochs and --label-weight are for a "
                      "--teacher")
-    settings.teacher_sha256 = hash_file(settings.teacher) if Path(settings.teacher).is_file() else None
+    teacher = locate(settings.teacher)
+    settings.teacher_sha256 = hash_file(teacher) if teacher.is_file() else None
     settings.augment = [kind for word in settings.augment for kind in word.split(",")]
     unknown = [kind for kind in settings.augment if kind not in KINDS]
     if unknown:
@@ -237,7 +239,7 @@ def find_benchmark(settings):
     """-> the Pairs to evaluate after each epoch, or None where there are none and none are asked for."""
     there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
     if settings.lfw_eval or (settings.lfw_eval is None and there):
-        pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+        pairs = lfw.read_pairs(locate(settings.lfw_pairs), settings.lfw_dir)
         if lfw.looks_unaligned(pairs.paths):
             print(f"{settings.lfw_dir} {lfw.UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
         return pairs

@@ -3,6 +3,7 @@ import torch
 
 from nets.arcface import ArcfaceNet
 from utils.machine import distributed
+from utils.machine.files import locate
 from utils.machine.interrupt import StopRequest
 from utils.training.average import average_weights
 from utils.training.distillation import Distillation, Weights
@@ -26,17 +27,18 @@ def make_net(settings, num_classes, device):
 def load_weights(net, settings):
     """Let a new run start from --model-path or --pretrained, where one of them is given."""
     if settings.model_path:
-        print(checkpoint.load_for_training(net, settings.model_path))
+        print(checkpoint.load_for_training(net, locate(settings.model_path)))
     elif settings.pretrained:
-        print(checkpoint.load_pretrained_backbone(net, f"model_data/{settings.backbone}_backbone_weights.pth"))
+        print(checkpoint.load_pretrained_backbone(net, locate(f"model_data/{settings.backbone}_backbone_weights.pth")))
 
 
 def make_objective(net, settings, device):
     """-> the loss to train on: the labels', or that of a student of --teacher."""
     if not settings.teacher:
         return LabelLoss(net)
-    backbone = settings.teacher_backbone or checkpoint.read_backbone_name(settings.teacher)
-    teacher = checkpoint.load_embedder(backbone, settings.teacher).to(device, memory_format=memory_format(settings))
+    path = locate(settings.teacher)
+    backbone = settings.teacher_backbone or checkpoint.read_backbone_name(path)
+    teacher = checkpoint.load_embedder(backbone, path).to(device, memory_format=memory_format(settings))
     return Distillation(net, teacher, Weights(settings.label_weight, settings.distill_weight, settings.hint_weight))
 
 
