@@ -29,6 +29,20 @@ def on_main(method):
     return run
 
 
+def best_row(rows):
+    """The row of the best epoch: by LFW accuracy; without LFW by validation loss; without validation the last one.
+
+    Of equal ones the first counts. One with a loss or figure that is infinite, or without a training loss, never does:
+    None where there is no other.
+    """
+    finite = [row for row in rows if math.isfinite(row["train_loss"]) and not any(map(math.isinf, row.values()))]
+    for column, sign in (("lfw_accuracy", 1), ("val_loss", -1)):
+        measured = [row for row in finite if not math.isnan(row[column])]
+        if measured:
+            return max(measured, key=lambda row: sign * row[column])
+    return finite[-1] if finite else None
+
+
 class Run:
     """Everything a run writes, from rank 0. `rows`: the epochs so far, dicts of COLUMNS; NaN is not measured.
 
@@ -118,27 +132,13 @@ class Run:
         if row["epoch"] % period == 0 or row["epoch"] == last_epoch:
             name = f"ep{row['epoch']:03d}-loss{row['train_loss']:.3f}-val_loss{row['val_loss']:.3f}.pth"
             self.attempt("the weights", lambda: checkpoint.save(state, self.folder / name))
-        if self.newest_is_best():
+        if best_row(self.rows) is row:
             self.attempt("best.pth", lambda: self.save_best(state))
 
     def save_best(self, state):
         checkpoint.save(state, self.folder / "best.pth")
         measured = {name: value for name, value in self.rows[-1].items() if not math.isnan(value)}
         self.write_json("best.json", {"training": self.origin | measured})
-
-    def newest_is_best(self):
-        """By LFW accuracy; without LFW by validation loss; without validation every epoch is better than the last.
-
-        One whose training loss or whose figure is not finite never is.
-        """
-        newest = self.rows[-1]
-        if not math.isfinite(newest["train_loss"]) or any(map(math.isinf, newest.values())):
-            return False
-        for column, sign in (("lfw_accuracy", 1), ("val_loss", -1)):
-            scores = [sign * row[column] for row in self.rows if math.isfinite(row[column])]
-            if scores:
-                return not math.isnan(newest[column]) and scores[-1] > max(scores[:-1], default=-math.inf)
-        return True
 
     @on_main
     def save_batch_picture(self, images, labels):

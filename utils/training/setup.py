@@ -6,7 +6,7 @@ from utils.machine import distributed
 from utils.machine.files import locate
 from utils.machine.interrupt import StopRequest
 from utils.training.average import average_weights
-from utils.training.distillation import Distillation, Weights
+from utils.training.distillation import Distillation, Weights, matched_stages, one_stage
 from utils.training.engine import Training
 from utils.training.objective import LabelLoss
 from utils.training.optimizer import make_optimizer
@@ -17,7 +17,7 @@ from utils.weights import checkpoint
 def make_net(settings, num_classes, device):
     """-> a network with random weights."""
     torch.manual_seed(settings.seed)
-    net = ArcfaceNet(num_classes, settings.backbone, settings.s, settings.m, settings.easy_margin)
+    net = ArcfaceNet(num_classes, settings.backbone, settings.s, settings.m, settings.easy_margin, settings.head)
     if settings.sync_bn and device.type == "cuda" and distributed.world_size() > 1:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
     torch.manual_seed(settings.seed + distributed.rank())  # from here on each process has dropout of its own
@@ -27,7 +27,7 @@ def make_net(settings, num_classes, device):
 def load_weights(net, settings):
     """Let a new run start from --model-path or --pretrained, where one of them is given."""
     if settings.model_path:
-        print(checkpoint.load_for_training(net, locate(settings.model_path)))
+        print(checkpoint.load_for_training(net, settings.model_path))
     elif settings.pretrained:
         print(checkpoint.load_pretrained_backbone(net, locate(f"model_data/{settings.backbone}_backbone_weights.pth")))
 
@@ -36,10 +36,10 @@ def make_objective(net, settings, device):
     """-> the loss to train on: the labels', or that of a student of --teacher."""
     if not settings.teacher:
         return LabelLoss(net)
-    path = locate(settings.teacher)
-    backbone = settings.teacher_backbone or checkpoint.read_backbone_name(path)
-    teacher = checkpoint.load_embedder(backbone, path).to(device, memory_format=memory_format(settings))
-    return Distillation(net, teacher, Weights(settings.label_weight, settings.distill_weight, settings.hint_weight))
+    teacher = checkpoint.load_embedder(settings.teacher, settings.teacher_backbone)
+    teacher = teacher.to(device, memory_format=memory_format(settings))
+    stages = (matched_stages if settings.hint_weight or settings.hint_epochs else one_stage)(net, teacher)
+    return Distillation(net, stages, Weights(settings.label_weight, settings.distill_weight, settings.hint_weight))
 
 
 def memory_format(settings):
