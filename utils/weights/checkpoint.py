@@ -29,8 +29,8 @@ def save(content, path):
     with atomic_write(path) as temporary:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # such as a full disk, which torch's writer does not call an OSError
-            raise OSError(first_line(error)) from error
+        except RuntimeError as error:  # what torch's writer raises on a full disk, without saying so
+            raise OSError(f"is the disk full? {first_line(error)}") from error
 
 
 def read(path, remedy="give the path of a .pth file"):
