@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import math
+import operator
 import subprocess
 import time
 from pathlib import Path
@@ -71,9 +72,10 @@ class Run:
         for row in self.rows:
             writer.writerow({name: "" if math.isnan(value) else f"{value:.6g}" for name, value in row.items()})
         write_text(self.folder / "log.csv", text.getvalue())
-        plot_history(self.rows, {"train_loss": "train", "val_loss": "validation"}, "loss", self.folder / "loss.png")
+        best_epoch = self.best_row()["epoch"]
+        plot_history(self.rows, {"train_loss": "train", "val_loss": "validation"}, best_epoch, self.folder / "loss.png")
         plot_history(self.rows, {"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
-                                 "val_at_far": "LFW VAL at FAR 0.001"}, "accuracy", self.folder / "accuracy.png")
+                                 "val_at_far": "LFW VAL at FAR 0.001"}, best_epoch, self.folder / "accuracy.png")
         if self.tensorboard:
             for name, value in self.rows[-1].items():
                 if name != "epoch" and not math.isnan(value):
@@ -90,25 +92,25 @@ class Run:
         if row["epoch"] % period == 0 or row["epoch"] == last_epoch:
             name = f"ep{row['epoch']:03d}-loss{row['train_loss']:.3f}-val_loss{row['val_loss']:.3f}.pth"
             checkpoint.save(state, self.folder / name)
-        if self.newest_is_best():
+        if self.best_row() is row:
             checkpoint.save(state, self.folder / "best.pth")
             measured = {name: value for name, value in row.items() if not math.isnan(value)}
             self.write_json("best.json", {"training": self.origin | measured})
 
-    def newest_is_best(self):
-        """By LFW accuracy; without LFW by validation loss; without validation every epoch is better than the last."""
-        for column, sign in (("lfw_accuracy", 1), ("val_loss", -1)):
-            scores = [sign * row[column] for row in self.rows if not math.isnan(row[column])]
-            if scores:
-                return not math.isnan(self.rows[-1][column]) and scores[-1] > max(scores[:-1], default=-math.inf)
-        return True
+    def best_row(self):
+        """The epoch that best.pth is of: by LFW accuracy; without LFW by validation loss; without validation every epoch is better than the last."""
+        for column, best in (("lfw_accuracy", max), ("val_loss", min)):
+            measured = [row for row in self.rows if not math.isnan(row[column])]
+            if measured:
+                return best(measured, key=operator.itemgetter(column))  # of equals the first
+        return self.rows[-1]
 
     @on_main
-    def save_batch_picture(self, images, labels):
-        """A float batch (B, 3, H, W) in [-1, 1] -> batch.png, as the network sees it."""
+    def save_batch_picture(self, images, names):
+        """A float batch (B, 3, H, W) in [-1, 1] and whose faces they are -> batch.png, as the network sees it."""
         pixels = ((images[:64] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with atomic_write(self.folder / "batch.png") as temporary:
-            draw_batch(pixels, [str(label) for label in labels[:64].tolist()]).save(temporary, format="png")
+            draw_batch(pixels, names[:64]).save(temporary, format="png")
 
 
 def commit():
