@@ -7,8 +7,8 @@
         --output img/distillation.png
 
 Folders joined by + are pieces of one run, each started from the weights of the one before: their epochs count on. A
-weight file's JSON may hold the figures of such pieces (training.pieces): each is a curve of its own. There is a panel for
-each of --columns, which are those of log.csv.
+weight file's JSON may hold the figures of such pieces (training.pieces): each is a curve of its own. There is a panel
+for each of --columns, which are those of log.csv.
 """
 import csv
 import json

@@ -132,7 +132,7 @@ def read_annotation(path):
 
 
 def read_names(annotation_path, people):
-    """-> the names of labels 0 to people - 1, a list; the numbers themselves where classes_path() names others."""
+    """-> the names of labels 0 to people - 1 by classes_path(); the numbers where it is not there or names others."""
     try:
         rows = [line.partition(";") for line in read_lines(classes_path(annotation_path), "run txt_annotation.py")]
     except UserError:

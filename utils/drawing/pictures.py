@@ -76,10 +76,12 @@ def draw_candidates(query, candidates, meaning, columns=5):
 def draw_batch(images, names, columns=8):
     """uint8 arrays (N, H, W, 3) and a caption each -> a PIL picture of the grid."""
     size, gap, caption = 112, 6, 20
+    columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (min(columns, len(images)) * (size + gap) + gap, rows * (size + caption + gap) + gap), PAPER)
+    column, row = size + gap, size + caption + gap
+    canvas = Image.new("RGB", (columns * column + gap, rows * row + gap), PAPER)
     for place, (image, name) in enumerate(zip(images, names)):
-        left, top = place % columns * (size + gap) + gap, place // columns * (size + caption + gap) + gap
+        left, top = gap + place % columns * column, gap + place // columns * row
         canvas.paste(tile(image, size), (left, top))
         write(canvas, (left + size // 2, top + size + caption // 2), name, 13, width=size)
     return canvas

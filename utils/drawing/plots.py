@@ -28,9 +28,9 @@ def save_figure(figure, path):
 
 def add_legend(figure, *panels, columns=1):
     """What the curves of these axes are, beneath all axes, where it covers none of them."""
-    handles, labels = (sum(found, []) for found in zip(*(axes.get_legend_handles_labels() for axes in panels)))
-    if labels:
-        for text in figure.legend(handles, labels, loc="outside lower center", ncols=columns).get_texts():
+    curves = [curve for axes in panels for curve in zip(*axes.get_legend_handles_labels())]
+    if curves:
+        for text in figure.legend(*zip(*curves), loc="outside lower center", ncols=columns).get_texts():
             text.set_parse_math(False)  # a name may hold $
 
 
@@ -47,6 +47,7 @@ def plot_roc(distances, genuine, thresholds, title, path):
     and a FAR below that is not marked. Beside it, who lies at which distance.
     """
     too_low = {f"FAR {far:g}" for far in FARS if not can_measure_far(genuine, far)}
+    thresholds = {name: threshold for name, threshold in thresholds.items() if name not in too_low}
     figure = new_figure(width=13, height=5.6)
     curve, histogram = figure.subplots(1, 2)
     impostors = (~genuine).sum()
@@ -58,8 +59,6 @@ def plot_roc(distances, genuine, thresholds, title, path):
         histogram.hist(distances[of_kind], bins, color=colour, alpha=0.6, label=label)
     rates = []
     for (name, threshold), colour in zip(thresholds.items(), ("tab:green", "tab:orange", "tab:red")):
-        if name in too_low:
-            continue
         far, val = ((distances[of_kind] < threshold).mean() for of_kind in (~genuine, genuine))
         quoted = f"FAR {far:.4f}" if far else f"FAR below 1/{impostors}"
         curve.plot(max(far, lowest), val, "o", color=colour, clip_on=False, zorder=3,

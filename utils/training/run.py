@@ -98,7 +98,7 @@ class Run:
             self.write_json("best.json", {"training": self.origin | measured})
 
     def best_row(self):
-        """The epoch that best.pth is of: by LFW accuracy; without LFW by validation loss; without validation every epoch is better than the last."""
+        """That of best.pth: by LFW accuracy; without LFW by validation loss; without validation the newest one."""
         for column, best in (("lfw_accuracy", max), ("val_loss", min)):
             measured = [row for row in self.rows if not math.isnan(row[column])]
             if measured:
