@@ -83,9 +83,10 @@ class Run:
         for row in self.rows:
             writer.writerow({name: "" if math.isnan(value) else f"{value:.6g}" for name, value in row.items()})
         write_text(self.folder / "log.csv", text.getvalue())
-        plot_history(self.rows, {"train_loss": "train", "val_loss": "validation"}, "loss", self.folder / "loss.png")
+        best_epoch = best_row(self.rows)["epoch"]
+        plot_history(self.rows, {"train_loss": "train", "val_loss": "validation"}, best_epoch, self.folder / "loss.png")
         plot_history(self.rows, {"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
-                                 "val_at_far": "LFW VAL at FAR 0.001"}, "accuracy", self.folder / "accuracy.png")
+                                 "val_at_far": "LFW VAL at FAR 0.001"}, best_epoch, self.folder / "accuracy.png")
         if self.tensorboard:
             for name, value in self.rows[-1].items():
                 if name != "epoch" and not math.isnan(value):
@@ -108,11 +109,11 @@ class Run:
             self.write_json("best.json", {"training": self.origin | measured})
 
     @on_main
-    def save_batch_picture(self, images, labels):
-        """A float batch (B, 3, H, W) in [-1, 1] -> batch.png, as the network sees it."""
+    def save_batch_picture(self, images, names):
+        """A float batch (B, 3, H, W) in [-1, 1] and whose faces they are -> batch.png, as the network sees it."""
         pixels = ((images[:64] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with atomic_write(self.folder / "batch.png") as temporary:
-            draw_batch(pixels, [str(label) for label in labels[:64].tolist()]).save(temporary, format="png")
+            draw_batch(pixels, names[:64]).save(temporary, format="png")
 
 
 def commit():
