@@ -19,11 +19,12 @@ SCRIPTS = ["txt_annotation.py", "train.py", "eval_LFW.py", "predict.py",
 # What the user brings, or a command writes.
 MADE = {
     "cls_train.txt", "cls_classes.txt", "datasets/", "lfw/", "people/", "people/.embeddings.npz",
-    "datasets_alignment.csv", "best.pth", "best.json", "last.pt", "log.csv", "loss.png", "accuracy.png", "batch.png",
-    "settings.json", "diverged.json", "metadata.json", "model_data/roc_test.png", "arcface.pt2",
-    "model_data/face_detection_yunet_2026may.onnx", "train.rec", "train.idx", "agedb_30.bin", "cfp_fp.bin", "calfw.bin",
-    "cplfw.bin", "vgg2_fp.bin", "lfw.bin"}
-COMING = ("--head", "--face 1 2")
+    "datasets_alignment.csv", "bad_pictures.csv", "best.pth", "best.json", "last.pt", "log.csv", "loss.png",
+    "accuracy.png", "batch.png", "settings.json", "diverged.json", "metadata.json", "model_data/roc_test.png",
+    "model_data/face_detection_yunet_2026may.onnx", "arcface.pt2", "train.rec", "train.idx", "agedb_30.bin",
+    "cfp_fp.bin", "calfw.bin", "cplfw.bin", "vgg2_fp.bin", "lfw.bin"}
+# Named already, and not there yet.
+COMING = ("--head", "--face 1 2", "--max-bad-pictures", "train.py --datasets-path")
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
@@ -80,14 +81,10 @@ def commands(page):
             if part.strip() and not any(word in line for word in COMING)]
 
 
-def module_of(script):
-    name = script.removesuffix(".py").replace("/", ".")
-    return importlib.import_module(name)
-
-
 def parse(script, arguments):
     """What the script makes of its arguments, without doing it; what it prints where it refuses them is raised."""
-    module, said = module_of(script), io.StringIO()
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         patch.setattr(sys, "argv", [script, *arguments])
         try:
@@ -95,9 +92,7 @@ def parse(script, arguments):
                 parser = module.make_parser()
                 module.check_settings(parser.parse_args(), parser)
             else:
-                getattr(module, "parse_settings", None) or module.make_parser().parse_args()
-                if hasattr(module, "parse_settings"):
-                    module.parse_settings()
+                module.parse_settings()
         except SystemExit as end:
             if end.code:
                 raise AssertionError(f"{shlex.join([script, *arguments])}: {said.getvalue()}") from None
@@ -164,15 +159,15 @@ def test_links_lead_somewhere(page):
             assert not anchor or anchor in slugs(there.resolve().relative_to(ROOT)), f"{page}: {target}"
 
 
-@pytest.mark.parametrize("start", ["README.md", "README.zh-CN.md"])
-def test_every_page_is_reached_from_readme(start):
-    reached, left = set(), [ROOT / start]
+@pytest.mark.parametrize("pages", [ENGLISH, CHINESE], ids=["English", "Chinese"])
+def test_every_page_is_reached_from_readme(pages):
+    known, reached, left = {ROOT / page for page in pages}, set(), {ROOT / pages[0]}
     while left:
         page = left.pop()
         reached.add(page)
-        found = re.findall(r"\]\(([^)#]+\.md)", read(page.relative_to(ROOT)))
-        left += {(page.parent / target).resolve() for target in found if not target.startswith("http")} - reached
-    assert {ROOT / page for page in ENGLISH + CHINESE} <= reached
+        found = {(page.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+\.md)", read(page))}
+        left |= (found & known) - reached
+    assert known - reached == set()
 
 
 @pytest.mark.parametrize("page, other", zip(ENGLISH, CHINESE), ids=ENGLISH)
@@ -192,11 +187,12 @@ def test_both_languages_say_the_same(page, other):
     assert code(page) == code(other)
     for one, two in zip(sections(page), sections(other), strict=True):
         assert sorted(INLINE.findall(one)) == sorted(INLINE.findall(two))
+        assert one.count("]") == two.count("]")
         one, two = INLINE.sub("", one), INLINE.sub("", two)
         assert sorted(numbers(one)) == sorted(numbers(two)), one
 
 
-@pytest.mark.parametrize("pages, length", [(ENGLISH, 50), (CHINESE, 18)], ids=["English", "Chinese"])
+@pytest.mark.parametrize("pages, length", [(ENGLISH, 40), (CHINESE, 16)], ids=["English", "Chinese"])
 def test_no_sentence_is_said_twice(pages, length):
     said = {}
     for page in pages:
@@ -209,7 +205,7 @@ def test_no_sentence_is_said_twice(pages, length):
 def test_the_settings_page_has_every_flag_of_train():
     told = set(re.findall(r"`(--[\w-]+)`", read("docs/settings.md")))
     base = {flag for flag in flags("train.py") if not (flag.startswith("--no-") or flag == "--help")}
-    assert base - told == set() and told - base <= {"--help", "--no-", *COMING}
+    assert base - told == set() and told - base <= {"--help", "--no-", "--datasets-path", *COMING}
 
 
 def assert_shown(printed, shown):
