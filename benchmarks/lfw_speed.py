@@ -59,7 +59,7 @@ def parse_settings():
 def main():
     settings = parse_settings()
     if settings.side:
-        net = load_embedder(settings.backbone, settings.model_path)
+        net = load_embedder(settings.model_path, settings.backbone)
         pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
         start = time.perf_counter()
         figures = {"plain": plain, "ours": ours}[settings.side](net, pairs, settings)
