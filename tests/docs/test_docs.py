@@ -24,7 +24,8 @@ MADE = {
     "model_data/face_detection_yunet_2026may.onnx", "arcface.pt2", "train.rec", "train.idx", "agedb_30.bin",
     "cfp_fp.bin", "calfw.bin", "cplfw.bin", "vgg2_fp.bin", "lfw.bin", "nets/tinynet.py"}
 # Named already, and not there yet.
-COMING = ("--face 1 2", "--max-bad-pictures", "train.py --datasets-path")
+COMING = ("--face 1 2", "--max-bad-pictures", "train.py --datasets-path",
+          "arcface_mobilefacenet.json --columns")
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
