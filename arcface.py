@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.drawing.pictures import draw_candidates, draw_comparison, draw_faces
+from utils.drawing.photograph import draw_faces
+from utils.drawing.pictures import draw_candidates, draw_comparison
 from utils.evaluation.embedding import embed, inference_copy
 from utils.evaluation.gallery import Gallery, nearest_people, open_gallery
 from utils.evaluation.thresholds import choose_threshold

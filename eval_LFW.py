@@ -26,6 +26,7 @@ from utils.drawing.plots import plot_roc
 from utils.evaluation import lfw
 from utils.evaluation.download_lfw import FOLDERS, align_lfw, fetch_lfw
 from utils.evaluation.embedding import inference_copy
+from utils.evaluation.metrics import can_measure_far
 from utils.evaluation.thresholds import measure_thresholds, save_thresholds
 from utils.evaluation.verification_file import read_verification_file
 from utils.faces.detector import FaceDetector
@@ -95,10 +96,14 @@ def read_benchmark(settings):
     return lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
 
 
-def print_figures(figures, seconds, pictures):
+def print_figures(figures, seconds, pairs):
+    pictures, impostors = len(pairs.paths), (~pairs.genuine).sum()
     print(f"Accuracy: {figures.accuracy:.5f}+-{figures.accuracy_std:.5f}")
     print(f"Best_thresholds: {figures.threshold:.5f}")
-    print(f"Validation rate: {figures.val:.5f}+-{figures.val_std:.5f} @ FAR={figures.far:.5f}")
+    if can_measure_far(pairs.genuine, figures.far_target):
+        print(f"Validation rate: {figures.val:.5f}+-{figures.val_std:.5f} @ FAR={figures.far:.5f}")
+    else:
+        print(f"Validation rate: not told, {impostors} impostor pairs are too few for FAR={figures.far_target:g}")
     print(f"AUC: {figures.auc:.5f}  EER: {figures.eer:.5f}  "
           f"standard error of the accuracy: {figures.accuracy_standard_error:.5f}")
     print(f"{pictures} pictures in {seconds:.1f} s ({pictures / seconds:.0f} images/s)")
@@ -127,9 +132,8 @@ def save_mistakes(pairs, distances, threshold, settings, crop, most=12):
     accepted = np.flatnonzero(~pairs.genuine & (distances < threshold))
     worst_rejected = rejected[np.argsort(-distances[rejected])][:most]
     worst_accepted = accepted[np.argsort(distances[accepted])][:most]
-    picture = draw_mistakes({f"One person, rejected ({len(rejected)})": [describe(n) for n in worst_rejected],
-                             f"Two people, accepted ({len(accepted)})": [describe(n) for n in worst_accepted]},
-                            threshold)
+    picture = draw_mistakes({"One person, rejected": (len(rejected), [describe(n) for n in worst_rejected]),
+                             "Two people, accepted": (len(accepted), [describe(n) for n in worst_accepted])}, threshold)
     with atomic_write(settings.mistakes) as temporary:
         picture.save(temporary, format="png")
 
@@ -156,7 +160,7 @@ def main():
 
     start = time.perf_counter()
     figures, distances = lfw.evaluate(net, pairs, settings, partial(tqdm, desc=pairs.name, disable=None), crop)
-    print_figures(figures, time.perf_counter() - start, len(pairs.paths))
+    print_figures(figures, time.perf_counter() - start, pairs)
     if crop:
         print(f"aligned; {len(crop.without_face)} pictures without a face, cropped where LFW's faces usually are")
 

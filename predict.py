@@ -12,7 +12,8 @@
     python predict.py --export arcface.onnx               writes the network for other programs (or .pt2)
 """
 import argparse
-import sys
+import os
+import re
 from functools import partial
 
 from tqdm import tqdm
@@ -95,37 +96,46 @@ def identify(arcface, image, settings):
     arcface.embed([image])  # a picture that does not open is told before thousands are embedded
     gallery = arcface.open_gallery(settings.gallery, partial(tqdm, desc="gallery", disable=None))
     for reason in gallery.skipped:
-        say(f"skipped: {reason}")
+        print(f"skipped: {reason}")
     if gallery.note:
-        say(gallery.note)
-    say(f"{settings.gallery}: {len(set(gallery.people))} people, {len(gallery.paths)} pictures, "
+        print(gallery.note)
+    print(f"{settings.gallery}: {len(set(gallery.people))} people, {len(gallery.paths)} pictures, "
         f"{gallery.embedded} of them embedded now")
     candidates = arcface.identify(image, gallery, settings.top)
-    say("    distance  similarity  verdict           person (nearest picture)")
+    print("    distance  similarity  verdict           person (nearest picture)")
     for place, candidate in enumerate(candidates, 1):
         verdict = "same person" if candidate.same else "different people"
-        say(f"{place:2}  {candidate.distance:8.3f}  {candidate.similarity:10.3f}  {verdict:16}  "
+        print(f"{place:2}  {candidate.distance:8.3f}  {candidate.similarity:10.3f}  {verdict:16}  "
             f"{candidate.name} ({candidate.picture.relative_to(gallery.folder)})")
     best = candidates[0]
-    say(f"Verdict: {best.name if best.same else 'nobody in the gallery'} "
+    print(f"Verdict: {best.name if best.same else 'nobody in the gallery'} "
         f"(threshold {best.threshold:.3f} {arcface.threshold_meaning})")
     if settings.save or settings.show:
         save_and_show(arcface.draw_candidates(image, candidates), settings)
 
 
-def say(text):
-    """Print names of people and files, which the terminal may not be able to show, or which are no valid Unicode."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
+def path_typed(text):
+    """What a person typed, pasted or dropped into the terminal -> the path that they mean.
+
+    That may be in quotes or begin with ~; a shell puts a backslash before what is special to it, such as a space, and
+    Windows has one between folders.
+    """
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]
+    path = os.path.expanduser(text)
+    readings = path, re.sub(r"\\(.)", r"\1", path), path.replace("\\", "/")
+    return next((reading for reading in readings if os.path.exists(reading)), path)
 
 
 def compare_until_done(arcface, settings):
     """Ask for two file names until an empty line, end of input or Ctrl-C; a bad path is asked for again."""
+    print("Two pictures to compare, again and again; an empty line or Ctrl-C ends.")
     try:
         while True:
             paths = []
             while len(paths) < 2:
-                path = input(f"Input image_{len(paths) + 1} filename:").strip()
+                path = path_typed(input(f"Input image_{len(paths) + 1} filename:"))
                 if not path:
                     return
                 try:

@@ -20,11 +20,12 @@ from types import SimpleNamespace
 from torch.utils.data import default_collate
 
 from nets.arcface import BACKBONES, HEADS, backbone_name
-from utils.data.annotation import check_trainable, read_annotation
+from utils.data.annotation import check_trainable, read_annotation, read_names
 from utils.data.augmentation import KINDS, augment
 from utils.data.dataset import make_loaders
 from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
+from utils.evaluation.metrics import can_measure_far
 from utils.faces.images import check_input_shape
 from utils.machine import distributed
 from utils.machine.device import DEVICES, choose_device, keep_freed_memory
@@ -237,7 +238,8 @@ def finish_epoch(training, run, val_loader, pairs, settings):
         figures, _ = lfw.evaluate(inference_copy(training.evaluated), pairs, SimpleNamespace(
             input_shape=settings.input_shape, letterbox_image=settings.letterbox_image, batch_size=256,
             num_workers=max(1, settings.num_workers), flip=False, bf16=False, far=1e-3))
-        row |= {"lfw_accuracy": figures.accuracy, "val_at_far": figures.val}
+        row |= {"lfw_accuracy": figures.accuracy,
+                "val_at_far": figures.val if can_measure_far(pairs.genuine, figures.far_target) else math.nan}
     run.log(row)
     weights = training.evaluated.state_dict()
     if not settings.label_weight:
@@ -323,7 +325,8 @@ def main():
 
     images, sample_labels, _ = default_collate([loader.dataset[index] for index in next(iter(batches))])
     images, _ = augment(images.to(device), settings.seed, 0, 0, settings.augment)
-    run.save_batch_picture(images, sample_labels)
+    names = read_names(settings.annotation_path, max(labels) + 1)
+    run.save_batch_picture(images, [names[label] for label in sample_labels])
     print(compile_if_wanted(training, settings, (settings.epochs - training.epoch) * batches.count,
                             images, sample_labels.to(device)))
     run.write_json("settings.json", vars(settings))  # once more: with --compile decided, or what --force changed

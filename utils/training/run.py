@@ -110,11 +110,17 @@ class Run:
         write_text(self.folder / "log.csv", text.getvalue())
 
     def plot_losses(self):
-        plot_history(self.rows, {"train_loss": "train", "val_loss": "validation"}, "loss", self.folder / "loss.png")
+        plot_history(self.rows, {"train_loss": "train", "val_loss": "validation"}, self.best_epoch(),
+                     self.folder / "loss.png")
 
     def plot_accuracies(self):
         plot_history(self.rows, {"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
-                                 "val_at_far": "LFW VAL at FAR 0.001"}, "accuracy", self.folder / "accuracy.png")
+                                 "val_at_far": "LFW VAL at FAR 0.001"}, self.best_epoch(), self.folder / "accuracy.png")
+
+    def best_epoch(self):
+        """The number of the epoch that best.pth is of, or None."""
+        best = best_row(self.rows)
+        return best and best["epoch"]
 
     def write_events(self):
         for name, value in self.rows[-1].items():
@@ -141,11 +147,11 @@ class Run:
         self.write_json("best.json", {"training": self.origin | measured})
 
     @on_main
-    def save_batch_picture(self, images, labels):
-        """A float batch (B, 3, H, W) in [-1, 1] -> batch.png, as the network sees it."""
+    def save_batch_picture(self, images, names):
+        """A float batch (B, 3, H, W) in [-1, 1] and whose faces they are -> batch.png, as the network sees it."""
         pixels = ((images[:64] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with atomic_write(self.folder / "batch.png") as temporary:
-            draw_batch(pixels, [str(label) for label in labels[:64].tolist()]).save(temporary, format="png")
+            draw_batch(pixels, names[:64]).save(temporary, format="png")
 
 
 def make_folder(save_dir, backbone):
