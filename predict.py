@@ -23,7 +23,7 @@ from utils.drawing.pictures import show
 from utils.evaluation.thresholds import OPERATING_POINTS
 from utils.machine.device import DEVICES, describe_device, keep_freed_memory
 from utils.machine.errors import SettingsParser, UserError, script
-from utils.machine.files import atomic_write
+from utils.machine.files import REPOSITORY, atomic_write
 from utils.weights.export import export
 from utils.weights.published import SHA256, published_weights
 
@@ -150,7 +150,7 @@ def compare_until_done(arcface, settings):
 
 def measure_speed(arcface, settings):
     for batch_size in sorted({1, settings.batch_size}):
-        seconds = arcface.get_FPS("img/1_001.jpg", 20, batch_size)
+        seconds = arcface.get_FPS(REPOSITORY / "img" / "1_001.jpg", 20, batch_size)
         print(f"batch {batch_size}: {1000 * seconds:.2f} ms a picture, {1 / seconds:.1f} images/s (decoding included)")
 
 

@@ -31,6 +31,7 @@ from utils.machine import distributed
 from utils.machine.device import DEVICES, choose_device, keep_freed_memory
 from utils.machine.download import hash_file
 from utils.machine.errors import SettingsParser, UserError, script
+from utils.machine.files import locate
 from utils.training import resume
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
@@ -273,6 +274,8 @@ def train(training, run, loader, val_loader, pairs, data_sha256, settings):
 def print_best(run):
     """Tell what the run has come to, and what to do with it."""
     row = best_row(run.rows)
+    if row is None:
+        return
     figures = "  ".join(f"{name} {row[name]:.5g}" for name in RESULTS if not math.isnan(row[name]))
     folder = shlex.quote(str(run.folder))
     print(f"best.pth is of epoch {row['epoch']}: {figures}\n"
@@ -284,7 +287,7 @@ def find_benchmark(settings):
     """-> the Pairs to evaluate after each epoch, or None where there are none and none are asked for."""
     there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
     if settings.lfw_eval or (settings.lfw_eval is None and there):
-        pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+        pairs = lfw.read_pairs(locate(settings.lfw_pairs), settings.lfw_dir)
         if lfw.looks_unaligned(pairs.paths):
             print(f"{settings.lfw_dir} {lfw.UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
         return pairs
@@ -333,9 +336,8 @@ def main():
         status = train(training, run, loader, val_loader, pairs, data_sha256, settings)
     except Diverged as error:
         run.write_json("diverged.json", error.facts)
-        kept = ("last.pt holds the last good state" if (run.folder / "last.pt").exists()
-                else "no state was saved yet (--checkpoint-every)")
-        raise UserError(f"{error}; its pictures are in {run.folder / 'diverged.json'}, {kept}") from None
+        raise UserError(f"{error}; {run.folder / 'diverged.json'} tells of the step, "
+                        f"{resume.what_is_left(run, error.facts['step'])}") from None
     distributed.stop()
     return status
 

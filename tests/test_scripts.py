@@ -147,8 +147,19 @@ def test_predict_ends_quietly_on_ctrl_c(call_script, weights, same, stdin):
     assert result.returncode in (0, 130) and result.stderr == ""
 
 
-def test_predict_without_weights_is_a_user_error(run_script):
-    assert_user_error(run_script("predict.py", "a.jpg", "b.jpg"), "predict.py", "model_data/arcface_mobilefacenet.pth")
+def test_predict_without_weights_is_a_user_error(call_script):
+    for path in ("model_data/gone.pth", "gone.pth"):
+        assert_user_error(call_script("predict.py", "a.jpg", "b.jpg", "--model-path", path), "predict.py", path)
+
+
+def test_the_scripts_run_from_any_folder(run_script, same, tmp_path):
+    """The bundled weights and their threshold are beside the code, the pictures where the caller is."""
+    for number, path in enumerate(same):
+        shutil.copy(path, tmp_path / f"{number}.jpg")
+    result = run_script("predict.py", "0.jpg", "1.jpg", "--no-cuda", "--no-show")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{ROOT / 'model_data' / 'arcface_mobilefacenet.pth'} (mobilefacenet)")
+    assert "= best accuracy on LFW" in result.stdout
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -232,8 +243,16 @@ def test_train_says_that_250x250_pictures_are_not_aligned(shared, pairs_path, ca
         assert len(found.genuine) == 12 and ("un-aligned 250x250" in capsys.readouterr().out) == unaligned
 
 
-def test_eval_without_weights_is_a_user_error(run_script):
-    assert_user_error(run_script("eval_LFW.py"), "eval_LFW.py", "model_data/arcface_mobilefacenet.pth")
+def test_eval_without_weights_is_a_user_error(call_script):
+    assert_user_error(call_script("eval_LFW.py", "--model-path", "model_data/gone.pth"), "eval_LFW.py",
+                      "model_data/gone.pth")
+
+
+def test_eval_finds_weights_and_pairs_beside_the_code(call_script):
+    """The pictures, which are the caller's and not there, are what ends it."""
+    result = call_script("eval_LFW.py", "--device", "cpu")
+    assert_user_error(result, "lfw")
+    assert result.stdout.startswith(f"{ROOT / 'model_data' / 'arcface_mobilefacenet.pth'} (mobilefacenet)")
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -122,6 +122,7 @@ def test_a_damaged_picture_is_named_by_the_training_loader(tmp_path, content):
     ([(0.5, math.nan), (0.3, math.nan), (0.4, math.nan)], 2),         # then the validation loss
     ([(math.nan, math.nan)] * 3, 3),                                  # the training loss of other epochs says nothing
     ([(0.5, 0.7), (0.4, math.nan)], 1),
+    ([(0.5, math.nan), (-math.inf, math.nan), (0.4, math.nan), (math.inf, math.nan)], 3),
 ])
 def test_the_best_weights_are_those_of_the_best_figure_that_was_measured(tmp_path, rows, best):
     run = Run(tmp_path)

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from utils.faces.images import open_image
 from utils.machine.download import download
 from utils.machine.errors import UserError
+from utils.machine.files import locate
 
 MODEL_PATH = "model_data/face_detection_yunet_2026may.onnx"
 # By commit: OpenCV's model zoo removes a model from its main branch when the next one comes.
@@ -53,6 +54,7 @@ class FaceDetector:
         except (ImportError, AttributeError) as error:
             raise UserError(f"no face detection without OpenCV 5 ({error}): "
                             "pip install -r requirements-align.txt") from None
+        model_path = locate(model_path)
         download(MODEL_URL, model_path, MODEL_SHA256)
         self.model_path, self.cv2 = str(model_path), cv2
         self.per_thread, self.lock = threading.local(), threading.Lock()  # a FaceDetectorYN has one caller at a time
