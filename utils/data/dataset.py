@@ -2,14 +2,18 @@
 import random
 from collections import Counter
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.faces.images import preprocess
+from utils.faces.images import check_is_file, preprocess
 from utils.machine import distributed
 from utils.machine.device import available_cores
 from utils.machine.errors import UserError
 from utils.machine.interrupt import leave_signals_to_main
+
+# In bytes. A JPEG takes a bit or more for 64 pixels, so that a smaller file has 134 megapixels at most.
+LARGE_FILE = 1 << 18
 
 
 class FaceDataset(Dataset):
@@ -37,16 +41,22 @@ def load_picture(path, input_shape, letterbox):
 
 
 def decode_color_jpeg(path):
-    """-> upright uint8 (H, W, 3) by torchvision, which gives Pillow's pixels sooner (benchmarks/loader_speed.py).
+    """-> uint8 (H, W, 3) by torchvision, which gives Pillow's pixels sooner (benchmarks/loader_speed.py).
 
-    None for what is left to Pillow: other formats, grey and CMYK, and damaged files, which it names.
+    None for what is left to Pillow: other formats, grey and CMYK, what EXIF or XMP may turn, what may be too large to
+    decode, and damaged files, which it names.
     """
     if not str(path).lower().endswith((".jpg", ".jpeg")):
         return None
+    check_is_file(path)
     try:
-        from torchvision.io import ImageReadMode, decode_jpeg, read_file  # takes a second, and only training needs it
-        pixels = decode_jpeg(read_file(str(path)), ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    except (RuntimeError, ImportError, AttributeError):  # the last two: a torchvision without the decoder
+        from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, and only training needs it
+        data = np.fromfile(path, np.uint8)
+        content = data.tobytes()
+        if len(content) > LARGE_FILE or b"Exif\0\0" in content or b"http://ns.adobe.com/xap/" in content:
+            return None
+        pixels = decode_jpeg(torch.from_numpy(data), ImageReadMode.UNCHANGED)
+    except (OSError, RuntimeError, ImportError, AttributeError):  # the last two: a torchvision without the decoder
         return None
     return pixels.permute(1, 2, 0).contiguous() if len(pixels) == 3 else None
 
