@@ -25,6 +25,7 @@ from utils.drawing.pictures import draw_candidates, draw_comparison, draw_faces
 from utils.evaluation.embedding import embed, inference_copy
 from utils.evaluation.gallery import Gallery, nearest_people, open_gallery
 from utils.evaluation.thresholds import choose_threshold
+from utils.faces.blank import blank_pictures, near_blank
 from utils.faces.face_crop import FaceCrop, faces_of_two
 from utils.faces.images import check_input_shape, preprocess
 from utils.machine.device import choose_device, describe_device
@@ -89,6 +90,7 @@ class Arcface:
         self.crops, self.gallery_crop = [crops[face] for face in faces], crops[1]
         self.device = choose_device("auto" if self.cuda else "cpu")
         self.net = inference_copy(load_embedder(self.backbone, self.model_path)).to(self.device)
+        self.blanks = self.embed_anything(blank_pictures())
         self.threshold, self.threshold_meaning, self.threshold_note = choose_threshold(
             self.model_path, self.operating_point, self.threshold)
 
@@ -101,13 +103,22 @@ class Arcface:
     def embed(self, images, batch_size=64, crop=None):
         """A list of N pictures -> L2-normalised embeddings, float32 (N, D).
 
+        Raises UserError, which names it, for a picture that does not open or that shows no face.
         crop: another FaceCrop than that of the settings, whose first `face` counts for all.
         """
         if len(images) == 0:
             return np.zeros((0, self.net.embedding_size), np.float32)
+        crop = crop or self.crops[0]
+        embeddings = self.embed_anything(images, batch_size, crop)
+        for place in near_blank(embeddings, self.blanks):
+            crop.check_shows_face(images[place])
+        return embeddings
+
+    def embed_anything(self, images, batch_size=64, crop=None):
+        """As embed(), whether the pictures show faces or not. crop: None takes them as they are."""
         return embed(self.net, list(images), SimpleNamespace(
             input_shape=self.input_shape, letterbox_image=self.letterbox_image, batch_size=batch_size,
-            num_workers=min(4, len(images)), flip=False, bf16=self.bf16), crop=crop or self.crops[0]).numpy()
+            num_workers=min(4, len(images)), flip=False, bf16=self.bf16), crop=crop).numpy()
 
     def embed_two(self, image_1, image_2):
         """-> the embeddings of two pictures, each by its own of `face`."""
@@ -173,6 +184,6 @@ class Arcface:
         seconds = []
         for _ in range(test_interval + 3):
             start = time.perf_counter()
-            self.embed(images, batch_size)  # ends with a copy to the CPU, so CUDA has finished
+            self.embed_anything(images, batch_size, self.crops[0])  # ends with a copy to the CPU, so CUDA has finished
             seconds.append(time.perf_counter() - start)
         return median(seconds[3:]) / batch_size

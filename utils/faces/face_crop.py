@@ -47,7 +47,10 @@ class FaceCrop:
         image, name = open_image(source), name_of(source)
         if self.align is False or (self.align == "auto" and looks_aligned(image.size)):
             return Look(image, image)
-        image, faces, turned = self.find_detector(name).detect_upright(image)
+        try:
+            image, faces, turned = self.find_detector().detect_upright(image)
+        except NoDetector as error:
+            raise NoDetector(f"{name} is a photograph; {error}, or give --align no if it is an aligned crop") from None
         if len(faces) < self.face:
             if not faces:
                 raise UserError(f"{name} shows no face: give another, or --align no if it is an aligned crop")
@@ -58,16 +61,25 @@ class FaceCrop:
         face = self.detector.refine(image, faces[self.face - 1])
         return Look(image, align(image, face.landmarks), faces, face, turned)
 
-    def find_detector(self, name):
-        """-> the FaceDetector, made for the first photograph, which is called `name`."""
+    def check_shows_face(self, source):
+        """Raises UserError, which names the file, where the crop shows no face, or where that cannot be looked at."""
+        name = name_of(source)
+        try:
+            found = self.find_detector().shows_face(self(source))
+        except NoDetector as error:
+            raise UserError(f"{name} may show no face: the network sees little in it; {error}") from None
+        if not found:
+            raise UserError(f"{name} shows no face: give a photograph of one, or one aligned to the 112x112 template")
+
+    def find_detector(self):
+        """-> the FaceDetector, made when it is first needed. Raises NoDetector."""
         with self.lock:
             if self.detector is None:
                 from utils.faces.detector import FaceDetector  # here: aligned crops need neither it nor what it imports
                 try:
                     self.detector = FaceDetector()
                 except UserError as error:
-                    raise NoDetector(f"{name} is a photograph; {error}, or give --align no if it is an aligned "
-                                     "crop") from None
+                    raise NoDetector(error) from None
             return self.detector
 
 

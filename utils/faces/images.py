@@ -13,9 +13,7 @@ from utils.machine.errors import UserError
 
 # What Pillow may take a file for, whatever its name is: by itself it hands a PostScript file to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF")
-# What a scan of a folder tries to open. HEIC is there to be named, not to be read.
-EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".avif",
-              ".heic", ".heif"}
+EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".avif"}
 # Pictures that people have and that are not read here, by the first bytes. AVIF needs a Pillow that was built with it.
 FOREIGN = {"HEIC": rb"....ftyp(he[iv]|.{,40}heic)", "AVIF": rb"....ftypavi", "JPEG XL": rb"\xff\x0a|....JXL ",
            "JPEG 2000": rb"....jP  |\xff\x4f\xff\x51", "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6", "PDF": rb"%PDF"}
