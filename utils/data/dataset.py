@@ -1,15 +1,20 @@
 """Training data: decoded faces, the validation split, and the order in which they are seen."""
 import random
+import re
 from collections import Counter
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.faces.images import preprocess
+from utils.faces.images import MOST_PIXELS, check_is_file, preprocess
 from utils.machine import distributed
 from utils.machine.device import available_cores
 from utils.machine.errors import UserError
 from utils.machine.interrupt import leave_signals_to_main
+
+# The header of a frame of three colours in a JPEG: its height and width.
+COLOUR_FRAME = re.compile(rb"\xff[\xc0-\xcf]\x00\x11\x08(..)(..)\x03", re.DOTALL)
 
 
 class FaceDataset(Dataset):
@@ -37,18 +42,29 @@ def load_picture(path, input_shape, letterbox):
 
 
 def decode_color_jpeg(path):
-    """-> upright uint8 (H, W, 3) by torchvision, which gives Pillow's pixels sooner (benchmarks/loader_speed.py).
+    """-> uint8 (H, W, 3) by torchvision, which gives Pillow's pixels sooner (benchmarks/loader_speed.py).
 
-    None for what is left to Pillow: other formats, grey and CMYK, and damaged files, which it names.
+    None for what is left to Pillow: other formats, left_to_pillow(), and damaged files, which it names.
     """
     if not str(path).lower().endswith((".jpg", ".jpeg")):
         return None
+    check_is_file(path)
     try:
-        from torchvision.io import ImageReadMode, decode_jpeg, read_file  # takes a second, and only training needs it
-        pixels = decode_jpeg(read_file(str(path)), ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    except (RuntimeError, ImportError, AttributeError):  # the last two: a torchvision without the decoder
+        from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, and only training needs it
+        data = np.fromfile(path, np.uint8)
+        if left_to_pillow(data.tobytes()):
+            return None
+        pixels = decode_jpeg(torch.from_numpy(data), ImageReadMode.UNCHANGED)
+    except (OSError, RuntimeError, ImportError, AttributeError):  # the last two: a torchvision without the decoder
         return None
     return pixels.permute(1, 2, 0).contiguous() if len(pixels) == 3 else None
+
+
+def left_to_pillow(content):
+    """Whether the bytes of a JPEG are not in colour, may be turned by EXIF or XMP, or may be too large to decode."""
+    sizes = [int.from_bytes(height, "big") * int.from_bytes(width, "big")
+             for height, width in COLOUR_FRAME.findall(content)]
+    return not 0 < max(sizes, default=0) <= MOST_PIXELS or b"Exif\0\0" in content or b"ns.adobe.com/xap" in content
 
 
 class EpochBatches:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.faces.face_crop import NoDetector
 from utils.faces.images import EXTENSIONS
 from utils.machine.errors import UserError
 from utils.machine.files import atomic_write
@@ -95,6 +96,8 @@ def embed_usable(paths, embed):
     """-> ({path: embedding} of the pictures that can be embedded, a line for each of the others)."""
     try:
         return dict(zip(paths, embed(paths))), []
+    except NoDetector:  # none of the photographs can be embedded, and none of them is to blame
+        raise
     except UserError as error:
         if len(paths) == 1:
             return {}, [str(error)]
