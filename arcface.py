@@ -13,6 +13,7 @@ OpenCV is installed, or a face that is aligned to the 112x112 template already.
 import numbers
 import os
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,9 +24,9 @@ import numpy as np
 
 from utils.drawing.photograph import draw_faces
 from utils.drawing.pictures import draw_candidates, draw_comparison
-from utils.evaluation.embedding import embed, inference_copy
+from utils.evaluation.embedding import UselessEmbeddings, embed, inference_copy, try_out
 from utils.evaluation.gallery import Gallery, nearest_people, open_gallery
-from utils.evaluation.thresholds import choose_threshold
+from utils.evaluation.thresholds import choose_gallery_threshold, choose_threshold, judge
 from utils.faces.face_crop import FaceCrop, detector_installed
 from utils.faces.images import check_input_shape, preprocess
 from utils.machine.device import choose_device, describe_device
@@ -38,6 +39,12 @@ class Match(NamedTuple):
     similarity: float  # their cosine, 1 to -1: 1 - distance^2 / 2
     threshold: float   # on the distance
     same: bool         # distance < threshold
+    unsure: tuple | None = None  # (from, to): the distances at which the verdict is "not sure"; None: at none
+
+    @property
+    def verdict(self):
+        """"same", "not sure" or "different"."""
+        return judge(self.distance, self.threshold, self.unsure)
 
 
 class Candidate(NamedTuple):
@@ -48,13 +55,16 @@ class Candidate(NamedTuple):
     threshold: float
     same: bool
     picture: Path
+    unsure: tuple | None = None  # as in Match
+    verdict = Match.verdict
 
 
 class Arcface:
     """The predictor: two pictures, or one against a gallery. Keywords override `_defaults`.
 
-    `threshold` is then the one in force and `threshold_meaning` says where it is from; `threshold_note` says in a
-    line why the file of thresholds beside the weights is not used, None where there is nothing to say.
+    `threshold` is then the one in force for two pictures and `threshold_meaning` says where it is from; a gallery has
+    one of its own. `threshold_note` says in a line why the file of thresholds beside the weights is not used, None
+    where there is nothing to say. Between the distances `unsure`, if not None, the verdict is "not sure".
     Raises TypeError for an unknown or ill-typed keyword, ValueError for an impossible `align` or `face`, and UserError
     for weights that do not load.
     """
@@ -69,11 +79,14 @@ class Arcface:
         "align": "auto",                # True, False, or "auto": find the face in what is larger than an aligned crop
         "face": 1,                      # which face of a photograph: 1 is the largest
         "threshold": None,              # on the distance; None: the one of operating_point
-        "operating_point": "best-accuracy",  # or far-0.01, far-0.001: measured by eval_LFW.py --save-threshold
+        # best-accuracy, far-0.01 or far-0.001, as measured by eval_LFW.py --save-threshold, and nothing between "same"
+        # and "different"; for a gallery the last two are the share of strangers who may be named. None: best accuracy,
+        # "not sure" where it is not one person at FAR 0.001; for a gallery 0.01, "not sure" up to 0.1.
+        "operating_point": None,
     }
     _types = {"model_path": (str, os.PathLike), "backbone": str, "input_shape": (list, tuple),
               "letterbox_image": bool, "cuda": bool, "bf16": bool, "align": (bool, str), "face": int,
-              "threshold": (numbers.Real, type(None)), "operating_point": str}
+              "threshold": (numbers.Real, type(None)), "operating_point": (str, type(None))}
 
     def __init__(self, **overrides):
         for name, value in overrides.items():
@@ -88,8 +101,19 @@ class Arcface:
         self.crop = FaceCrop(self.align, self.face)
         self.device = choose_device("auto" if self.cuda else "cpu")
         self.net = inference_copy(load_embedder(self.backbone, self.model_path)).to(self.device)
-        self.threshold, self.threshold_meaning, self.threshold_note = choose_threshold(
+        self.given_threshold = self.threshold
+        self.threshold, self.threshold_meaning, self.threshold_note, self.unsure = choose_threshold(
             self.model_path, self.operating_point, self.threshold)
+        with self.blaming_weights():
+            try_out(self.net, self.input_shape, self.bf16)
+
+    @contextmanager
+    def blaming_weights(self):
+        """Name the file in an error that its weights cause."""
+        try:
+            yield
+        except UselessEmbeddings as error:
+            raise UselessEmbeddings(f"{self.model_path}: {error}") from None
 
     def show_config(self):
         """Print the settings in force."""
@@ -104,9 +128,10 @@ class Arcface:
         """
         if len(images) == 0:
             return np.zeros((0, self.net.embedding_size), np.float32)
-        return embed(self.net, list(images), SimpleNamespace(
-            input_shape=self.input_shape, letterbox_image=self.letterbox_image, batch_size=batch_size,
-            num_workers=min(4, len(images)), flip=False, bf16=self.bf16), crop=crop or self.crop).numpy()
+        with self.blaming_weights():
+            return embed(self.net, list(images), SimpleNamespace(
+                input_shape=self.input_shape, letterbox_image=self.letterbox_image, batch_size=batch_size,
+                num_workers=min(4, len(images)), flip=False, bf16=self.bf16), crop=crop or self.crop).numpy()
 
     def detect_image(self, image_1, image_2):
         """-> the L2 distance of two pictures: 0 is the same picture, 2 the opposite of one."""
@@ -116,7 +141,7 @@ class Arcface:
     def verify(self, image_1, image_2):
         """-> Match: whether two pictures show one person."""
         distance = self.detect_image(image_1, image_2)
-        return Match(distance, 1 - distance ** 2 / 2, self.threshold, distance < self.threshold)
+        return Match(distance, 1 - distance ** 2 / 2, self.threshold, distance < self.threshold, self.unsure)
 
     def embedding_settings(self):
         """-> a dict of all that an embedding depends on besides the picture, to know kept embeddings by."""
@@ -131,17 +156,24 @@ class Arcface:
         """
         return open_gallery(folder, partial(self.embed, crop=FaceCrop(self.align)), self.embedding_settings(), progress)
 
+    def gallery_threshold(self, gallery):
+        """-> Threshold (utils/evaluation/thresholds.py) for one picture against this Gallery."""
+        return choose_gallery_threshold(self.model_path, len(gallery.people), len(gallery.paths),
+                                        gallery.nearest_others, self.operating_point, self.given_threshold)
+
     def identify(self, image, gallery, top=5):
         """A picture and a gallery, opened or its folder -> the `top` nearest people, a list of Candidate.
 
-        A person's distance is that of their nearest picture; the nearest person comes first.
+        A person's distance is that of their nearest picture; the nearest person comes first. The threshold is that of
+        the gallery.
         """
         if top < 1:
             raise ValueError(f"identify(top={top}): ask for one person at least")
         (embedding,) = self.embed([image])
         gallery = gallery if isinstance(gallery, Gallery) else self.open_gallery(gallery)
-        return [Candidate(name, distance, 1 - distance ** 2 / 2, self.threshold, distance < self.threshold,
-                          gallery.folder / path) for name, distance, path in nearest_people(embedding, gallery, top)]
+        threshold, _, _, unsure = self.gallery_threshold(gallery)
+        return [Candidate(name, distance, 1 - distance ** 2 / 2, threshold, distance < threshold, gallery.folder / path,
+                          unsure) for name, distance, path in nearest_people(embedding, gallery, top)]
 
     def draw(self, image_1, image_2, match):
         """-> a PIL picture: the two side by side, as the network sees them, and what verify() said of them.
@@ -152,11 +184,14 @@ class Arcface:
         return draw_comparison([self.as_seen(look.crop) for look in looks], match, self.threshold_meaning,
                                [draw_faces(look) if look.face else None for look in looks])
 
-    def draw_candidates(self, image, candidates):
-        """-> a PIL picture: a picture, as the network sees it, and beside it what identify() answered."""
+    def draw_candidates(self, image, candidates, meaning=""):
+        """-> a PIL picture: a picture, as the network sees it, and beside it what identify() answered.
+
+        meaning: that of the gallery's threshold.
+        """
         query, *found = [self.as_seen(self.crop(source))
                          for source in (image, *(candidate.picture for candidate in candidates))]
-        return draw_candidates(query, list(zip(found, candidates)), self.threshold_meaning)
+        return draw_candidates(query, list(zip(found, candidates)), meaning)
 
     def as_seen(self, crop):
         return preprocess(crop, self.input_shape, self.letterbox_image)
