@@ -109,7 +109,8 @@ def print_figures(figures, seconds, pairs):
 def measure_impostors(embeddings, distances, pairs):
     """-> the impostor curve of all pairs of two people where people are known, else of the benchmark's; or None."""
     if all(isinstance(path, Path) for path in pairs.paths):
-        of, counts = "all pictures of two people", count_impostors(embeddings, [path.parent.name for path in pairs.paths])
+        of = "all pictures of two people"
+        counts = count_impostors(embeddings, [path.parent.name for path in pairs.paths])
     else:
         of, counts = "the benchmark's impostor pairs", count_distances(distances[~pairs.genuine])
     curve = impostor_curve(counts)
@@ -166,7 +167,7 @@ def main():
     try:
         embeddings = lfw.embed_pairs(net, pairs, settings, partial(tqdm, desc=pairs.name, disable=None), crop)
     except UselessEmbeddings as error:
-        raise UserError(f"no figures on {pairs.name}: {settings.model_path}: {error}") from None
+        raise UserError(f"{settings.model_path}: {error}") from None
     figures, distances = lfw.measure(embeddings, pairs, settings.far)
     if not can_measure_far(pairs.genuine, settings.far):
         figures = figures._replace(val=None, val_std=None, far=None, far_threshold=None)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.evaluation.embedding import embed
+from utils.evaluation.embedding import UselessEmbeddings, embed
 from utils.evaluation.metrics import verification
 from utils.faces.alignment import align
 from utils.faces.detector import subject
@@ -119,10 +119,15 @@ def embed_pairs(net, pairs, settings, progress=None, crop=None):
     Raises UserError where the network gives none to tell pictures apart by.
     """
     processes, rank = distributed.world_size(), distributed.rank()
+    try:
+        share = embed(net, pairs.paths[rank::processes], settings, progress, crop)
+    except UselessEmbeddings as error:  # raised by every process, so that none waits for another
+        share = UselessEmbeddings(f"no figures on {pairs.name}: {error}")
     embeddings = np.empty((len(pairs.paths), net.embedding_size), np.float32)
-    for share, part in enumerate(distributed.gather(
-            embed(net, pairs.paths[rank::processes], settings, progress, crop))):
-        embeddings[share::processes] = part
+    for place, part in enumerate(distributed.gather(share)):
+        if isinstance(part, UselessEmbeddings):
+            raise part
+        embeddings[place::processes] = part
     return embeddings
 
 
