@@ -31,7 +31,6 @@ def parse_settings():
     parser.add_argument("--lfw-dir", default="lfw", help="the aligned pictures")
     parser.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt", help="the official list of pairs")
     parser.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth", help="weights (.pth)")
-    parser.add_argument("--backbone", default="mobilefacenet", help="the network of the weights")
     parser.add_argument("--people", type=int, nargs="+", default=[10, 100, 500], help="sizes of galleries")
     parser.add_argument("--pictures", type=int, default=5, help="of each person, at most")
     parser.add_argument("--least-pictures", type=int, default=2, help="that a person of a gallery has in all")
@@ -79,7 +78,7 @@ def main():
     settings = parse_settings()
     keep_freed_memory()
     pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
-    net = inference_copy(load_embedder(settings.backbone, settings.model_path))
+    net = inference_copy(load_embedder(settings.model_path))
     embeddings = lfw.embed_pairs(net, pairs, SimpleNamespace(
         input_shape=(112, 112), letterbox_image=True, batch_size=256, num_workers=4, flip=False, bf16=False),
         partial(tqdm, desc="LFW", disable=None))

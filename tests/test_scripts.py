@@ -4,6 +4,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +106,32 @@ def test_predict_asks_again_after_a_bad_path_and_goes_on_until_an_empty_line(run
     assert "gone.jpg does not exist" in result.stdout and "text.jpg does not decode" in result.stdout
     assert result.stdout.count("Distance: ") == result.stdout.count("Verdict: ") == 2
     assert "Distance: 0.000" in result.stdout
+
+
+def test_predict_understands_paths_as_people_type_them(call_script, weights, same, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(same[0], tmp_path / "my face's.jpg")
+    shutil.copy(same[1], tmp_path / "other.jpg")
+    answers = [f'"{tmp_path}/my face\'s.jpg"', "'other.jpg'", "~/my face's.jpg", f"{tmp_path}/my\\ face\\'s.jpg",
+               r".\other.jpg", "other.jpg "]
+    result = call_script("predict.py", *weights, "--no-cuda", stdin=[*answers, ""])
+    assert result.returncode == 0 and result.stdout.count("Distance: ") == 3, result.stdout
+    assert result.stdout.count("Distance: 0.000") == 2
+    assert "an empty line or Ctrl-C ends" in result.stdout
+
+
+def test_output_to_a_pipe_does_not_die_of_a_letter_or_of_its_reader(weights, same, tmp_path):
+    people = tmp_path / "people"
+    people.mkdir()
+    shutil.copy(same[1], people / "王.jpg")
+    command = [sys.executable, ROOT / "predict.py", *weights, "--no-cuda", "--no-show", same[0], "--gallery", people]
+    environment = os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    assert result.returncode == 0 and b"\\u738b" in result.stdout, result.stderr
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read() and process.wait(120) == 1
+    process.stderr.close()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
@@ -352,7 +380,9 @@ def test_help_explains_every_flag_and_an_unknown_one_points_to_it(call_script, s
     result = call_script(script, "--help")
     assert result.returncode == 0 and result.stderr == ""
     flags = re.findall(r"^  (--[\w-]+)", result.stdout, re.MULTILINE)
-    assert len(flags) >= 2 and "(default: " in result.stdout
+    assert len(flags) >= 2
+    for described in re.split(r"\n  (?=-)", result.stdout)[1:]:
+        assert described.startswith("-h") or "(default: " in " ".join(described.split()), described
     assert_user_error(call_script(script, "--no-such-flag"), "--no-such-flag", "--help")
 
 

@@ -51,7 +51,7 @@ def test_the_picture_has_a_panel_for_each_column(call_script, tmp_path):
     for name in ("a", "b"):
         write_log(tmp_path / "logs" / name, [0.5, 0.4] if name == "a" else [0.3, 0.2])
     pictures = []
-    for runs, columns in ((["one=logs/a"], 1), (["one=logs/a", "两=logs/b"], 1), (["one=logs/a"], 2)):
+    for runs, columns in ((["one=logs/a"], 1), (["one=logs/a", "两 $\\frac$=logs/b"], 1), (["one=logs/a"], 2)):
         result = call_script("compare_runs.py", *runs, "--columns", *["val_loss"] * columns)
         assert result.returncode == 0, result.stderr
         pictures.append(Image.open(tmp_path / "runs.png").convert("RGB"))

@@ -4,7 +4,6 @@ import functools
 import io
 import json
 import math
-import operator
 import subprocess
 import time
 from pathlib import Path
@@ -26,6 +25,18 @@ def on_main(method):
     def run(*args, **kwargs):
         return method(*args, **kwargs) if distributed.is_main() else None
     return run
+
+
+def best_row(rows):
+    """The row of the best epoch: by LFW accuracy; without LFW by validation loss; without validation the last one.
+
+    Of equal ones the first counts.
+    """
+    for column, sign in (("lfw_accuracy", 1), ("val_loss", -1)):
+        measured = [row for row in rows if not math.isnan(row[column])]
+        if measured:
+            return max(measured, key=lambda row: sign * row[column])
+    return rows[-1]
 
 
 class Run:
@@ -72,7 +83,7 @@ class Run:
         for row in self.rows:
             writer.writerow({name: "" if math.isnan(value) else f"{value:.6g}" for name, value in row.items()})
         write_text(self.folder / "log.csv", text.getvalue())
-        best_epoch = self.best_row()["epoch"]
+        best_epoch = best_row(self.rows)["epoch"]
         plot_history(self.rows, {"train_loss": "train", "val_loss": "validation"}, best_epoch, self.folder / "loss.png")
         plot_history(self.rows, {"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
                                  "val_at_far": "LFW VAL at FAR 0.001"}, best_epoch, self.folder / "accuracy.png")
@@ -92,18 +103,10 @@ class Run:
         if row["epoch"] % period == 0 or row["epoch"] == last_epoch:
             name = f"ep{row['epoch']:03d}-loss{row['train_loss']:.3f}-val_loss{row['val_loss']:.3f}.pth"
             checkpoint.save(state, self.folder / name)
-        if self.best_row() is row:
+        if best_row(self.rows) is row:
             checkpoint.save(state, self.folder / "best.pth")
             measured = {name: value for name, value in row.items() if not math.isnan(value)}
             self.write_json("best.json", {"training": self.origin | measured})
-
-    def best_row(self):
-        """That of best.pth: by LFW accuracy; without LFW by validation loss; without validation the newest one."""
-        for column, best in (("lfw_accuracy", max), ("val_loss", min)):
-            measured = [row for row in self.rows if not math.isnan(row[column])]
-            if measured:
-                return best(measured, key=operator.itemgetter(column))  # of equals the first
-        return self.rows[-1]
 
     @on_main
     def save_batch_picture(self, images, names):
