@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 import predict
 from arcface import Arcface, Candidate, Match
+from utils.drawing.pictures import AMBER, GREEN, RED
 from utils.evaluation.metrics import best_threshold, threshold_at_far
 from utils.evaluation.thresholds import (
     DEFAULT_THRESHOLD,
@@ -243,6 +245,29 @@ def test_what_eval_saves_predict_names(run_script, shared, published_weights, tm
     assert f"Verdict: same person (threshold {arcface.threshold:.3f} = best accuracy on LFW)" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"FAR 0\.01 was not measured .*weights\.pth.*impostor pairs"):
         Arcface(model_path=weights, cuda=False, operating_point="far-0.01")
+
+
+def test_predict_says_that_it_is_not_sure_of_two_pictures_and_of_a_gallery(published_weights, tmp_path, capsys):
+    weights = shutil.copyfile(published_weights, tmp_path / "weights.pth")
+    image, other = (ROOT / "img" / f"{number}_001.jpg" for number in (1, 2))
+    distance = Arcface(model_path=weights, cuda=False).detect_image(image, other)
+    save_thresholds(weights, {
+        "thresholds": {"best accuracy": distance + 0.1, "FAR 0.001": distance - 0.1},
+        "impostors": {"measured": {"0.1": distance + 0.1, "0.075": distance + 0.1, "0.0075": distance - 0.1}}})
+    arcface = Arcface(model_path=weights, cuda=False)
+    predict.compare(arcface, image, other, SimpleNamespace(save=tmp_path / "pair.png", show=False))
+    assert (f"Verdict: not sure: one person by this threshold, not below {distance - 0.1:.3f} = FAR 0.001 "
+            f"(threshold {distance + 0.1:.3f} = best accuracy on LFW)") in capsys.readouterr().out
+    (tmp_path / "people").mkdir()
+    shutil.copyfile(other, tmp_path / "people" / "biden.jpg")
+    predict.identify(arcface, image, SimpleNamespace(gallery=tmp_path / "people", top=3, show=False,
+                                                     save=tmp_path / "people.png"))
+    assert (f"Verdict: not sure: perhaps biden (threshold {distance - 0.1:.3f} for 1 person, 1 picture, so that at "
+            "most 1% of strangers are named, by the impostor pairs of LFW)") in capsys.readouterr().out
+    for name in ("pair.png", "people.png"):
+        with Image.open(tmp_path / name) as picture:
+            found = {colour for _, colour in picture.getcolors(picture.width * picture.height)}
+        assert [tuple(bytes.fromhex(colour[1:])) in found for colour in (AMBER, GREEN, RED)] == [True, False, False]
 
 
 def test_predict_says_why_it_does_not_use_the_thresholds_of_other_weights(published_weights, call_script, tmp_path):
