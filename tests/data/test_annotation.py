@@ -8,7 +8,14 @@ import pytest
 from conftest import assert_user_error
 from PIL import Image
 
-from utils.data.annotation import check_trainable, classes_path, read_annotation, scan_folder, write_annotation
+from utils.data.annotation import (
+    check_there,
+    check_trainable,
+    classes_path,
+    read_annotation,
+    scan_folder,
+    write_annotation,
+)
 from utils.machine.errors import UserError
 
 
@@ -148,6 +155,28 @@ def test_the_class_list_lies_beside_the_annotation(tmp_path, output, classes):
     "\ufeff0;/a.jpg\r\n\r\n1;/小 b.jpg\r\n\r\n", "00;/a.jpg\n 1 ;/小 b.jpg\n"])
 def test_windows_line_ends_byte_order_mark_and_blank_lines_read_fine(tmp_path, text):
     assert read_annotation(write(tmp_path / "list.txt", text)) == (["/a.jpg", "/小 b.jpg"], [0, 1])
+
+
+@pytest.mark.parametrize("root", ["/old/set", "C:\\old set", "old"])
+def test_a_list_of_pictures_that_have_moved_is_read_with_their_new_root(tmp_path, root):
+    divider = "\\" if "\\" in root else "/"
+    pictures = ["李 雷;x/1.jpg", "bob/a b.png"]
+    listed = [f"{label};{root}{divider}{picture.replace('/', divider)}\n" for label, picture in enumerate(pictures)]
+    paths, labels = read_annotation(write(tmp_path / "list.txt", "".join(listed)), tmp_path / "new")
+    assert paths == [str(tmp_path / "new" / picture) for picture in pictures] and labels == [0, 1]
+
+
+def test_missing_pictures_are_found_at_the_start_and_one_of_many_may_be_missing(tmp_path):
+    paths = [str(draw(tmp_path / "faces" / f"{number}.png")) for number in range(3)] * 100
+    path = write(tmp_path / "list.txt", "".join(f"\r\n0;{picture}\r\n" for picture in paths))
+    check_there(paths, path, 1e-3)
+    check_there([*paths[:150], "/gone.jpg", *paths[151:]], path, 1e-3)
+    with pytest.raises(UserError, match=r"list\.txt, line 302: /gone\.jpg does not exist, nor do 49 of 99 others .*"
+                                        "--datasets-path"):
+        check_there([*paths[:150], *["/gone.jpg"] * 150], path, 1e-3)
+    check_there([*paths[:150], *["/gone.jpg"] * 150], path, 0.5)
+    with pytest.raises(UserError, match="line 2: /gone"):
+        check_there(["/gone.jpg", *paths[1:]], path, 0)
 
 
 @pytest.mark.parametrize("line", [

@@ -2,13 +2,17 @@
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
+from utils.data.bad_pictures import most_allowed
 from utils.data.recordio import NOTE
 from utils.faces.images import EXTENSIONS, open_image
 from utils.machine.errors import UserError
 from utils.machine.files import read_lines, write_text
+
+LOOKED_AT = 100  # pictures at the start of a training: each is a round trip on a network's disk
 
 
 class Scan(NamedTuple):
@@ -108,9 +112,10 @@ def write_annotation(people, path):
     write_text(classes_path(path), "".join(f"{label};{name}\n" for label, name in enumerate(people)))
 
 
-def read_annotation(path):
+def read_annotation(path, root=None):
     """An annotation file -> (paths, labels), two lists of equal length; labels are 0..C-1 without gaps.
 
+    root: where the folders of the people are now, if they have moved.
     Raises UserError, which names the line, for a line that is not `label;path`, and for labels with gaps.
     """
     paths, labels = [], []
@@ -120,7 +125,7 @@ def read_annotation(path):
         label, semicolon, image = line.partition(";")  # only the first: a path may hold more
         if not semicolon or not label.strip().isdecimal() or not image.strip():
             raise UserError(f"{path}, line {number}: {line[:80]!r} is not `label;path`: run txt_annotation.py again")
-        paths.append(image)
+        paths.append(moved(image, root) if root else image)
         labels.append(int(label))
     if not labels:
         raise UserError(f"{path} holds no picture: run txt_annotation.py on a folder with one folder per person")
@@ -129,6 +134,31 @@ def read_annotation(path):
             raise UserError(f"{path}: labels run to {max(labels)} but {expected} is not among them: "
                             "run txt_annotation.py again")
     return paths, labels
+
+
+def moved(path, root):
+    """Where a picture is when its person's folder lies in another root. The path may be one of Windows."""
+    kind = PurePosixPath if "/" in path else PureWindowsPath
+    return os.path.join(root, *kind(path).parts[-2:])
+
+
+def check_there(paths, path, largest_share):
+    """Look for a hundred pictures, spread over the list that the file at `path` holds.
+
+    Raises UserError, which names the line, where more of them are missing than most_allowed.
+    """
+    looked_at = range(0, len(paths), max(1, len(paths) // LOOKED_AT))
+    missing = [number for number in looked_at if not os.path.exists(paths[number])]
+    if len(missing) > most_allowed(len(looked_at), largest_share):
+        raise UserError(f"{path}, line {line_of(missing[0], path)}: {paths[missing[0]]} does not exist, nor do "
+                        f"{len(missing) - 1} of {len(looked_at) - 1} others looked for: give --datasets-path if they "
+                        "have moved, or run txt_annotation.py again")
+
+
+def line_of(picture, path):
+    """The line of an annotation file that lists its picture of this number, from 0 on."""
+    lines = (number for number, line in enumerate(read_lines(path, ""), 1) if line.strip())
+    return next(islice(lines, picture, None))
 
 
 def check_trainable(labels, path):
