@@ -45,7 +45,7 @@ def batch():
 class loader_of(list):
     """Stands for a DataLoader of such batches, whose pictures all open."""
     dataset = SimpleNamespace(paths=PICTURES.paths, replaced=lambda asked, used: [])
-    batch_sampler = EpochBatches(8, 4, 1)
+    batch_sampler, num_workers = EpochBatches(8, 4, 1), 0
 
 
 def flat(net):
