@@ -19,6 +19,11 @@ class BadPicture(NamedTuple):
     replaced_by: str
 
 
+def reason_of(error, path):
+    """open_image's UserError -> what is wrong, without the path and the remedy."""
+    return str(error).removeprefix(f"{path} ").rpartition(":")[0]
+
+
 def most_allowed(pictures, largest_share):
     """How many of so many pictures may be bad: the share, and one at least unless it is 0."""
     return max(1, int(pictures * largest_share)) if largest_share else 0

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.data.annotation import reason_of
-from utils.data.bad_pictures import BadPicture
+from utils.data.bad_pictures import BadPicture, reason_of
 from utils.faces.images import preprocess
 from utils.machine import distributed
 from utils.machine.device import available_cores
 from utils.machine.errors import UserError
 from utils.machine.interrupt import leave_deaths_to_the_loader, leave_signals_to_main
+from utils.machine.stderr import caught_stderr
 
 FEWEST_BATCHES = 10  # of an epoch, below which the batch size is too large for the pictures
 MOST_TRIED = 100  # pictures instead of one that does not open: where none of so many does, the disk is gone
@@ -68,7 +68,8 @@ class FaceDataset(Dataset):
 
 def load_picture(path, input_shape, letterbox):
     """What `preprocess` makes of a picture, bit for bit, as a uint8 tensor (H, W, 3), in two thirds of the time."""
-    pixels = decode_color_jpeg(path)
+    with caught_stderr():  # libjpeg's warnings, which txt_annotation.py has told with the names of the files
+        pixels = decode_color_jpeg(path)
     if pixels is None:
         return torch.from_numpy(preprocess(path, input_shape, letterbox))
     if pixels.shape[:2] == tuple(input_shape[:2]):
