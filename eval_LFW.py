@@ -30,23 +30,27 @@ from utils.evaluation.thresholds import measure_thresholds, save_thresholds
 from utils.evaluation.verification_file import read_verification_file
 from utils.faces.detector import FaceDetector
 from utils.faces.images import check_input_shape, preprocess
-from utils.machine.device import choose_device, describe_device, keep_freed_memory
+from utils.machine.device import DEVICES, choose_device, describe_device, keep_freed_memory
 from utils.machine.errors import SettingsParser, script
 from utils.machine.files import atomic_write, write_text
-from utils.weights.checkpoint import load_embedder
+from utils.weights.checkpoint import find_weights, load_embedder
 from utils.weights.published import published_weights
 
 
 def make_parser():
     switch = argparse.BooleanOptionalAction
     parser = SettingsParser(__doc__)
-    parser.add_argument("--backbone", default="mobilefacenet", help="the network of the weights")
+    parser.add_argument("--backbone", help="the network of the weights (default: told from the file; mobilefacenet for "
+                        "--weights published)")
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth", help="weights (.pth)")
+    weights.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth",
+                         help="the weights: a .pth file, or a run's folder for its best.pth")
     weights.add_argument("--weights", choices=("bundled", "published"), default="bundled",
                          help="published: those of the original repository, downloaded where they are not there yet")
-    parser.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"))
-    parser.add_argument("--letterbox-image", action=switch, default=True, help="pad, not stretch")
+    parser.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"),
+                        help="height and width that every picture is brought to")
+    parser.add_argument("--letterbox-image", action=switch, default=True,
+                        help="pad a picture to this shape instead of stretching it")
     parser.add_argument("--lfw-dir", default="lfw", help="the aligned pictures")
     pictures = parser.add_mutually_exclusive_group()
     pictures.add_argument("--bin", metavar="FILE", help="an insightface file of pairs, such as agedb_30.bin, not LFW")
@@ -62,8 +66,8 @@ def make_parser():
                         help="write the thresholds beside the weights, where predict.py finds them")
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     parser.add_argument("--mistakes", metavar="FILE.png", help="write a contact sheet of the most wrong pairs")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--bf16", action="store_true", help="run in bfloat16")
+    parser.add_argument("--device", default="auto", help=DEVICES)
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
     parser.add_argument("--num-workers", type=int, default=4, help="threads that decode pictures")
     return parser
 
@@ -134,11 +138,13 @@ def save_mistakes(pairs, distances, threshold, settings, crop, most=12):
 def main():
     settings = parse_settings()
     if settings.weights == "published":
-        settings.model_path = str(published_weights(settings.backbone))
+        settings.model_path = str(published_weights(settings.backbone or "mobilefacenet"))
+    settings.model_path = str(find_weights(settings.model_path))
     keep_freed_memory()
     check_input_shape(settings.input_shape)
     device = choose_device(settings.device)
-    net = inference_copy(load_embedder(settings.backbone, settings.model_path)).to(device)
+    net = inference_copy(load_embedder(settings.model_path, settings.backbone)).to(device)
+    settings.backbone = net.backbone
     print(f"{settings.model_path} ({net.backbone}) on {describe_device(device)}")
     pairs = read_benchmark(settings)
     print(f"{pairs.name}: {len(pairs.genuine)} pairs, {len(pairs.paths)} pictures")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from arcface import Arcface
 from utils.drawing.pictures import show
 from utils.evaluation.thresholds import OPERATING_POINTS
-from utils.machine.device import describe_device, keep_freed_memory
+from utils.machine.device import DEVICES, describe_device, keep_freed_memory
 from utils.machine.errors import SettingsParser, UserError, script
 from utils.machine.files import atomic_write
 from utils.weights.export import export
@@ -32,17 +32,21 @@ def parse_settings():
     parser = SettingsParser(__doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="two pictures to compare; none: ask for them")
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--model-path", default=defaults["model_path"], help="weights (.pth)")
+    weights.add_argument("--model-path", default=defaults["model_path"],
+                         help="the weights: a .pth file, or a run's folder for its best.pth")
     weights.add_argument("--weights", choices=("bundled", "published"), default="bundled",
                          help="published: those of the original repository, downloaded where they are not there yet")
-    parser.add_argument("--backbone", default=defaults["backbone"], help="the network of the weights")
+    parser.add_argument("--backbone", help="the network of the weights (default: told from the file; mobilefacenet for "
+                        "--weights published)")
     parser.add_argument("--letterbox-image", action=switch, default=defaults["letterbox_image"],
-                        help="pad, do not stretch")
+                        help="pad a picture to the network's shape instead of stretching it")
     parser.add_argument("--align", choices=["auto", "yes", "no"], default="auto",
                         help="find and align the face in a photograph; auto: in what is larger than an aligned crop")
     parser.add_argument("--face", type=int, default=defaults["face"], help="which face of a photograph, 1: the largest")
-    parser.add_argument("--cuda", action=switch, default=defaults["cuda"], help="use CUDA if there is one")
-    parser.add_argument("--bf16", action="store_true", help="run in bfloat16")
+    parser.add_argument("--device", default=defaults["device"], help=DEVICES)
+    parser.add_argument("--cuda", action=switch, default=defaults["cuda"],
+                        help="--no-cuda is another word for --device cpu")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
     parser.add_argument("--threshold", type=float, default=defaults["threshold"],
                         help="one person below this distance; None: the one of --operating-point")
     parser.add_argument("--operating-point", choices=OPERATING_POINTS, default=defaults["operating_point"],
@@ -147,12 +151,12 @@ def main():
         print(f"{published_weights(settings.download)}: --weights published --backbone {settings.download} uses it")
         return
     if settings.weights == "published":
-        settings.model_path = str(published_weights(settings.backbone))
+        settings.model_path = str(published_weights(settings.backbone or "mobilefacenet"))
     keep_freed_memory()
     arcface = Arcface(**{name: getattr(settings, name) for name in
-                         ("model_path", "backbone", "letterbox_image", "cuda", "bf16", "align", "face", "threshold",
-                          "operating_point")})
-    print(f"{settings.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
+                         ("model_path", "backbone", "letterbox_image", "device", "cuda", "bf16", "align", "face",
+                          "threshold", "operating_point")})
+    print(f"{arcface.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
     if arcface.threshold_note:
         print(arcface.threshold_note)
     if settings.export:

@@ -55,7 +55,7 @@ def main():
     parser.add_argument("--side", choices=("plain", "ours"), help="one measurement of this loop, as JSON")
     settings = parser.parse_args()
     if settings.side:
-        net = load_embedder(settings.backbone, settings.model_path)
+        net = load_embedder(settings.model_path, settings.backbone)
         pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
         start = time.perf_counter()
         figures = {"plain": plain, "ours": ours}[settings.side](net, pairs, settings)

@@ -369,7 +369,9 @@ def test_help_explains_every_flag_and_an_unknown_one_points_to_it(call_script, s
     result = call_script(script, "--help")
     assert result.returncode == 0 and result.stderr == ""
     flags = re.findall(r"^  (--[\w-]+)", result.stdout, re.MULTILINE)
-    assert len(flags) >= 2 and "(default: " in result.stdout
+    assert len(flags) >= 2
+    for described in re.split(r"\n  (?=-)", result.stdout)[1:]:
+        assert described.startswith("-h") or "(default: " in " ".join(described.split()), described
     assert_user_error(call_script(script, "--no-such-flag"), "--no-such-flag", "--help")
 
 

@@ -126,13 +126,13 @@ def test_a_killed_loader_is_a_user_error_where_the_next_batch_is_awaited(monkeyp
 
 
 def test_batches_too_large_for_so_few_pictures_are_told_with_the_size_that_would_do():
-    assert EpochBatches(640, 64, 1).advice() is None and EpochBatches(6400, 64, 1).advice() is None
-    advice = EpochBatches(300, 64, 1).advice()
+    assert EpochBatches(640, 64, 1).advice() == EpochBatches(6400, 64, 1).advice() == []
+    [advice] = EpochBatches(300, 64, 1).advice()
     assert "only 4 batch(es)" in advice and "leave out 44" in advice and "--batch-size 30 gives 10" in advice
-    assert "--batch-size 10 gives 10" in EpochBatches(100, 400, 1).advice()
-    assert "add pictures" in EpochBatches(4, 2, 1).advice()
+    assert "--batch-size 10 gives 10" in EpochBatches(100, 400, 1).advice()[0]
+    assert "add pictures" in EpochBatches(4, 2, 1).advice()[0]
     for count in np.random.default_rng(0).integers(20, 2000, 50).tolist():
         for size in (2, 7, 64, 500):
-            if advice := EpochBatches(count, size, 1).advice():
+            for advice in EpochBatches(count, size, 1).advice():
                 fitting = int(advice.partition("--batch-size ")[2].split()[0])
-                assert EpochBatches(count, fitting, 1).advice() is None and 2 <= fitting < size
+                assert EpochBatches(count, fitting, 1).advice() == [] and 2 <= fitting < size

@@ -178,7 +178,16 @@ def test_the_start_is_described(trained):
     text = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8")
     assert "expected initial loss of the labels: 23.2" in text
     assert "weight decay 0 on BatchNorm, PReLU and biases" in text
-    assert "effective_lr  0.025" in text and "learning rate: 0.025" in text
+    assert "learning rate: 0.025" in text
+    assert len(text[:text.index("epoch 1/4")].splitlines()) <= 30, "what comes before the first batch fits a screen"
+
+
+def test_the_end_names_the_best_epoch_and_what_to_do_with_it(trained):
+    *_, best, evaluate, predict = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8").splitlines()
+    row = json.loads((trained / "best.json").read_text(encoding="utf-8"))["training"]
+    assert f"best.pth is of epoch {row['epoch']}: " in best and f"val_loss {row['val_loss']:.5g}" in best
+    assert evaluate.split() == ["python", "eval_LFW.py", "--model-path", str(trained)]
+    assert predict.split() == ["python", "predict.py", "A.jpg", "B.jpg", "--model-path", str(trained)]
 
 
 def test_weights_are_a_bare_state_dict_of_the_published_names(trained):

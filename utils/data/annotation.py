@@ -24,9 +24,9 @@ def write_annotation(people, path):
     where it raises.
     """
     label = 0
-    with (atomic_write(classes_path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as classes,
-          atomic_write(path) as temporary_too,  # the inner one: it takes its name first
-          open(temporary_too, "w", encoding="utf-8", newline="\n") as lines):
+    text = {"mode": "w", "encoding": "utf-8", "newline": "\n"}
+    with (atomic_write(classes_path(path)) as beside, open(beside, **text) as classes,
+          atomic_write(path) as temporary, open(temporary, **text) as lines):  # the inner one takes its name first
         for name, images in people:
             if images:
                 lines.writelines(f"{label};{image}\n" for image in images)

@@ -111,15 +111,14 @@ class EpochBatches:
         return max(0, self.count // self.batch_size - self.start)
 
     def advice(self):
-        """-> a line on batches too large for so few pictures, or None. More than a tenth left out is one case of it."""
-        batches, processes = self.count // self.batch_size, distributed.world_size()
-        if batches < FEWEST_BATCHES:
-            fitting = max(2, self.count // FEWEST_BATCHES // processes) * processes
-            return (f"{self.count} pictures in batches of {self.batch_size}: only {batches} batch(es) an epoch, which "
-                    f"leave out {self.count % self.batch_size}; " + (
-                        f"--batch-size {fitting} gives {self.count // fitting}" if fitting < self.batch_size
-                        else "add pictures"))
-        return None
+        """-> lines on batches too large for so few pictures: of those that leave out more than a tenth, and of more."""
+        size, processes = self.batch_size, distributed.world_size()
+        if self.count >= FEWEST_BATCHES * size:
+            return []
+        fitting = max(2, self.count // FEWEST_BATCHES // processes) * processes
+        remedy = f"--batch-size {fitting} gives {self.count // fitting}" if fitting < size else "add pictures"
+        return [f"{self.count} pictures in batches of {size}: only {self.count // size} batch(es) an epoch, which "
+                f"leave out {self.count % size}; {remedy}"]
 
     def __iter__(self):
         for batch in range(self.start, self.start + len(self)):

@@ -34,12 +34,19 @@ def script(main):
     return run
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows every default, unless the help tells it in words."""
+
+    def _get_help_string(self, action):
+        return action.help if "(default:" in action.help else super()._get_help_string(action)
+
+
 class SettingsParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, whose flags are never abbreviated and whose help shows defaults."""
 
     def __init__(self, docstring, **kwargs):
         super().__init__(description=docstring.strip().splitlines()[0], allow_abbrev=False,
-                         formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+                         formatter_class=HelpFormatter, **kwargs)
 
     def error(self, message):
         print(f"{self.prog}: {message} (see python {self.prog} --help)", file=sys.stderr)

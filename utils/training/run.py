@@ -27,6 +27,18 @@ def on_main(method):
     return run
 
 
+def best_row(rows):
+    """The row of the best epoch: by LFW accuracy; without LFW by validation loss; without validation the last one.
+
+    Of equal ones the first counts.
+    """
+    for column, sign in (("lfw_accuracy", 1), ("val_loss", -1)):
+        measured = [row for row in rows if not math.isnan(row[column])]
+        if measured:
+            return max(measured, key=lambda row: sign * row[column])
+    return rows[-1]
+
+
 class Run:
     """Everything a run writes, from rank 0. `rows`: the epochs so far, dicts of COLUMNS; NaN is not measured."""
 
@@ -90,18 +102,10 @@ class Run:
         if row["epoch"] % period == 0 or row["epoch"] == last_epoch:
             name = f"ep{row['epoch']:03d}-loss{row['train_loss']:.3f}-val_loss{row['val_loss']:.3f}.pth"
             checkpoint.save(state, self.folder / name)
-        if self.newest_is_best():
+        if best_row(self.rows) is row:
             checkpoint.save(state, self.folder / "best.pth")
             measured = {name: value for name, value in row.items() if not math.isnan(value)}
             self.write_json("best.json", {"training": self.origin | measured})
-
-    def newest_is_best(self):
-        """By LFW accuracy; without LFW by validation loss; without validation every epoch is better than the last."""
-        for column, sign in (("lfw_accuracy", 1), ("val_loss", -1)):
-            scores = [sign * row[column] for row in self.rows if not math.isnan(row[column])]
-            if scores:
-                return not math.isnan(self.rows[-1][column]) and scores[-1] > max(scores[:-1], default=-math.inf)
-        return True
 
     @on_main
     def save_batch_picture(self, images, labels):

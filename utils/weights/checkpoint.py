@@ -1,4 +1,5 @@
 """Weight files (bare state dicts, the published format) and training checkpoints, read and written safely."""
+import functools
 import warnings
 from pathlib import Path
 
@@ -39,16 +40,27 @@ def read_weights(path, remedy="give the path of a .pth file"):
     return state
 
 
-def load_embedder(backbone, path):
+def find_weights(path):
+    """A weight file or the folder of a run, whose best.pth is meant -> the file. Raises UserError where it has none."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if not (path / "best.pth").is_file():
+        raise UserError(f"{path} holds no best.pth: give a weight file, or the folder of a run that has ended an epoch")
+    return path / "best.pth"
+
+
+def load_embedder(path, backbone=None):
     """A weight file -> ArcfaceNet without a head, in eval mode. A head in the file is left out.
 
-    Raises UserError, which lists the differences, where the file is not of exactly this backbone.
+    backbone: None takes the one that the file is of. Raises UserError, which lists the differences, where the file is
+    not of exactly this backbone, or of none.
     """
+    state = {name: value for name, value in read_weights(path).items() if not name.startswith("head.")}
     try:
-        net = ArcfaceNet(backbone=backbone)
+        net = ArcfaceNet(backbone=backbone or told_backbone(state, path))
     except ValueError as error:
         raise UserError(str(error)) from None
-    state = {name: value for name, value in read_weights(path).items() if not name.startswith("head.")}
     load_exactly(net, state, path)
     return net.eval()
 
@@ -116,18 +128,33 @@ def guess_backbone(state):
 
 
 def backbone_of(state):
-    """The backbone whose names a state dict has, or None."""
-    names = {name for name in state if name.startswith("arcface.")}
-    for backbone in BACKBONES:
-        with torch.device("meta"):
-            if names == ArcfaceNet(backbone=backbone).state_dict().keys():
-                return backbone
-    return None
+    """The backbone whose names and shapes a state dict has, or None."""
+    shapes = shapes_of({name: value for name, value in state.items() if name.startswith("arcface.")})
+    return next((backbone for backbone in BACKBONES if shapes == shapes_of(expected_state(backbone))), None)
+
+
+def shapes_of(state):
+    return {name: value.shape for name, value in state.items()}
+
+
+@functools.cache
+def expected_state(backbone):
+    """-> the state dict of a backbone, in names and shapes alone."""
+    with torch.device("meta"):
+        return ArcfaceNet(backbone=backbone).state_dict()
+
+
+def told_backbone(state, path):
+    """The backbone of a state dict. Raises UserError, which compares it with the most similar one, where it is none."""
+    backbone = backbone_of(state)
+    if backbone is None:
+        found = shapes_of(state).items()
+        nearest = max(BACKBONES, key=lambda name: len(found & shapes_of(expected_state(name)).items()))
+        raise UserError(f"{path} is of none of the backbones {', '.join(BACKBONES)}; compared with {nearest}: "
+                        f"{differences(expected_state(nearest), state)}")
+    return backbone
 
 
 def read_backbone_name(path):
     """The backbone that a weight file is of. Raises UserError where it is of none."""
-    backbone = backbone_of(read_weights(path))
-    if backbone is None:
-        raise UserError(f"{path} is of none of the backbones {', '.join(BACKBONES)}")
-    return backbone
+    return told_backbone(read_weights(path), path)
