@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from utils.data.bad_pictures import most_allowed
 from utils.machine.errors import UserError
-from utils.machine.files import atomic_write, read_lines
+from utils.machine.files import atomic_write, read_lines, write_text
 
 LOOKED_AT = 100  # pictures at the start of a training: each is a round trip on a network's disk
 
@@ -23,15 +23,13 @@ def write_annotation(people, path):
     people: yields (name, paths of pictures), as the labels are to count; who has none gets no label. Nothing is written
     where it raises.
     """
-    label = 0
-    text = {"mode": "w", "encoding": "utf-8", "newline": "\n"}
-    with (atomic_write(classes_path(path)) as beside, open(beside, **text) as classes,
-          atomic_write(path) as temporary, open(temporary, **text) as lines):  # the inner one takes its name first
+    names = []
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for name, images in people:
             if images:
-                lines.writelines(f"{label};{image}\n" for image in images)
-                classes.write(f"{label};{name}\n")
-                label += 1
+                file.writelines(f"{len(names)};{image}\n" for image in images)
+                names.append(name)
+    write_text(classes_path(path), "".join(f"{label};{name}\n" for label, name in enumerate(names)))
 
 
 def read_annotation(path, root=None):
