@@ -102,9 +102,9 @@ def test_the_training_loader_sees_the_pixels_that_everything_else_sees(tmp_path)
             assert np.array_equal(loaded.numpy(), preprocess(path, [112, 112], letterbox)), path
 
 
-def test_the_training_loader_decodes_a_colour_jpeg_by_torchvision(tmp_path):
+def test_the_training_loader_decodes_a_colour_jpeg_that_nothing_turns_by_torchvision(tmp_path):
     decoded = {path.name for path in pictures_to_load(tmp_path) if decode_color_jpeg(path) is not None}
-    assert decoded == {"colour.jpg", "subsampled.JPG", "progressive.jpeg", "turned.jpg", "wide and 中文.jpg"}
+    assert decoded == {"colour.jpg", "subsampled.JPG", "progressive.jpeg"}
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", "half"])

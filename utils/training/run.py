@@ -110,17 +110,15 @@ class Run:
         write_text(self.folder / "log.csv", text.getvalue())
 
     def plot_losses(self):
-        plot_history(self.rows, {"train_loss": "train", "val_loss": "validation"}, self.best_epoch(),
-                     self.folder / "loss.png")
+        self.plot({"train_loss": "train", "val_loss": "validation"}, "loss.png")
 
     def plot_accuracies(self):
-        plot_history(self.rows, {"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
-                                 "val_at_far": "LFW VAL at FAR 0.001"}, self.best_epoch(), self.folder / "accuracy.png")
+        self.plot({"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
+                   "val_at_far": "LFW VAL at FAR 0.001"}, "accuracy.png")
 
-    def best_epoch(self):
-        """The number of the epoch that best.pth is of, or None."""
+    def plot(self, columns, name):
         best = best_row(self.rows)
-        return best and best["epoch"]
+        plot_history(self.rows, columns, best and best["epoch"], self.folder / name)
 
     def write_events(self):
         for name, value in self.rows[-1].items():
