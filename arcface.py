@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.drawing.pictures import draw_candidates, draw_comparison, draw_faces
+from utils.drawing.photograph import draw_faces
+from utils.drawing.pictures import draw_candidates, draw_comparison
 from utils.evaluation.embedding import embed, inference_copy
 from utils.evaluation.gallery import Gallery, nearest_people, open_gallery
 from utils.evaluation.thresholds import choose_threshold
@@ -30,7 +31,7 @@ from utils.faces.face_crop import FaceCrop, faces_of_two
 from utils.faces.images import check_input_shape, preprocess
 from utils.machine.device import choose_device, describe_device
 from utils.machine.download import hash_file
-from utils.weights.checkpoint import load_embedder
+from utils.weights.checkpoint import find_weights, load_embedder
 
 
 class Match(NamedTuple):
@@ -60,20 +61,21 @@ class Arcface:
     """
 
     _defaults = {
-        "model_path": "model_data/arcface_mobilefacenet.pth",
-        "backbone": "mobilefacenet",    # the network of model_path: see nets/arcface.py for the others
+        "model_path": "model_data/arcface_mobilefacenet.pth",  # or a run's folder, for its best.pth
+        "backbone": None,               # the network of model_path; None: told from the file
         "input_shape": [112, 112, 3],   # height, width, channels
         "letterbox_image": True,        # pad to a square instead of stretching to one
-        "cuda": True,                   # use CUDA if there is one
+        "device": "auto",               # or "cpu", "cuda", "cuda:N"; auto is CUDA where there is one
+        "cuda": True,                   # False: the CPU, whatever `device` says
         "bf16": False,                  # run in bfloat16: faster where the machine has instructions for it
         "align": "auto",                # True, False, or "auto": find the face in what is larger than an aligned crop
         "face": 1,                      # which face of a photograph: 1 is the largest; (1, 2): of each of two pictures
         "threshold": None,              # on the distance; None: the one of operating_point
         "operating_point": "best-accuracy",  # or far-0.01, far-0.001: measured by eval_LFW.py --save-threshold
     }
-    _types = {"model_path": (str, os.PathLike), "backbone": str, "input_shape": (list, tuple),
-              "letterbox_image": bool, "cuda": bool, "bf16": bool, "align": (bool, str), "face": (int, tuple, list),
-              "threshold": (numbers.Real, type(None)), "operating_point": str}
+    _types = {"model_path": (str, os.PathLike), "backbone": (str, type(None)), "input_shape": (list, tuple),
+              "letterbox_image": bool, "device": str, "cuda": bool, "bf16": bool, "align": (bool, str),
+              "face": (int, tuple, list), "threshold": (numbers.Real, type(None)), "operating_point": str}
 
     def __init__(self, **overrides):
         for name, value in overrides.items():
@@ -88,8 +90,10 @@ class Arcface:
         faces = faces_of_two(self.face)
         crops = {face: FaceCrop(self.align, face) for face in (*faces, 1)}
         self.crops, self.gallery_crop = [crops[face] for face in faces], crops[1]
-        self.device = choose_device("auto" if self.cuda else "cpu")
-        self.net = inference_copy(load_embedder(self.backbone, self.model_path)).to(self.device)
+        self.device = choose_device(self.device if self.cuda else "cpu")
+        self.model_path = find_weights(self.model_path)
+        self.net = inference_copy(load_embedder(self.model_path, self.backbone)).to(self.device)
+        self.backbone = self.net.backbone
         self.blanks = self.embed_anything(blank_pictures())
         self.threshold, self.threshold_meaning, self.threshold_note = choose_threshold(
             self.model_path, self.operating_point, self.threshold)
@@ -97,8 +101,7 @@ class Arcface:
     def show_config(self):
         """Print the settings in force."""
         for name in self._defaults:
-            print(f"{name:>16}  {getattr(self, name)}")
-        print(f"{'device':>16}  {describe_device(self.device)}")
+            print(f"{name:>16}  {describe_device(self.device) if name == 'device' else getattr(self, name)}")
 
     def embed(self, images, batch_size=64, crop=None):
         """A list of N pictures -> L2-normalised embeddings, float32 (N, D).

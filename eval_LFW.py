@@ -26,27 +26,32 @@ from utils.drawing.plots import plot_roc
 from utils.evaluation import lfw
 from utils.evaluation.download_lfw import FOLDERS, align_lfw, fetch_lfw
 from utils.evaluation.embedding import inference_copy
+from utils.evaluation.metrics import can_measure_far
 from utils.evaluation.thresholds import measure_thresholds, save_thresholds
 from utils.evaluation.verification_file import read_verification_file
 from utils.faces.detector import FaceDetector
 from utils.faces.images import check_input_shape, preprocess
-from utils.machine.device import choose_device, describe_device, keep_freed_memory
+from utils.machine.device import DEVICES, choose_device, describe_device, keep_freed_memory
 from utils.machine.errors import SettingsParser, script
-from utils.machine.files import atomic_write, write_text
-from utils.weights.checkpoint import load_embedder
+from utils.machine.files import atomic_write, locate, write_text
+from utils.weights.checkpoint import find_weights, load_embedder
 from utils.weights.published import published_weights
 
 
 def make_parser():
     switch = argparse.BooleanOptionalAction
     parser = SettingsParser(__doc__)
-    parser.add_argument("--backbone", default="mobilefacenet", help="the network of the weights")
+    parser.add_argument("--backbone", help="the network of the weights (default: told from the file; mobilefacenet for "
+                        "--weights published)")
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth", help="weights (.pth)")
+    weights.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth",
+                         help="the weights: a .pth file, or a run's folder for its best.pth")
     weights.add_argument("--weights", choices=("bundled", "published"), default="bundled",
                          help="published: those of the original repository, downloaded where they are not there yet")
-    parser.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"))
-    parser.add_argument("--letterbox-image", action=switch, default=True, help="pad, not stretch")
+    parser.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"),
+                        help="height and width that every picture is brought to")
+    parser.add_argument("--letterbox-image", action=switch, default=True,
+                        help="pad a picture to this shape instead of stretching it")
     parser.add_argument("--lfw-dir", default="lfw", help="the aligned pictures")
     pictures = parser.add_mutually_exclusive_group()
     pictures.add_argument("--bin", metavar="FILE", help="an insightface file of pairs, such as agedb_30.bin, not LFW")
@@ -62,8 +67,8 @@ def make_parser():
                         help="write the thresholds beside the weights, where predict.py finds them")
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     parser.add_argument("--mistakes", metavar="FILE.png", help="write a contact sheet of the most wrong pairs")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--bf16", action="store_true", help="run in bfloat16")
+    parser.add_argument("--device", default="auto", help=DEVICES)
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
     parser.add_argument("--num-workers", type=int, default=4, help="threads that decode pictures")
     return parser
 
@@ -91,10 +96,14 @@ def read_benchmark(settings):
     return lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
 
 
-def print_figures(figures, seconds, pictures):
+def print_figures(figures, seconds, pairs):
+    pictures, impostors = len(pairs.paths), (~pairs.genuine).sum()
     print(f"Accuracy: {figures.accuracy:.5f}+-{figures.accuracy_std:.5f}")
     print(f"Best_thresholds: {figures.threshold:.5f}")
-    print(f"Validation rate: {figures.val:.5f}+-{figures.val_std:.5f} @ FAR={figures.far:.5f}")
+    if can_measure_far(pairs.genuine, figures.far_target):
+        print(f"Validation rate: {figures.val:.5f}+-{figures.val_std:.5f} @ FAR={figures.far:.5f}")
+    else:
+        print(f"Validation rate: not told, {impostors} impostor pairs are too few for FAR={figures.far_target:g}")
     print(f"AUC: {figures.auc:.5f}  EER: {figures.eer:.5f}  "
           f"standard error of the accuracy: {figures.accuracy_standard_error:.5f}")
     print(f"{pictures} pictures in {seconds:.1f} s ({pictures / seconds:.0f} images/s)")
@@ -123,9 +132,8 @@ def save_mistakes(pairs, distances, threshold, settings, crop, most=12):
     accepted = np.flatnonzero(~pairs.genuine & (distances < threshold))
     worst_rejected = rejected[np.argsort(-distances[rejected])][:most]
     worst_accepted = accepted[np.argsort(distances[accepted])][:most]
-    picture = draw_mistakes({f"One person, rejected ({len(rejected)})": [describe(n) for n in worst_rejected],
-                             f"Two people, accepted ({len(accepted)})": [describe(n) for n in worst_accepted]},
-                            threshold)
+    picture = draw_mistakes({"One person, rejected": (len(rejected), [describe(n) for n in worst_rejected]),
+                             "Two people, accepted": (len(accepted), [describe(n) for n in worst_accepted])}, threshold)
     with atomic_write(settings.mistakes) as temporary:
         picture.save(temporary, format="png")
 
@@ -134,11 +142,14 @@ def save_mistakes(pairs, distances, threshold, settings, crop, most=12):
 def main():
     settings = parse_settings()
     if settings.weights == "published":
-        settings.model_path = str(published_weights(settings.backbone))
+        settings.model_path = str(published_weights(settings.backbone or "mobilefacenet"))
+    settings.model_path = str(find_weights(settings.model_path))
+    settings.lfw_pairs = str(locate(settings.lfw_pairs))
     keep_freed_memory()
     check_input_shape(settings.input_shape)
     device = choose_device(settings.device)
-    net = inference_copy(load_embedder(settings.backbone, settings.model_path)).to(device)
+    net = inference_copy(load_embedder(settings.model_path, settings.backbone)).to(device)
+    settings.backbone = net.backbone
     print(f"{settings.model_path} ({net.backbone}) on {describe_device(device)}")
     pairs = read_benchmark(settings)
     print(f"{pairs.name}: {len(pairs.genuine)} pairs, {len(pairs.paths)} pictures")
@@ -149,7 +160,7 @@ def main():
 
     start = time.perf_counter()
     figures, distances = lfw.evaluate(net, pairs, settings, partial(tqdm, desc=pairs.name, disable=None), crop)
-    print_figures(figures, time.perf_counter() - start, len(pairs.paths))
+    print_figures(figures, time.perf_counter() - start, pairs)
     if crop:
         print(f"aligned; {len(crop.without_face)} pictures without a face, cropped where LFW's faces usually are")
 

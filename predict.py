@@ -13,7 +13,8 @@
     python predict.py --export arcface.onnx               writes the network for other programs (or .pt2)
 """
 import argparse
-import sys
+import os
+import re
 from functools import partial
 from itertools import takewhile
 
@@ -22,9 +23,9 @@ from tqdm import tqdm
 from arcface import Arcface
 from utils.drawing.pictures import show
 from utils.evaluation.thresholds import OPERATING_POINTS
-from utils.machine.device import describe_device, keep_freed_memory
+from utils.machine.device import DEVICES, describe_device, keep_freed_memory
 from utils.machine.errors import SettingsParser, UserError, script
-from utils.machine.files import atomic_write
+from utils.machine.files import REPOSITORY, atomic_write
 from utils.weights.export import export
 from utils.weights.published import SHA256, published_weights
 
@@ -34,18 +35,22 @@ def parse_settings():
     parser = SettingsParser(__doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="two pictures to compare; none: ask for them")
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--model-path", default=defaults["model_path"], help="weights (.pth)")
+    weights.add_argument("--model-path", default=defaults["model_path"],
+                         help="the weights: a .pth file, or a run's folder for its best.pth")
     weights.add_argument("--weights", choices=("bundled", "published"), default="bundled",
                          help="published: those of the original repository, downloaded where they are not there yet")
-    parser.add_argument("--backbone", default=defaults["backbone"], help="the network of the weights")
+    parser.add_argument("--backbone", help="the network of the weights (default: told from the file; mobilefacenet for "
+                        "--weights published)")
     parser.add_argument("--letterbox-image", action=switch, default=defaults["letterbox_image"],
-                        help="pad, do not stretch")
+                        help="pad a picture to the network's shape instead of stretching it")
     parser.add_argument("--align", choices=["auto", "yes", "no"], default="auto",
                         help="find and align the face in a photograph; auto: in what is larger than an aligned crop")
     parser.add_argument("--face", nargs="+", default=[defaults["face"]], metavar="K",
                         help="which face of a photograph, 1: the largest; or two numbers, for the first and the second")
-    parser.add_argument("--cuda", action=switch, default=defaults["cuda"], help="use CUDA if there is one")
-    parser.add_argument("--bf16", action="store_true", help="run in bfloat16")
+    parser.add_argument("--device", default=defaults["device"], help=DEVICES)
+    parser.add_argument("--cuda", action=switch, default=defaults["cuda"],
+                        help="--no-cuda is another word for --device cpu")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
     parser.add_argument("--threshold", type=float, default=defaults["threshold"],
                         help="one person below this distance; None: the one of --operating-point")
     parser.add_argument("--operating-point", choices=OPERATING_POINTS, default=defaults["operating_point"],
@@ -95,7 +100,7 @@ def say_turned(arcface, *images):
     turned = arcface.crops[0].turned | arcface.crops[1].turned
     for image in images:
         if image in turned:
-            say(f"{image}: turned by {turned[image]} degrees clockwise")
+            print(f"{image}: turned by {turned[image]} degrees clockwise")
 
 
 def save_and_show(picture, settings):
@@ -113,37 +118,46 @@ def identify(arcface, image, settings):
     say_turned(arcface, image)
     gallery = arcface.open_gallery(settings.gallery, partial(tqdm, desc="gallery", disable=None))
     for reason in gallery.skipped:
-        say(f"skipped: {reason}")
+        print(f"skipped: {reason}")
     if gallery.note:
-        say(gallery.note)
-    say(f"{settings.gallery}: {len(set(gallery.people))} people, {len(gallery.paths)} pictures, "
+        print(gallery.note)
+    print(f"{settings.gallery}: {len(set(gallery.people))} people, {len(gallery.paths)} pictures, "
         f"{gallery.embedded} of them embedded now")
     candidates = arcface.identify(image, gallery, settings.top)
-    say("    distance  similarity  verdict           person (nearest picture)")
+    print("    distance  similarity  verdict           person (nearest picture)")
     for place, candidate in enumerate(candidates, 1):
         verdict = "same person" if candidate.same else "different people"
-        say(f"{place:2}  {candidate.distance:8.3f}  {candidate.similarity:10.3f}  {verdict:16}  "
+        print(f"{place:2}  {candidate.distance:8.3f}  {candidate.similarity:10.3f}  {verdict:16}  "
             f"{candidate.name} ({candidate.picture.relative_to(gallery.folder)})")
     best = candidates[0]
-    say(f"Verdict: {best.name if best.same else 'nobody in the gallery'} "
+    print(f"Verdict: {best.name if best.same else 'nobody in the gallery'} "
         f"(threshold {best.threshold:.3f} {arcface.threshold_meaning})")
     if settings.save or settings.show:
         save_and_show(arcface.draw_candidates(image, candidates), settings)
 
 
-def say(text):
-    """Print names of people and files, which the terminal may not be able to show, or which are no valid Unicode."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
+def path_typed(text):
+    """What a person typed, pasted or dropped into the terminal -> the path that they mean.
+
+    That may be in quotes or begin with ~; a shell puts a backslash before what is special to it, such as a space, and
+    Windows has one between folders.
+    """
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]
+    path = os.path.expanduser(text)
+    readings = path, re.sub(r"\\(.)", r"\1", path), path.replace("\\", "/")
+    return next((reading for reading in readings if os.path.exists(reading)), path)
 
 
 def compare_until_done(arcface, settings):
     """Ask for two file names until an empty line, end of input or Ctrl-C; a bad path is asked for again."""
+    print("Two pictures to compare, again and again; an empty line or Ctrl-C ends.")
     try:
         while True:
             paths = []
             while len(paths) < 2:
-                path = input(f"Input image_{len(paths) + 1} filename:").strip()
+                path = path_typed(input(f"Input image_{len(paths) + 1} filename:"))
                 if not path:
                     return
                 try:
@@ -158,7 +172,7 @@ def compare_until_done(arcface, settings):
 
 def measure_speed(arcface, settings):
     for batch_size in sorted({1, settings.batch_size}):
-        seconds = arcface.get_FPS("img/1_001.jpg", 20, batch_size)
+        seconds = arcface.get_FPS(REPOSITORY / "img" / "1_001.jpg", 20, batch_size)
         print(f"batch {batch_size}: {1000 * seconds:.2f} ms a picture, {1 / seconds:.1f} images/s (decoding included)")
 
 
@@ -169,12 +183,12 @@ def main():
         print(f"{published_weights(settings.download)}: --weights published --backbone {settings.download} uses it")
         return
     if settings.weights == "published":
-        settings.model_path = str(published_weights(settings.backbone))
+        settings.model_path = str(published_weights(settings.backbone or "mobilefacenet"))
     keep_freed_memory()
     arcface = Arcface(**{name: getattr(settings, name) for name in
-                         ("model_path", "backbone", "letterbox_image", "cuda", "bf16", "align", "face", "threshold",
-                          "operating_point")})
-    print(f"{settings.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
+                         ("model_path", "backbone", "letterbox_image", "device", "cuda", "bf16", "align", "face",
+                          "threshold", "operating_point")})
+    print(f"{arcface.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
     if arcface.threshold_note:
         print(arcface.threshold_note)
     if settings.export:

@@ -19,100 +19,130 @@ from types import SimpleNamespace
 
 from torch.utils.data import default_collate
 
-from nets.arcface import backbone_name
-from utils.data.annotation import check_trainable, read_annotation
+from nets.arcface import BACKBONES, HEADS, backbone_name
+from utils.data.annotation import check_trainable, read_annotation, read_names
 from utils.data.augmentation import KINDS, augment
 from utils.data.dataset import make_loaders
 from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
+from utils.evaluation.metrics import can_measure_far
 from utils.faces.images import check_input_shape
 from utils.machine import distributed
-from utils.machine.device import choose_device, keep_freed_memory
+from utils.machine.device import DEVICES, choose_device, keep_freed_memory
 from utils.machine.download import hash_file
 from utils.machine.errors import SettingsParser, UserError, script
+from utils.machine.files import locate
 from utils.training import resume
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
 from utils.training.engine import Diverged, epoch_means, epoch_totals, train_one_epoch, validate
 from utils.training.progress import Progress
-from utils.training.run import Run, commit
+from utils.training.run import Run, best_row, commit
 from utils.training.setup import load_weights, make_net, make_training
+from utils.weights import checkpoint
+
+DEFAULT_BACKBONE = "mobilefacenet"
+RESULTS = "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lfw_accuracy", "val_at_far"  # columns of log.csv
 
 
 def make_parser():
     switch = argparse.BooleanOptionalAction
     parser = SettingsParser(__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--annotation-path", default="cls_train.txt", help="what txt_annotation.py wrote")
-    data.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"))
-    data.add_argument("--letterbox-image", action=switch, default=True, help="pad, not stretch")
-    data.add_argument("--val-split", type=float, default=0.01, help="share of the pictures held out; 0 for none")
+    data.add_argument("--annotation-path", default="cls_train.txt", help="the list that txt_annotation.py wrote")
+    data.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"),
+                      help="height and width that every picture is brought to")
+    data.add_argument("--letterbox-image", action=switch, default=True,
+                      help="pad a picture to this shape instead of stretching it")
+    data.add_argument("--val-split", type=float, default=0.01,
+                      help="share of the pictures that is kept out of training, to validate on; 0 keeps none")
     data.add_argument("--augment", nargs="+", metavar="KIND", default=[],
-                      help=f"beside the mirror, of the whole batch: {', '.join(KINDS)}")
+                      help=f"change pictures at random beside mirroring them: any of {', '.join(KINDS)}")
     data.add_argument("--num-workers", type=int, default=4, help="processes that decode pictures")
     network = parser.add_argument_group("network")
-    network.add_argument("--backbone", default="mobilefacenet",
-                         help="mobilefacenet, mobilenet, iresnet18, iresnet34, iresnet50, iresnet100 or iresnet200")
-    network.add_argument("--model-path", default="", help="start from these weights")
+    network.add_argument("--backbone", help=f"the network that embeds: {', '.join(BACKBONES)} "
+                         f"(default: that of --model-path, without one {DEFAULT_BACKBONE})")
+    network.add_argument("--model-path", default="",
+                         help="start from these weights: a .pth file, or a run's folder for its best.pth")
     network.add_argument("--pretrained", action=switch, default=False,
                          help="start the backbone from model_data/<backbone>_backbone_weights.pth")
-    network.add_argument("--s", type=float, default=None, help="scale of the logits; none: the backbone's, 32 or 64")
-    network.add_argument("--m", type=float, default=0.5, help="angular margin, in radians")
-    network.add_argument("--easy-margin", action=switch, default=False, help="no margin where cos(theta) <= 0")
-    network.add_argument("--margin-warmup-epochs", type=float, default=0, help="let m grow from 0 in these")
+    network.add_argument("--head", choices=HEADS, default="arcface", help="the loss that asks for a margin")
+    network.add_argument("--s", type=float, help="scale of the logits (default: the backbone's, 32 or 64)")
+    network.add_argument("--m", type=float, default=0.5, help="margin on the angle to a picture's own person, radians")
+    network.add_argument("--easy-margin", action=switch, default=False,
+                         help="ask for no margin while a picture is more than a right angle from its person")
+    network.add_argument("--margin-warmup-epochs", type=float, default=0,
+                         help="let the margin grow from 0 to --m over the first N epochs")
     teacher = parser.add_argument_group("learning from another network")
-    teacher.add_argument("--teacher", default="", metavar="WEIGHTS", help="learn from this network's embeddings")
-    teacher.add_argument("--teacher-backbone", default=None, help="none: told from the weights")
-    teacher.add_argument("--distill-weight", type=float, default=1.0, help="of 1 - cosine to the teacher's embedding")
-    teacher.add_argument("--hint-weight", type=float, default=0.0, help="of the relative error of the features within")
+    teacher.add_argument("--teacher", default="", metavar="WEIGHTS",
+                         help="learn to give the embeddings of this network, the teacher")
+    teacher.add_argument("--teacher-backbone", help="the teacher's backbone (default: told from its weights)")
+    teacher.add_argument("--distill-weight", type=float, default=1.0,
+                         help="weight in the loss of 1 - cosine to the teacher's embedding")
+    teacher.add_argument("--hint-weight", type=float, default=0.0,
+                         help="weight in the loss of the error of the features inside the network")
     teacher.add_argument("--hint-epochs", type=float, default=0.0,
-                         help="in these first ones the stages learn apart, from hints alone")
-    teacher.add_argument("--label-weight", type=float, default=None,
-                         help="of the ArcFace loss; none: 1 without a teacher, 0 with one")
+                         help="during the first N epochs train each stage of the network by itself, from hints alone")
+    teacher.add_argument("--label-weight", type=float,
+                         help="weight in the loss of the labels (default: 1 without a teacher, 0 with one)")
     optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--init-epoch", type=int, default=0, help="start counting here, at its learning rate")
-    optimisation.add_argument("--epochs", type=int, default=100)
-    optimisation.add_argument("--batch-size", type=int, default=64, help="over all processes")
-    optimisation.add_argument("--accumulate", type=int, default=1, help="batches per optimizer step")
-    optimisation.add_argument("--init-lr", type=float, default=1e-2, help="for a batch of 64; scales with the batch")
+    optimisation.add_argument("--init-epoch", type=int, default=0,
+                              help="begin at this epoch of the schedule, as if those before it had run")
+    optimisation.add_argument("--epochs", type=int, default=100, help="how often every picture is seen")
+    optimisation.add_argument("--batch-size", type=int, default=64, help="pictures in a batch, of all processes")
+    optimisation.add_argument("--accumulate", type=int, default=1,
+                              help="add up the gradients of N batches before the weights move")
+    optimisation.add_argument("--init-lr", type=float, default=1e-2,
+                              help="highest learning rate, for a batch of 64; it grows with the batch")
     optimisation.add_argument("--scale-lr", action=switch, default=True,
-                              help="scale it with the batch, within the published limits")
-    optimisation.add_argument("--min-lr-ratio", type=float, default=0.01, help="lowest learning rate / highest")
-    optimisation.add_argument("--lr-decay-type", choices=("cos", "step"), default="cos")
+                              help="let --init-lr grow with the batch and keep it within the published limits")
+    optimisation.add_argument("--min-lr-ratio", type=float, default=0.01,
+                              help="lowest learning rate, as a share of the highest")
+    optimisation.add_argument("--lr-decay-type", choices=("cos", "step"), default="cos",
+                              help="how the learning rate falls: along a cosine, or in ten steps")
     optimisation.add_argument("--milestones", type=float, nargs="+", default=[], metavar="EPOCH",
-                              help="a tenth of the learning rate from each of these on, instead of --lr-decay-type")
-    optimisation.add_argument("--warmup-epochs", type=float, default=None,
-                              help="none: a tenth of the run, at most 3, for cos; 0 otherwise")
-    optimisation.add_argument("--optimizer-type", choices=("sgd", "adam", "adamw"), default="sgd")
-    optimisation.add_argument("--momentum", type=float, default=0.9)
-    optimisation.add_argument("--weight-decay", type=float, default=5e-4, help="not on BatchNorm, PReLU and biases")
-    optimisation.add_argument("--head-weight-decay", type=float, default=None,
-                              help="on the head and the embedding layer; none: as --weight-decay")
-    optimisation.add_argument("--grad-clip", type=float, default=0, help="largest gradient norm; 0: no limit")
+                              help="divide the learning rate by ten at each of these epochs instead")
+    optimisation.add_argument("--warmup-epochs", type=float,
+                              help="let the learning rate rise over the first N epochs (default: a tenth of the run, "
+                                   "at most 3, before a cosine; 0 otherwise)")
+    optimisation.add_argument("--optimizer-type", choices=("sgd", "adam", "adamw"), default="sgd",
+                              help="how the weights follow their gradients")
+    optimisation.add_argument("--momentum", type=float, default=0.9, help="of SGD; for Adam its first beta")
+    optimisation.add_argument("--weight-decay", type=float, default=5e-4,
+                              help="pull of the weights towards 0; BatchNorm, PReLU and biases feel none")
+    optimisation.add_argument("--head-weight-decay", type=float,
+                              help="the same for the head and the embedding layer (default: --weight-decay)")
+    optimisation.add_argument("--grad-clip", type=float, default=0,
+                              help="scale gradients down to this norm where they are larger; 0 never does")
     optimisation.add_argument("--ema", type=float, default=0, metavar="DECAY",
-                              help="evaluate and save the moving average of the weights; 0: none")
-    optimisation.add_argument("--freeze-bn-epochs", type=int, default=0, metavar="LAST",
-                              help="in the last ones BatchNorm keeps its statistics, as in evaluation")
-    optimisation.add_argument("--seed", type=int, default=11)
+                              help="evaluate and save a moving average of the weights, such as 0.999; 0 averages none")
+    optimisation.add_argument("--freeze-bn-epochs", type=int, default=0, metavar="N",
+                              help="in the last N epochs normalise as in evaluation, by BatchNorm's kept statistics")
+    optimisation.add_argument("--seed", type=int, default=11, help="of everything that is random")
     results = parser.add_argument_group("results")
-    results.add_argument("--save-dir", default="logs")
-    results.add_argument("--save-period", type=int, default=1, help="epochs between two saved weight files")
+    results.add_argument("--save-dir", default="logs", help="where the run makes its folder")
+    results.add_argument("--save-period", type=int, default=1, help="keep the weights of every N-th epoch")
     results.add_argument("--checkpoint-every", type=float, default=0, metavar="MINUTES",
-                         help="write last.pt this often, not only after each epoch")
-    results.add_argument("--resume", nargs="?", const="", default=None, metavar="RUN",
-                         help="go on with this run, or with the newest one")
-    results.add_argument("--force", action="store_true", help="go on although settings differ")
-    results.add_argument("--lfw-eval", action=switch, default=None,
-                         help="evaluate on LFW every epoch; none: if it is there")
-    results.add_argument("--lfw-dir", default="lfw")
-    results.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt")
+                         help="write last.pt this often too, not only after each epoch")
+    results.add_argument("--resume", nargs="?", const="", metavar="RUN",
+                         help="go on with this run, or with the newest one where none is named (default: a new run)")
+    results.add_argument("--force", action="store_true", help="go on although settings or pictures differ")
+    results.add_argument("--lfw-eval", action=switch,
+                         help="measure the network on LFW after every epoch (default: where --lfw-dir is there)")
+    results.add_argument("--lfw-dir", default="lfw", help="the aligned pictures of LFW")
+    results.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt", help="LFW's official list of pairs")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    machine.add_argument("--fp16", action=switch, default=False, help="mixed precision with loss scaling (CUDA)")
-    machine.add_argument("--bf16", action=switch, default=False, help="mixed precision without")
-    machine.add_argument("--compile", action=switch, default=None, help="torch.compile; none: where it pays")
-    machine.add_argument("--channels-last", action=switch, default=True, help="the faster memory format")
-    machine.add_argument("--sync-bn", action=switch, default=False, help="BatchNorm over all processes (CUDA)")
+    machine.add_argument("--device", default="auto", help=DEVICES)
+    machine.add_argument("--fp16", action=switch, default=False,
+                         help="compute in 16 bits with a scaled loss, for CUDA devices")
+    machine.add_argument("--bf16", action=switch, default=False,
+                         help="compute in bfloat16, for devices that have it: nearly as exact, up to twice as fast")
+    machine.add_argument("--compile", action=switch,
+                         help="let torch.compile speed the network up (default: where that pays)")
+    machine.add_argument("--channels-last", action=switch, default=True,
+                         help="keep the channels of a pixel side by side in memory, which is faster")
+    machine.add_argument("--sync-bn", action=switch, default=False,
+                         help="take BatchNorm's statistics over the pictures of all processes, on CUDA devices")
     return parser
 
 
@@ -160,6 +190,8 @@ def check_settings(settings, parser):
                                  or settings.hint_weight or settings.hint_epochs):
         parser.error("--teacher-backbone, --distill-weight, --hint-weight, --hint-epochs and --label-weight are for a "
                      "--teacher")
+    settings.teacher = settings.teacher and str(checkpoint.find_weights(settings.teacher))
+    settings.model_path = settings.model_path and str(checkpoint.find_weights(settings.model_path))
     settings.teacher_sha256 = hash_file(settings.teacher) if Path(settings.teacher).is_file() else None
     settings.augment = [kind for word in settings.augment for kind in word.split(",")]
     unknown = [kind for kind in settings.augment if kind not in KINDS]
@@ -167,6 +199,9 @@ def check_settings(settings, parser):
         parser.error(f"--augment {unknown[0]!r}: choose among {', '.join(KINDS)}")
     if settings.fp16 and settings.bf16:
         parser.error("--fp16 and --bf16 exclude each other: add --no-fp16 or --no-bf16")
+    if settings.backbone is None:
+        settings.backbone = (checkpoint.read_backbone_name(settings.model_path) if settings.model_path
+                             else DEFAULT_BACKBONE)
     try:
         settings.backbone = backbone_name(settings.backbone)
     except ValueError as error:
@@ -203,7 +238,8 @@ def finish_epoch(training, run, val_loader, pairs, settings):
         figures, _ = lfw.evaluate(inference_copy(training.evaluated), pairs, SimpleNamespace(
             input_shape=settings.input_shape, letterbox_image=settings.letterbox_image, batch_size=256,
             num_workers=max(1, settings.num_workers), flip=False, bf16=False, far=1e-3))
-        row |= {"lfw_accuracy": figures.accuracy, "val_at_far": figures.val}
+        row |= {"lfw_accuracy": figures.accuracy,
+                "val_at_far": figures.val if can_measure_far(pairs.genuine, figures.far_target) else math.nan}
     run.log(row)
     weights = training.evaluated.state_dict()
     if not settings.label_weight:
@@ -230,14 +266,28 @@ def train(training, run, loader, val_loader, pairs, data_sha256, settings):
         save()  # what ends the evaluation, such as a picture that does not open, does not cost the epoch
         finish_epoch(training, run, val_loader, pairs, settings)
         save()
+    if distributed.is_main():
+        print_best(run)
     return 0
+
+
+def print_best(run):
+    """Tell what the run has come to, and what to do with it."""
+    row = best_row(run.rows)
+    if row is None:
+        return
+    figures = "  ".join(f"{name} {row[name]:.5g}" for name in RESULTS if not math.isnan(row[name]))
+    folder = shlex.quote(str(run.folder))
+    print(f"best.pth is of epoch {row['epoch']}: {figures}\n"
+          f"    python eval_LFW.py --model-path {folder}\n"
+          f"    python predict.py A.jpg B.jpg --model-path {folder}", flush=True)
 
 
 def find_benchmark(settings):
     """-> the Pairs to evaluate after each epoch, or None where there are none and none are asked for."""
     there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
     if settings.lfw_eval or (settings.lfw_eval is None and there):
-        pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+        pairs = lfw.read_pairs(locate(settings.lfw_pairs), settings.lfw_dir)
         if lfw.looks_unaligned(pairs.paths):
             print(f"{settings.lfw_dir} {lfw.UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
         return pairs
@@ -269,13 +319,14 @@ def main():
             raise UserError(f"{run.folder} has finished its {settings.epochs} epochs: give more --epochs, with --force")
     run.origin = {"commit": commit(), "data_sha256": data_sha256, "people": len(net.head.weight),
                   "settings": vars(settings)}
-    print("\n".join(describe(training, batches, val_loader, settings)))
-    print(f"run: {run.folder}; TensorBoard events: "
+    print(f"run: {run.folder}; all settings: settings.json; TensorBoard events: "
           f"{'yes' if run.open_tensorboard() else 'no, tensorboard is not installed'}")
+    print("\n".join(describe(training, batches, val_loader, settings)))
 
     images, sample_labels, _ = default_collate([loader.dataset[index] for index in next(iter(batches))])
     images, _ = augment(images.to(device), settings.seed, 0, 0, settings.augment)
-    run.save_batch_picture(images, sample_labels)
+    names = read_names(settings.annotation_path, max(labels) + 1)
+    run.save_batch_picture(images, [names[label] for label in sample_labels])
     print(compile_if_wanted(training, settings, (settings.epochs - training.epoch) * batches.count,
                             images, sample_labels.to(device)))
     run.write_json("settings.json", vars(settings))  # once more: with --compile decided, or what --force changed
@@ -285,9 +336,8 @@ def main():
         status = train(training, run, loader, val_loader, pairs, data_sha256, settings)
     except Diverged as error:
         run.write_json("diverged.json", error.facts)
-        kept = ("last.pt holds the last good state" if (run.folder / "last.pt").exists()
-                else "no state was saved yet (--checkpoint-every)")
-        raise UserError(f"{error}; its pictures are in {run.folder / 'diverged.json'}, {kept}") from None
+        raise UserError(f"{error}; {run.folder / 'diverged.json'} tells of the step, "
+                        f"{resume.what_is_left(run, error.facts['step'])}") from None
     distributed.stop()
     return status
 

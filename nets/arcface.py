@@ -13,20 +13,25 @@ from nets.mobilenet import MobileNetV1
 
 
 class Backbone(NamedTuple):
+    """All that is said of a backbone."""
     build: Callable[[], nn.Module]
     embedding_size: int
-    scale: float  # the head's s
+    scale: float          # the head's s
+    embedding_layer: str  # the name of the layer whose weight makes the embedding
+    compile_pays: bool    # whether torch.compile speeds its training up on a CPU (figures: training/compilation.py)
 
 
 BACKBONES = {
-    "mobilefacenet": Backbone(MobileFaceNet, 128, 32.0),
-    "mobilenet": Backbone(MobileNetV1, 512, 64.0),
-    "iresnet18": Backbone(partial(IResNet, (2, 2, 2, 2)), 512, 64.0),
-    "iresnet34": Backbone(partial(IResNet, (3, 4, 6, 3)), 512, 64.0),
-    "iresnet50": Backbone(partial(IResNet, (3, 4, 14, 3)), 512, 64.0),
-    "iresnet100": Backbone(partial(IResNet, (3, 13, 30, 3)), 512, 64.0),
-    "iresnet200": Backbone(partial(IResNet, (6, 26, 60, 6)), 512, 64.0),
+    "mobilefacenet": Backbone(MobileFaceNet, 128, 32.0, "features", True),
+    "mobilenet": Backbone(MobileNetV1, 512, 64.0, "linear", False),
+    "iresnet18": Backbone(partial(IResNet, (2, 2, 2, 2)), 512, 64.0, "fc", True),
+    "iresnet34": Backbone(partial(IResNet, (3, 4, 6, 3)), 512, 64.0, "fc", True),
+    "iresnet50": Backbone(partial(IResNet, (3, 4, 14, 3)), 512, 64.0, "fc", True),
+    "iresnet100": Backbone(partial(IResNet, (3, 13, 30, 3)), 512, 64.0, "fc", True),
+    "iresnet200": Backbone(partial(IResNet, (6, 26, 60, 6)), 512, 64.0, "fc", True),
 }
+ALIASES = {"mobilenetv1": "mobilenet"}
+HEADS = {"arcface": ArcMarginProduct}
 
 
 def backbone_name(name):
@@ -35,7 +40,7 @@ def backbone_name(name):
     Raises ValueError for an unknown one.
     """
     key = name.removeprefix("arcface_")
-    key = "mobilenet" if key == "mobilenetv1" else key
+    key = ALIASES.get(key, key)
     if key not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(BACKBONES)}")
     return key
@@ -46,18 +51,19 @@ class ArcfaceNet(nn.Module):
 
     images: float32 (B, 3, 112, 112) in [-1, 1]; labels: int64 (B,) in 0..num_classes-1.
     num_classes: None makes a network without a head, for evaluation and prediction.
-    s: the head's scale; None takes the backbone's own. m, easy_margin: see ArcMarginProduct.
+    s: the head's scale; None takes the backbone's own. m, easy_margin: see nets/head.py. head: a key of HEADS.
 
     `state_dict()` has the names of the published files: `arcface.<layer>...` and `head.weight`.
     """
 
-    def __init__(self, num_classes=None, backbone="mobilefacenet", s=None, m=0.5, easy_margin=False):
+    def __init__(self, num_classes=None, backbone="mobilefacenet", s=None, m=0.5, easy_margin=False, head="arcface"):
         super().__init__()
         self.backbone = backbone_name(backbone)
-        build, self.embedding_size, scale = BACKBONES[self.backbone]
-        self.arcface = build()
+        kind = BACKBONES[self.backbone]
+        self.embedding_size = kind.embedding_size
+        self.arcface = kind.build()
         if num_classes is not None:
-            self.head = ArcMarginProduct(self.embedding_size, num_classes, scale if s is None else s, m, easy_margin)
+            self.head = HEADS[head](kind.embedding_size, num_classes, kind.scale if s is None else s, m, easy_margin)
 
     def forward(self, images, labels=None):
         # In float32, so that embeddings are of length 1 to seven digits also under bf16 autocast.

@@ -1,4 +1,4 @@
-"""The ArcFace head: an additive angular margin on the target logit (Deng et al., CVPR 2019, arXiv 1801.07698)."""
+"""The heads: an angular margin on the target logit, and what training asks of a head beside its logits."""
 import math
 
 import torch
@@ -6,16 +6,16 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class ArcMarginProduct(nn.Module):
+class MarginHead(nn.Module):
     """Embeddings (B, in_features) and labels (B,) -> scaled logits (B, out_features), float32.
 
-    logits = s * cos(theta), except the target's, which is s * cos(theta + m) (equation 3 of the paper)
-    while theta + m <= pi. Beyond pi the cosine would rise again, so there it is s * (cos(theta) - m sin(m)),
-    as in the published code; with easy_margin the margin is dropped wherever cos(theta) <= 0.
+    logits = s * cos(theta) between the embedding and each identity's row of `weight`, except the target's, which is
+    s * margin(cos(theta)). A head is a class that defines `margin`; it is chosen by its name in nets/arcface.py.
 
     s: scale, the radius of the sphere; the smaller the embedding, the smaller s has to be (32 for 128
     dimensions, 64 for 512), because random cosines spread by 1/sqrt(in_features).
-    m: margin in radians, 0 <= m < pi.
+    m: margin, in radians where it is an angle, 0 <= m < pi.
+    easy_margin: no margin where cos(theta) <= 0.
     After a forward pass `target_cosine` (B, 1) holds the targets' cosines before the margin: what accuracy
     has to be judged on.
     """
@@ -29,6 +29,10 @@ class ArcMarginProduct(nn.Module):
         nn.init.xavier_uniform_(self.weight)
         self.target_cosine = None
 
+    def margin(self, cosine):
+        """The targets' cos(theta), float32 of any shape -> what stands in its place, differentiable."""
+        raise NotImplementedError
+
     def forward(self, embeddings, labels):
         """Raises ValueError for a label outside 0..out_features-1."""
         self.check_labels(labels)
@@ -41,16 +45,8 @@ class ArcMarginProduct(nn.Module):
             return (cosine * self.s).scatter_(1, labels[:, None], self.add_margin(target) * self.s)
 
     def add_margin(self, cosine):
-        """cos(theta) -> cos(theta + m), with the exact gradient cos(m) + sin(m) cos(theta) / sin(theta).
-
-        (1 - c)(1 + c) keeps the digits that 1 - c*c loses near theta = 0. The floor stops the gradient only
-        where float32 cannot tell theta from 0, and there keeps it finite.
-        """
-        sine = ((1 - cosine) * (1 + cosine)).clamp_min(1e-12).sqrt()
-        shifted = cosine * math.cos(self.m) - sine * math.sin(self.m)
-        if self.easy_margin:
-            return torch.where(cosine > 0, shifted, cosine)
-        return torch.where(cosine >= -math.cos(self.m), shifted, cosine - self.m * math.sin(self.m))
+        """`margin`, but with easy_margin only where cos(theta) > 0."""
+        return torch.where(cosine > 0, self.margin(cosine), cosine) if self.easy_margin else self.margin(cosine)
 
     def check_labels(self, labels):
         classes = len(self.weight)
@@ -66,13 +62,30 @@ class ArcMarginProduct(nn.Module):
     def expected_initial_loss(self):
         """The cross-entropy before anything is learned, when every cosine is N(0, 1/in_features).
 
-        log(C) for the guess, s^2 / 2d for the spread of the C exponentials, and the margin's share, about
-        s sin(m): 28.6 for s=32, d=128, C=10575. A loss of 44 at the start of iResNet-50 on CASIA is right.
+        log(C) for the guess, s^2 / 2d for the spread of the C exponentials, and the margin's share, taken at the mean
+        cosine of either side of a right angle. With ArcFace that share is about s sin(m): 28.6 in all for s=32,
+        d=128, C=10575. A loss of 44 at the start of iResNet-50 on CASIA is right.
         """
         classes, dimensions = self.weight.shape
-        spread = 1 / dimensions
-        shifted = -math.sin(self.m)
-        if self.easy_margin:  # only the half with cos(theta) > 0 is shifted
-            half = math.sqrt(spread / (2 * math.pi))
-            shifted = shifted / 2 + half * (math.cos(self.m) - 1)
-        return math.log(classes) + self.s ** 2 * spread / 2 - self.s * shifted
+        side = math.sqrt(2 / (math.pi * dimensions))
+        cosine = torch.tensor([side, -side])
+        shift = (self.add_margin(cosine) - cosine).mean().item()
+        return math.log(classes) + self.s ** 2 / (2 * dimensions) - self.s * shift
+
+
+class ArcMarginProduct(MarginHead):
+    """ArcFace: an additive angular margin (Deng et al., CVPR 2019, arXiv 1801.07698).
+
+    The target's logit is s * cos(theta + m) (equation 3) while theta + m <= pi. Beyond pi the cosine would rise
+    again, so there it is s * (cos(theta) - m sin(m)), as in the published code.
+    """
+
+    def margin(self, cosine):
+        """cos(theta) -> cos(theta + m), with the exact gradient cos(m) + sin(m) cos(theta) / sin(theta).
+
+        (1 - c)(1 + c) keeps the digits that 1 - c*c loses near theta = 0. The floor stops the gradient only
+        where float32 cannot tell theta from 0, and there keeps it finite.
+        """
+        sine = ((1 - cosine) * (1 + cosine)).clamp_min(1e-12).sqrt()
+        shifted = cosine * math.cos(self.m) - sine * math.sin(self.m)
+        return torch.where(cosine >= -math.cos(self.m), shifted, cosine - self.m * math.sin(self.m))

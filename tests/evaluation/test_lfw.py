@@ -190,7 +190,7 @@ def test_the_published_weights_reach_their_accuracy_on_two_folds(shared, publish
     lines = OFFICIAL.read_text(encoding="utf-8").splitlines()
     Path(tmp_path, "two.txt").write_text("\n".join(["2 300", *lines[1:1201]]), encoding="utf-8")
     pairs = read_pairs(tmp_path / "two.txt", shared / "lfw" / "images")
-    net = inference_copy(load_embedder("mobilefacenet", published_weights))
+    net = inference_copy(load_embedder(published_weights))
     progress = []
 
     def count(iterable, total):

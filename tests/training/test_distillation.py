@@ -10,7 +10,7 @@ from training_data import QUICK, only_run, weights, write_faces
 from nets.arcface import ArcfaceNet
 from utils.data.augmentation import KINDS, augment
 from utils.faces.images import normalise, preprocess
-from utils.training.distillation import Distillation, Weights, match_blocks
+from utils.training.distillation import Distillation, Weights, match_blocks, matched_stages, one_stage
 from utils.training.objective import LabelLoss, label_loss
 from utils.weights.checkpoint import load_embedder
 
@@ -26,7 +26,7 @@ def faces(shared):
 
 @pytest.fixture(scope="module")
 def teacher(published_weights):
-    return load_embedder("mobilefacenet", published_weights)
+    return load_embedder(published_weights)
 
 
 def settled(backbone, classes=None):
@@ -62,7 +62,7 @@ def test_equal_networks_are_matched_block_by_block_and_others_where_resolutions_
 def test_the_published_network_has_nothing_to_learn_from_itself(teacher, published_weights, faces):
     student = ArcfaceNet(3, "mobilefacenet").eval()
     student.arcface.load_state_dict(teacher.arcface.state_dict())
-    loss = Distillation(student, load_embedder("mobilefacenet", published_weights), Weights(0, 1, 1)).eval()
+    loss = Distillation(student, matched_stages(student, load_embedder(published_weights)), Weights(0, 1, 1)).eval()
     outcome = loss(normalise(faces), torch.zeros(8, dtype=torch.long))
     assert outcome.loss.item() == pytest.approx(0, abs=1e-5)
     assert outcome.correct.isnan().all()
@@ -75,7 +75,7 @@ def test_any_backbone_teaches_any_other_and_is_not_changed(student, other):
     net, source = settled(student, classes=3), settled(other)
     before = {name: value.clone() for name, value in source.state_dict().items()}
     names = net.state_dict().keys()
-    loss = Distillation(net, source, Weights(0.1, 1, 1)).train()
+    loss = Distillation(net, matched_stages(net, source), Weights(0.1, 1, 1)).train()
     learned = [*net.parameters(), *loss.maps.parameters()]
     optimizer = torch.optim.AdamW(learned, 1e-3)
     images, labels = torch.rand(3, 3, 112, 112) * 2 - 1, torch.tensor([0, 1, 2])
@@ -97,7 +97,7 @@ def test_any_backbone_teaches_any_other_and_is_not_changed(student, other):
 
 def test_stages_apart_send_no_gradient_below_themselves(teacher, faces):
     net = ArcfaceNet(3, "mobilefacenet")
-    loss = Distillation(net, teacher, Weights(0, 1, 0)).train()
+    loss = Distillation(net, matched_stages(net, teacher), Weights(0, 1, 0)).train()
     outputs = loss.stages_apart([normalise(faces), *loss.teach(normalise(faces))[:-1]])
     outputs[5].sum().backward()
     blocks = net.arcface.blocks()
@@ -110,14 +110,14 @@ def test_labels_and_teacher_add_up(teacher, faces):
     images = normalise(faces)
     alone = LabelLoss(net)(images, labels).loss
     from_teacher = (1 - F.cosine_similarity(net(images), teacher(images))).mean()
-    both = Distillation(net, teacher, Weights(0.25, 2, 0)).eval()
+    both = Distillation(net, one_stage(net, teacher), Weights(0.25, 2, 0)).eval()
     torch.testing.assert_close(both(images, labels).loss, 0.25 * alone + 2 * from_teacher)
     torch.testing.assert_close(both.evaluate(net, images, labels).loss, 0.25 * alone + 2 * from_teacher)
 
 
 def test_where_hints_alone_are_learned_the_embedding_is_validated(teacher, faces):
     net, images, labels = settled("mobilefacenet", 4), normalise(faces), torch.arange(8) % 4
-    losses = [Distillation(net, teacher, weights).evaluate(net, images, labels).loss.item()
+    losses = [Distillation(net, one_stage(net, teacher), weights).evaluate(net, images, labels).loss.item()
               for weights in (Weights(0, 1, 0), Weights(0, 0, 1))]
     cosine = F.cosine_similarity(net.arcface(images), teacher.arcface(images))
     assert losses == pytest.approx([(1 - cosine).mean().item()] * 2, abs=1e-5)
@@ -172,7 +172,7 @@ def test_a_student_run_writes_weights_without_the_head_that_learned_nothing(
     row, = csv.DictReader(run.joinpath("log.csv").open(encoding="utf-8"))
     assert row["train_accuracy"] == row["val_accuracy"] == "" and 0 < float(row["val_loss"]) < 2
     assert not any(name.startswith("head.") for name in weights(run))
-    load_embedder("mobilefacenet", run / "best.pth")
+    load_embedder(run / "best.pth")
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nets.arcface import ArcfaceNet
+from nets.arcface import BACKBONES, ArcfaceNet
 from utils.training.optimizer import decay_groups, make_optimizer
 from utils.training.schedule import LIMITS, LearningRate, Margin, scale_learning_rate
 
@@ -139,7 +139,7 @@ def test_scaled_rates_are_always_in_order_and_within_the_limits(init_lr, ratio, 
 def named_groups(net):
     """-> the three sets of names: body, head, no decay; and the groups themselves."""
     names = {parameter: name for name, parameter in net.named_parameters()}
-    groups = decay_groups(net.named_parameters(), 5e-4, 1e-3)
+    groups = decay_groups(net.named_parameters(), BACKBONES[net.backbone].embedding_layer, 5e-4, 1e-3)
     return [{names[p] for p in group["params"]} for group in groups], groups
 
 
@@ -178,7 +178,7 @@ def test_frozen_weights_are_in_no_group():
 
 def optimizer_settings(**changes):
     return SimpleNamespace(**{"optimizer_type": "sgd", "weight_decay": 0.5, "head_weight_decay": None,
-                              "momentum": 0.9, "teacher": "", "fp16": False} | changes)
+                              "momentum": 0.9, "backbone": "mobilefacenet", "teacher": "", "fp16": False} | changes)
 
 
 @pytest.mark.parametrize(("optimizer_type", "kind"), [

@@ -122,6 +122,7 @@ def test_a_damaged_picture_is_named_by_the_training_loader(tmp_path, content):
     ([(0.5, math.nan), (0.3, math.nan), (0.4, math.nan)], 2),         # then the validation loss
     ([(math.nan, math.nan)] * 3, 3),                                  # the training loss of other epochs says nothing
     ([(0.5, 0.7), (0.4, math.nan)], 1),
+    ([(0.5, math.nan), (-math.inf, math.nan), (0.4, math.nan), (math.inf, math.nan)], 3),
 ])
 def test_the_best_weights_are_those_of_the_best_figure_that_was_measured(tmp_path, rows, best):
     run = Run(tmp_path)
@@ -178,7 +179,16 @@ def test_the_start_is_described(trained):
     text = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8")
     assert "expected initial loss of the labels: 23.2" in text
     assert "weight decay 0 on BatchNorm, PReLU and biases" in text
-    assert "effective_lr  0.025" in text and "learning rate: 0.025" in text
+    assert "learning rate: 0.025" in text
+    assert len(text[:text.index("epoch 1/4")].splitlines()) <= 30, "what comes before the first batch fits a screen"
+
+
+def test_the_end_names_the_best_epoch_and_what_to_do_with_it(trained):
+    *_, best, evaluate, predict = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8").splitlines()
+    row = json.loads((trained / "best.json").read_text(encoding="utf-8"))["training"]
+    assert f"best.pth is of epoch {row['epoch']}: " in best and f"val_loss {row['val_loss']:.5g}" in best
+    assert evaluate.split() == ["python", "eval_LFW.py", "--model-path", str(trained)]
+    assert predict.split() == ["python", "predict.py", "A.jpg", "B.jpg", "--model-path", str(trained)]
 
 
 def test_weights_are_a_bare_state_dict_of_the_published_names(trained):

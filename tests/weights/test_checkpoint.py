@@ -8,7 +8,7 @@ import torch
 from arcface import Arcface
 from nets.arcface import ArcfaceNet
 from utils.machine.errors import UserError
-from utils.weights.checkpoint import read_weights
+from utils.weights.checkpoint import read_backbone_name, read_weights
 
 
 def test_missing_weights_are_a_user_error_that_names_the_file(tmp_path):
@@ -17,17 +17,40 @@ def test_missing_weights_are_a_user_error_that_names_the_file(tmp_path):
             Arcface(model_path=path)
 
 
-def test_weights_of_another_backbone_are_a_user_error_that_suggests_it(tmp_path):
-    path = tmp_path / "eighteen.pth"
+@pytest.fixture
+def eighteen(tmp_path):
+    """A weight file of iresnet18."""
     with torch.device("meta"):
         names = ArcfaceNet(backbone="iresnet18").state_dict()
-    torch.save({name: torch.zeros(()).expand(value.shape) for name, value in names.items()}, path)  # few bytes on disk
+    torch.save({name: torch.ones((), dtype=value.dtype).expand(value.shape) for name, value in names.items()},
+               tmp_path / "eighteen.pth")  # few bytes on disk
+    return tmp_path / "eighteen.pth"
+
+
+def test_weights_of_another_backbone_are_a_user_error_that_suggests_it(eighteen):
+    path = eighteen
     with pytest.raises(UserError) as caught:
-        Arcface(model_path=path, cuda=False)
+        Arcface(model_path=path, backbone="mobilefacenet", cuda=False)
     message = str(caught.value)
     assert str(path) in message and "--backbone iresnet18" in message and "\n" not in message
     assert "missing" in message and "unexpected" in message
     assert Arcface(model_path=path, backbone="iresnet18", cuda=False).net.backbone == "iresnet18"
+
+
+def test_the_backbone_is_told_from_the_names_and_shapes_in_the_file(eighteen, tmp_path):
+    assert Arcface(model_path=eighteen, cuda=False).backbone == read_backbone_name(eighteen) == "iresnet18"
+    state = read_weights(eighteen)
+    state["arcface.fc.weight"] = torch.zeros(256, 25088)
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=r"none of the backbones .*18.* \[256, 25088\] instead of \[512, 25088\]"):
+        read_backbone_name(tmp_path / "odd.pth")
+
+
+def test_the_folder_of_a_run_stands_for_its_best_weights(eighteen, tmp_path):
+    with pytest.raises(UserError, match=r"holds no best\.pth"):
+        Arcface(model_path=tmp_path, cuda=False)
+    eighteen.rename(tmp_path / "best.pth")
+    assert Arcface(model_path=tmp_path, cuda=False).model_path == tmp_path / "best.pth"
 
 
 def test_missing_unexpected_and_mis_shaped_names_are_listed(published_weights, tmp_path):

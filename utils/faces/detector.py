@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from utils.faces.images import open_image
 from utils.machine.download import download
 from utils.machine.errors import UserError
+from utils.machine.files import locate
 
 INSTALL = 'pip install "opencv-python-headless>=5"'
 MODEL_PATH = "model_data/face_detection_yunet_2026may.onnx"
@@ -68,6 +69,7 @@ class FaceDetector:
             raise UserError(f"no face detection without OpenCV 5 ({' '.join(str(error).split())}): {INSTALL}") from None
         if int(release.partition(".")[0]) < 5:
             raise UserError(f"no face detection with OpenCV {release}, it needs 5: {INSTALL}")
+        model_path = locate(model_path)
         download(MODEL_URL, model_path, MODEL_SHA256)
         self.model_path, self.cv2 = str(model_path), cv2
         self.per_thread, self.lock = threading.local(), threading.Lock()  # a FaceDetectorYN has one caller at a time

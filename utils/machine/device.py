@@ -7,6 +7,8 @@ import torch
 
 from utils.machine.errors import UserError
 
+DEVICES = "where to compute: auto (CUDA where there is one), cpu, cuda or cuda:N"  # the help of every --device
+
 
 def choose_device(name):
     """"auto", "cpu", "cuda" or "cuda:N" -> torch.device; auto is CUDA when there is one and the CPU otherwise.

@@ -3,19 +3,21 @@ import time
 
 import torch
 
+from nets.arcface import BACKBONES
 from utils.training.engine import enter_training_mode
 
-# Where it pays on a CPU, and from how many training pictures on: on 2 cores of Zen 4 it takes up to 50 s, MobileFaceNet
-# then goes from 47 to 70 img/s (in bfloat16 from 58 to 127) and iResNet-50 in bfloat16 from 9.7 to 10.5, but MobileNet
-# from 37 to 34 (58 to 56). Other iResNets are taken to be like the 50. Not measured on CUDA: there it is a choice.
-PAYS = {"mobilefacenet", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200"}
+# Training pictures from which on it pays on a CPU, for a backbone that it speeds up: on 2 cores of Zen 4 it takes up to
+# 50 s, MobileFaceNet then goes from 47 to 70 img/s (in bfloat16 from 58 to 127) and iResNet-50 in bfloat16 from 9.7 to
+# 10.5, but MobileNet from 37 to 34 (58 to 56). Other iResNets are taken to be like the 50. Not measured on CUDA: there
+# it is a choice.
 PAYS_FROM = 10_000
 
 
 def compile_if_wanted(training, settings, pictures, images, labels):
     """Compile where --compile says so, or without it where that pays for so many training pictures. -> one sentence."""
     if settings.compile is None:
-        settings.compile = training.device.type == "cpu" and settings.backbone in PAYS and pictures >= PAYS_FROM
+        settings.compile = (training.device.type == "cpu" and BACKBONES[settings.backbone].compile_pays
+                            and pictures >= PAYS_FROM)
     if settings.compile:
         return compile_networks(training, images, labels)
     return "torch.compile: no (--compile turns it on)"

@@ -3,7 +3,8 @@
 The student sees the same augmented picture as the teacher, which is patient (Beyer et al., CVPR 2022,
 arXiv 2106.05237). Hints (FitNets, Romero et al. 2015, arXiv 1412.6550) compare the features within: both networks
 are cut into stages that end at the same resolution. In the first epochs the stages may learn apart: each from the
-teacher's own features before it, so that no stage waits for the ones below it.
+teacher's own features before it, so that no stage waits for the ones below it. Without hints the networks are one
+stage each, and any backbone will do; with them both need `blocks()`.
 """
 from functools import partial
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.evaluation.embedding import fold_batch_norm
+from utils.machine.errors import UserError
 from utils.training.objective import Outcome, label_loss
 
 
@@ -23,32 +25,52 @@ class Weights(NamedTuple):
     hint: float       # mean over the stages of |student - teacher|^2 / |teacher|^2
 
 
+class Stages(NamedTuple):
+    """Two networks cut at the same places."""
+    student: list  # modules that make the backbone, one after the other
+    teacher: list  # as many
+    widths: list   # at the end of each: (channels of the student, channels of the teacher)
+
+
+def one_stage(net, teacher):
+    """Two ArcfaceNets of any backbones -> Stages that compare nothing but their embeddings."""
+    return Stages([net.arcface], [teacher.arcface], [(net.embedding_size, teacher.embedding_size)])
+
+
+def matched_stages(net, teacher):
+    """Two ArcfaceNets -> Stages, see match_blocks. Raises UserError for a backbone that does not tell its blocks."""
+    for one in (net, teacher):
+        if not hasattr(one.arcface, "blocks"):
+            raise UserError(f"{one.backbone} has no blocks(), which hints compare: leave out --hint-weight and "
+                            "--hint-epochs to learn from embeddings alone")
+    blocks, teacher_blocks = net.arcface.blocks(), teacher.arcface.blocks()
+    shapes, teacher_shapes = block_shapes(net, blocks), block_shapes(teacher, teacher_blocks)
+    ends = match_blocks(shapes, teacher_shapes)
+    return Stages(cut(blocks, [end for end, _ in ends]), cut(teacher_blocks, [end for _, end in ends]),
+                  [(shapes[end][0], teacher_shapes[teacher_end][0]) for end, teacher_end in ends])
+
+
 class Distillation(nn.Module):
     """`loss(images, labels, share)` -> Outcome, like LabelLoss.
 
-    net, teacher: ArcfaceNets on one device, of any two backbones; the teacher is frozen, and folded as for inference.
+    net: the student, an ArcfaceNet. stages: of it and its teacher, on one device; the teacher's are frozen, and folded
+    as for inference.
     `apart`: while true, and in training mode, the loss is the hints' alone and each stage is fed by the teacher.
     `maps`: linear maps between features of different widths, learned too; they are no part of the network.
     """
 
-    def __init__(self, net, teacher, weights):
+    def __init__(self, net, stages, weights):
         super().__init__()
         self.net, self.weights, self.apart = net, weights, False
-        blocks, teacher_blocks = net.arcface.blocks(), teacher.arcface.eval().requires_grad_(False).blocks()
-        shapes, teacher_shapes = block_shapes(net, blocks), block_shapes(teacher, teacher_blocks)
-        ends = match_blocks(shapes, teacher_shapes)
-        widths = [(shapes[end][0], teacher_shapes[teacher_end][0]) for end, teacher_end in ends]
-        stages = cut(blocks, [end for end, _ in ends])
         pointwise = partial(nn.Conv2d, kernel_size=1)
-        entries = [nn.Identity(), *(linear_map(theirs, ours, pointwise) for ours, theirs in widths[:-1])]
-        self.exits = nn.ModuleList([*(linear_map(*pair, pointwise) for pair in widths[:-1]),
-                                    linear_map(*widths[-1], nn.Linear)])
+        entries = [nn.Identity(), *(linear_map(theirs, ours, pointwise) for ours, theirs in stages.widths[:-1])]
+        self.exits = nn.ModuleList([*(linear_map(*pair, pointwise) for pair in stages.widths[:-1]),
+                                    linear_map(*stages.widths[-1], nn.Linear)])
         self.maps = nn.ModuleList([*entries, *self.exits]).to(next(net.parameters()).device)
-        self.student = Chain(stages)
-        self.stages_apart = Apart([nn.Sequential(entry, stage) for entry, stage in zip(entries, stages)])
-        teacher_stages = [fold_batch_norm(stage) for stage in cut(teacher_blocks, [end for _, end in ends])]
+        self.student = Chain(stages.student)
+        self.stages_apart = Apart([nn.Sequential(entry, stage) for entry, stage in zip(entries, stages.student)])
         # In a tuple, so that it is no submodule: never in training mode, not among the parameters.
-        self.teacher = (Chain(teacher_stages).eval(),)
+        self.teacher = (Chain([fold_batch_norm(stage) for stage in stages.teacher]).eval().requires_grad_(False),)
 
     def compiled_modules(self):
         return [*self.teacher, self.student, self.stages_apart]

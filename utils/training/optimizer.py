@@ -1,20 +1,21 @@
 """The optimizer, and which parameters decay."""
 import torch
 
-# The head and the layer that makes the embedding: mobilefacenet's, mobilenet's, iresnet's.
-HEAD = ("head.", "arcface.features.", "arcface.linear.", "arcface.fc.")
+from nets.arcface import BACKBONES
 
 
-def decay_groups(named_parameters, weight_decay, head_weight_decay):
+def decay_groups(named_parameters, embedding_layer, weight_decay, head_weight_decay):
     """-> three parameter groups: the head and the embedding layer, the other matrices, and what does not decay.
 
-    BatchNorm, PReLU and biases do not.
+    named_parameters: of an ArcfaceNet, whose backbone has a layer of the name `embedding_layer`, and more.
+    BatchNorm, PReLU and biases do not decay.
     A decayed PReLU drifts towards ReLU and a decayed BatchNorm scale only fights the next layer's
     (MobileFaceNet's authors and He et al. 2018, arXiv 1812.01187, both leave them out).
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    head = [p for name, p in trained if p.ndim >= 2 and name.startswith(HEAD)]
-    body = [p for name, p in trained if p.ndim >= 2 and not name.startswith(HEAD)]
+    of_head = "head.", f"arcface.{embedding_layer}."
+    head = [p for name, p in trained if p.ndim >= 2 and name.startswith(of_head)]
+    body = [p for name, p in trained if p.ndim >= 2 and not name.startswith(of_head)]
     rest = [p for _, p in trained if p.ndim < 2]
     return [{"params": body, "weight_decay": weight_decay},
             {"params": head, "weight_decay": head_weight_decay},
@@ -24,7 +25,8 @@ def decay_groups(named_parameters, weight_decay, head_weight_decay):
 def make_optimizer(named_parameters, settings, learning_rate):
     """"sgd" (Nesterov), "adam" or "adamw", as settings.optimizer_type says; momentum is also Adam's first beta."""
     on_head = settings.weight_decay if settings.head_weight_decay is None else settings.head_weight_decay
-    groups = decay_groups(named_parameters, settings.weight_decay, on_head)
+    layer = BACKBONES[settings.backbone].embedding_layer
+    groups = decay_groups(named_parameters, layer, settings.weight_decay, on_head)
     if settings.optimizer_type == "sgd":
         # Fused SGD fails on parameters whose gradients begin later than the others', as the head's may with a teacher,
         # and a first step that overflows fp16 leaves it momentum that was never written.

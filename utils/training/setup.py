@@ -3,9 +3,10 @@ import torch
 
 from nets.arcface import ArcfaceNet
 from utils.machine import distributed
+from utils.machine.files import locate
 from utils.machine.interrupt import StopRequest
 from utils.training.average import average_weights
-from utils.training.distillation import Distillation, Weights
+from utils.training.distillation import Distillation, Weights, matched_stages, one_stage
 from utils.training.engine import Training
 from utils.training.objective import LabelLoss
 from utils.training.optimizer import make_optimizer
@@ -16,7 +17,7 @@ from utils.weights import checkpoint
 def make_net(settings, num_classes, device):
     """-> a network with random weights."""
     torch.manual_seed(settings.seed)
-    net = ArcfaceNet(num_classes, settings.backbone, settings.s, settings.m, settings.easy_margin)
+    net = ArcfaceNet(num_classes, settings.backbone, settings.s, settings.m, settings.easy_margin, settings.head)
     if settings.sync_bn and device.type == "cuda" and distributed.world_size() > 1:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
     torch.manual_seed(settings.seed + distributed.rank())  # from here on each process has dropout of its own
@@ -28,16 +29,17 @@ def load_weights(net, settings):
     if settings.model_path:
         print(checkpoint.load_for_training(net, settings.model_path))
     elif settings.pretrained:
-        print(checkpoint.load_pretrained_backbone(net, f"model_data/{settings.backbone}_backbone_weights.pth"))
+        print(checkpoint.load_pretrained_backbone(net, locate(f"model_data/{settings.backbone}_backbone_weights.pth")))
 
 
 def make_objective(net, settings, device):
     """-> the loss to train on: the labels', or that of a student of --teacher."""
     if not settings.teacher:
         return LabelLoss(net)
-    backbone = settings.teacher_backbone or checkpoint.read_backbone_name(settings.teacher)
-    teacher = checkpoint.load_embedder(backbone, settings.teacher).to(device, memory_format=memory_format(settings))
-    return Distillation(net, teacher, Weights(settings.label_weight, settings.distill_weight, settings.hint_weight))
+    teacher = checkpoint.load_embedder(settings.teacher, settings.teacher_backbone)
+    teacher = teacher.to(device, memory_format=memory_format(settings))
+    stages = (matched_stages if settings.hint_weight or settings.hint_epochs else one_stage)(net, teacher)
+    return Distillation(net, stages, Weights(settings.label_weight, settings.distill_weight, settings.hint_weight))
 
 
 def memory_format(settings):
