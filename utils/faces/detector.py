@@ -36,13 +36,12 @@ VIEW, MARGIN = 320, 1.25
 MIRRORED = [1, 0, 2, 4, 3]  # the place of each landmark in the mirror
 
 # YuNet also finds a face that lies on its side or upside down, as if it stood upright: with scrambled landmarks, and
-# a score that is lower than the upright one's (0.75 and 0.83 where upright it is 0.93, medians of LFW). So where no face
-# scores UPRIGHT_SCORE the turns are looked at, 4% of upright LFW; and one is taken that scores TURN_GAIN more and
-# LEAST_TURNED. Of 2,320 photographs of LFW 99.8% are turned right from each of the three other turns and none is turned
-# that was upright; nor one of 900 blurred, dark, tiny or with sunglasses, but 1 of 142 masked faces is.
+# a score that is lower than the upright one's (0.75 and 0.83 where upright it is 0.93, medians of LFW). Where no face
+# scores UPRIGHT_SCORE, as in 4% of upright LFW, the turns are looked at; one counts that scores TURN_GAIN more, and
+# LEAST_TURNED. Of 2,320 photographs of LFW 99.8% are turned right from each other turn, and none that was upright
+# is turned; nor is one of 900 that were blurred, dark, tiny or with sunglasses, but 1 of 142 masked faces is.
 UPRIGHT_SCORE, TURN_GAIN, LEAST_TURNED = 0.91, 0.025, 0.75
 TURNS = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_90}  # clockwise
-
 
 # Of 203 crops of faces in which the networks see little (utils/faces/blank.py) the least scores 0.61, as it is or twice
 # as large; of 600 drawn pictures without a face 99% score less than this.
