@@ -25,14 +25,15 @@ from utils.drawing.pictures import draw_mistakes
 from utils.drawing.plots import plot_roc
 from utils.evaluation import lfw
 from utils.evaluation.download_lfw import FOLDERS, align_lfw, fetch_lfw
-from utils.evaluation.embedding import inference_copy
+from utils.evaluation.embedding import UselessEmbeddings, inference_copy
+from utils.evaluation.impostors import count_distances, count_impostors, impostor_curve
 from utils.evaluation.metrics import can_measure_far
 from utils.evaluation.thresholds import measure_thresholds, save_thresholds
 from utils.evaluation.verification_file import read_verification_file
 from utils.faces.detector import FaceDetector
 from utils.faces.images import check_input_shape, preprocess
 from utils.machine.device import DEVICES, choose_device, describe_device, keep_freed_memory
-from utils.machine.errors import SettingsParser, script
+from utils.machine.errors import SettingsParser, UserError, script
 from utils.machine.files import atomic_write, locate, write_text
 from utils.weights.checkpoint import find_weights, load_embedder
 from utils.weights.published import published_weights
@@ -109,14 +110,25 @@ def print_figures(figures, seconds, pairs):
     print(f"{pictures} pictures in {seconds:.1f} s ({pictures / seconds:.0f} images/s)")
 
 
-def describe_measurement(figures, thresholds, benchmark, aligned, settings):
-    """What --save-threshold keeps: the thresholds, and how they were measured."""
+def measure_impostors(embeddings, distances, pairs):
+    """-> the impostor curve of all pairs of two people where people are known, else of the benchmark's; or None."""
+    if all(isinstance(path, Path) for path in pairs.paths):
+        of = "all pictures of two people"
+        counts = count_impostors(embeddings, [path.parent.name for path in pairs.paths])
+    else:
+        of, counts = "the benchmark's impostor pairs", count_distances(distances[~pairs.genuine])
+    curve = impostor_curve(counts)
+    return curve and {"of": of} | curve
+
+
+def describe_measurement(figures, thresholds, impostors, benchmark, aligned, settings):
+    """What --save-threshold keeps: the thresholds, the impostor curve, and how they were measured."""
     return {"backbone": settings.backbone, "input_shape": settings.input_shape,
             "letterbox_image": settings.letterbox_image, "flip": settings.flip, "bf16": settings.bf16,
             "benchmark": benchmark, "aligned": aligned, "pairs": figures.pairs,
             "accuracy": figures.accuracy, "accuracy_std": figures.accuracy_std,
             "val": figures.val, "val_std": figures.val_std, "far": figures.far, "auc": figures.auc, "eer": figures.eer,
-            "thresholds": thresholds}
+            "thresholds": thresholds, "impostors": impostors}
 
 
 def save_mistakes(pairs, distances, threshold, settings, crop, most=12):
@@ -159,7 +171,13 @@ def main():
         print(f"{settings.bin or settings.lfw_dir} {lfw.UNALIGNED}; --align aligns them")
 
     start = time.perf_counter()
-    figures, distances = lfw.evaluate(net, pairs, settings, partial(tqdm, desc=pairs.name, disable=None), crop)
+    try:
+        embeddings = lfw.embed_pairs(net, pairs, settings, partial(tqdm, desc=pairs.name, disable=None), crop)
+    except UselessEmbeddings as error:
+        raise UserError(f"{settings.model_path}: {error}") from None
+    figures, distances = lfw.measure(embeddings, pairs, settings.far)
+    if not can_measure_far(pairs.genuine, settings.far):
+        figures = figures._replace(val=None, val_std=None, far=None, far_threshold=None)
     print_figures(figures, time.perf_counter() - start, pairs)
     if crop:
         print(f"aligned; {len(crop.without_face)} pictures without a face, cropped where LFW's faces usually are")
@@ -171,7 +189,7 @@ def main():
     print(f"ROC: {settings.png_save_path}")
     if settings.save_threshold:
         path = save_thresholds(settings.model_path, describe_measurement(
-            figures, thresholds, pairs.name, aligned, settings))
+            figures, thresholds, measure_impostors(embeddings, distances, pairs), pairs.name, aligned, settings))
         print(f"Thresholds: {path}")
     if settings.json:
         written = {"benchmark": pairs.name} | figures._asdict() | {"aligned": aligned, "settings": vars(settings)}

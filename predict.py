@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from arcface import Arcface
 from utils.drawing.pictures import show
-from utils.evaluation.thresholds import OPERATING_POINTS
+from utils.evaluation.thresholds import OPERATING_POINTS, WORDS
 from utils.machine.device import DEVICES, describe_device, keep_freed_memory
 from utils.machine.errors import SettingsParser, UserError, script
 from utils.machine.files import REPOSITORY, atomic_write
@@ -52,9 +52,11 @@ def parse_settings():
                         help="--no-cuda is another word for --device cpu")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
     parser.add_argument("--threshold", type=float, default=defaults["threshold"],
-                        help="one person below this distance; None: the one of --operating-point")
+                        help="one person below this distance (default: that of --operating-point)")
     parser.add_argument("--operating-point", choices=OPERATING_POINTS, default=defaults["operating_point"],
-                        help="which of the thresholds that eval_LFW.py --save-threshold measured for the weights")
+                        help="which of the thresholds that eval_LFW.py --save-threshold measured for the weights; with "
+                        "--gallery far-X is the share of strangers who may be named (default: best-accuracy, with "
+                        "--gallery far-0.01, and \"not sure\" between the clear cases)")
     parser.add_argument("--gallery", metavar="DIR", help="find one picture among the people in this folder")
     parser.add_argument("--top", type=int, default=5, help="how many people to name, with --gallery")
     parser.add_argument("--save", metavar="FILE.png", help="write the pictures side by side with the verdict")
@@ -68,6 +70,9 @@ def parse_settings():
     settings.images += images
     if settings.gallery and len(settings.images) != 1:
         parser.error(f"give one picture to find in --gallery {settings.gallery}, not {len(settings.images)}")
+    if settings.gallery and settings.operating_point == "best-accuracy" and settings.threshold is None:
+        parser.error("--operating-point best-accuracy is for two pictures and would name most strangers: with "
+                     "--gallery leave it out, or give far-0.01 or far-0.001")
     if not settings.gallery and len(settings.images) not in (0, 2):
         parser.error(f"give two pictures, or none to be asked for them, not {len(settings.images)}")
     if settings.export and settings.bf16:
@@ -90,7 +95,9 @@ def compare(arcface, image_1, image_2, settings):
     match = arcface.verify(image_1, image_2)
     say_turned(arcface, image_1, image_2)
     print(f"Distance: {match.distance:.3f}  Similarity: {match.similarity:.3f}")
-    verdict = "same person" if match.same else "different people"
+    verdict = WORDS[match.verdict]
+    if match.verdict == "not sure":
+        verdict += f": one person by this threshold, not below {match.unsure[0]:.3f} = FAR 0.001"
     print(f"Verdict: {verdict} (threshold {match.threshold:.3f} {arcface.threshold_meaning})")
     if settings.save or settings.show:
         save_and_show(arcface.draw(image_1, image_2, match), settings)
@@ -121,19 +128,18 @@ def identify(arcface, image, settings):
         print(f"skipped: {reason}")
     if gallery.note:
         print(gallery.note)
-    print(f"{settings.gallery}: {len(set(gallery.people))} people, {len(gallery.paths)} pictures, "
-        f"{gallery.embedded} of them embedded now")
-    candidates = arcface.identify(image, gallery, settings.top)
+    print(f"{settings.gallery}: {len(gallery.people)} people, {len(gallery.paths)} pictures, "
+          f"{gallery.embedded} of them embedded now")
+    candidates, meaning = arcface.identify(image, gallery, settings.top), arcface.gallery_threshold(gallery).meaning
     print("    distance  similarity  verdict           person (nearest picture)")
     for place, candidate in enumerate(candidates, 1):
-        verdict = "same person" if candidate.same else "different people"
-        print(f"{place:2}  {candidate.distance:8.3f}  {candidate.similarity:10.3f}  {verdict:16}  "
-            f"{candidate.name} ({candidate.picture.relative_to(gallery.folder)})")
+        print(f"{place:2}  {candidate.distance:8.3f}  {candidate.similarity:10.3f}  {WORDS[candidate.verdict]:16}  "
+              f"{candidate.name} ({candidate.picture.relative_to(gallery.folder)})")
     best = candidates[0]
-    print(f"Verdict: {best.name if best.same else 'nobody in the gallery'} "
-        f"(threshold {best.threshold:.3f} {arcface.threshold_meaning})")
+    verdict = {"same": best.name, "not sure": f"not sure: perhaps {best.name}", "different": "nobody in the gallery"}
+    print(f"Verdict: {verdict[best.verdict]} (threshold {best.threshold:.3f} {meaning})")
     if settings.save or settings.show:
-        save_and_show(arcface.draw_candidates(image, candidates), settings)
+        save_and_show(arcface.draw_candidates(image, candidates, meaning), settings)
 
 
 def path_typed(text):

@@ -5,8 +5,11 @@ import sys
 from PIL import Image, ImageDraw
 
 from utils.drawing.fonts import fit_font, shorten
+from utils.evaluation.thresholds import WORDS
 
 INK, PAPER, GREEN, RED, GREY, LIME = "#222222", "#ffffff", "#1a7f37", "#c62828", "#777777", "#30e060"
+AMBER = "#b26a00"
+COLOURS = {"same": GREEN, "not sure": AMBER, "different": RED}
 
 
 def tile(image, size, frame=None):
@@ -32,7 +35,7 @@ def draw_comparison(images, match, meaning="", photographs=(None, None)):
     size, gap, foot = 336, 16, 84
     columns = [max(size, photograph.width if photograph else 0) for photograph in photographs]
     above = max(photograph.height + gap if photograph else 0 for photograph in photographs)
-    colour = GREEN if match.same else RED
+    colour = COLOURS[match.verdict]
     canvas = Image.new("RGB", (sum(columns) + 3 * gap, above + size + gap + foot), PAPER)
     left = gap
     for image, photograph, column in zip(images, photographs, columns):
@@ -44,9 +47,10 @@ def draw_comparison(images, match, meaning="", photographs=(None, None)):
             write(canvas, (middle, above // 2), "taken as an aligned crop", 16, GREY)
         left += column + gap
     middle, foot = canvas.width // 2, above + size + gap
-    write(canvas, (middle, foot + 30), "Same person" if match.same else "Different people", 26, colour)
+    write(canvas, (middle, foot + 30), WORDS[match.verdict].capitalize(), 26, colour)
     sign = "<" if match.same else "≥"
-    figures = f"Distance {match.distance:.3f}  {sign}  threshold {match.threshold:.3f} {meaning}"
+    sure = f"{match.unsure[0]:.3f}  ≤  " if match.verdict == "not sure" else ""
+    figures = f"{sure}Distance {match.distance:.3f}  {sign}  threshold {match.threshold:.3f} {meaning}"
     write(canvas, (middle, foot + 62), figures, 16)
     return canvas
 
@@ -62,12 +66,12 @@ def draw_candidates(query, candidates, meaning, columns=5):
     write(canvas, (gap + size // 2, gap + size + 16), "Who is this?", 16)
     for place, (image, candidate) in enumerate(candidates):
         x, y = left + place % columns * (size + gap), gap + place // columns * row
-        colour = GREEN if candidate.same else RED
+        colour = COLOURS[candidate.verdict]
         canvas.paste(tile(image, size, colour), (x, y))
         middle = x + size // 2
         write(canvas, (middle, y + size + 16), candidate.name, 16, width=size)
         write(canvas, (middle, y + size + 38), f"{candidate.distance:.3f}", 15, GREY)
-        write(canvas, (middle, y + size + 57), "same person" if candidate.same else "different people", 14, colour)
+        write(canvas, (middle, y + size + 57), WORDS[candidate.verdict], 14, colour)
     threshold = f"Threshold {candidates[0][1].threshold:.3f} {meaning}"
     write(canvas, (gap, canvas.height - foot // 2), threshold, 14, GREY, "lm")
     return canvas
