@@ -125,12 +125,8 @@ class FaceDetector:
 
     def shows_face(self, crop):
         """Whether an RGB PIL image that is taken for an aligned crop shows a face at all."""
-        for longest in CROP_SIDES:
-            scale = longest / max(crop.size)
-            view = crop.resize([max(1, round(side * scale)) for side in crop.size], Image.Resampling.BICUBIC)
-            if (run(self.networks()[1], view)[:, 14] >= CROP_SCORE).any():
-                return True
-        return False
+        views = (crop.resize((side, side), Image.Resampling.BICUBIC) for side in CROP_SIDES)
+        return any((run(self.networks()[1], view)[:, 14] >= CROP_SCORE).any() for view in views)
 
     def refine(self, image, face):
         """An RGB PIL image and a Face in it -> the Face with more exact landmarks."""
