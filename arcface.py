@@ -7,13 +7,12 @@
     arcface.embed(["img/1_001.jpg", "img/2_001.jpg"])        # float32 (2, 128), of length 1
     arcface.identify("img/1_001.jpg", "people/")[0].name     # whose picture is nearest, of a folder per person
 
-A picture is a path, a PIL image or a uint8 array (H, W, 3): a photograph, whose largest face is found and aligned where
-OpenCV is installed, or a face that is aligned to the 112x112 template already.
+A picture is a path, a PIL image or a uint8 array (H, W, 3): a photograph, whose largest face is found and aligned with
+OpenCV, or a face that is aligned to the 112x112 template already.
 """
 import numbers
 import os
 import time
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,10 +23,11 @@ import numpy as np
 
 from utils.drawing.photograph import draw_faces
 from utils.drawing.pictures import draw_candidates, draw_comparison
-from utils.evaluation.embedding import UselessEmbeddings, embed, inference_copy, try_out
+from utils.evaluation.embedding import UselessEmbeddings, embed, inference_copy
 from utils.evaluation.gallery import Gallery, nearest_people, open_gallery
 from utils.evaluation.thresholds import choose_gallery_threshold, choose_threshold, judge
-from utils.faces.face_crop import FaceCrop, detector_installed
+from utils.faces.blank import blank_pictures, near_blank
+from utils.faces.face_crop import FaceCrop, faces_of_two
 from utils.faces.images import check_input_shape, preprocess
 from utils.machine.device import choose_device, describe_device
 from utils.machine.download import hash_file
@@ -78,7 +78,7 @@ class Arcface:
         "cuda": True,                   # False: the CPU, whatever `device` says
         "bf16": False,                  # run in bfloat16: faster where the machine has instructions for it
         "align": "auto",                # True, False, or "auto": find the face in what is larger than an aligned crop
-        "face": 1,                      # which face of a photograph: 1 is the largest
+        "face": 1,                      # which face of a photograph: 1 is the largest; (1, 2): of each of two pictures
         "threshold": None,              # on the distance; None: the one of operating_point
         # best-accuracy, far-0.01 or far-0.001, as measured by eval_LFW.py --save-threshold, and nothing between "same"
         # and "different"; for a gallery the last two are the share of strangers who may be named. None: best accuracy,
@@ -86,8 +86,8 @@ class Arcface:
         "operating_point": None,
     }
     _types = {"model_path": (str, os.PathLike), "backbone": (str, type(None)), "input_shape": (list, tuple),
-              "letterbox_image": bool, "device": str, "cuda": bool, "bf16": bool, "align": (bool, str), "face": int,
-              "threshold": (numbers.Real, type(None)), "operating_point": (str, type(None))}
+              "letterbox_image": bool, "device": str, "cuda": bool, "bf16": bool, "align": (bool, str),
+              "face": (int, tuple, list), "threshold": (numbers.Real, type(None)), "operating_point": (str, type(None))}
 
     def __init__(self, **overrides):
         for name, value in overrides.items():
@@ -100,24 +100,17 @@ class Arcface:
                                 f"the settings are {', '.join(self._defaults)}")
         self.__dict__.update(self._defaults | overrides)
         check_input_shape(self.input_shape)
-        self.crop = FaceCrop(self.align, self.face)
+        faces = faces_of_two(self.face)
+        crops = {face: FaceCrop(self.align, face) for face in (*faces, 1)}
+        self.crops, self.gallery_crop = [crops[face] for face in faces], crops[1]
         self.device = choose_device(self.device if self.cuda else "cpu")
         self.model_path = find_weights(self.model_path)
         self.net = inference_copy(load_embedder(self.model_path, self.backbone)).to(self.device)
         self.backbone = self.net.backbone
+        self.blanks = self.embed_anything(blank_pictures())
         self.given_threshold = self.threshold
         self.threshold, self.threshold_meaning, self.threshold_note, self.unsure = choose_threshold(
             self.model_path, self.operating_point, self.threshold)
-        with self.blaming_weights():
-            try_out(self.net, self.input_shape, self.bf16)
-
-    @contextmanager
-    def blaming_weights(self):
-        """Name the file in an error that its weights cause."""
-        try:
-            yield
-        except UselessEmbeddings as error:
-            raise UselessEmbeddings(f"{self.model_path}: {error}") from None
 
     def show_config(self):
         """Print the settings in force."""
@@ -127,18 +120,35 @@ class Arcface:
     def embed(self, images, batch_size=64, crop=None):
         """A list of N pictures -> L2-normalised embeddings, float32 (N, D).
 
-        crop: another FaceCrop than that of the settings.
+        Raises UserError, which names it, for a picture that does not open or that shows no face.
+        crop: another FaceCrop than that of the settings, whose first `face` counts for all.
         """
         if len(images) == 0:
             return np.zeros((0, self.net.embedding_size), np.float32)
-        with self.blaming_weights():
-            return embed(self.net, list(images), SimpleNamespace(
-                input_shape=self.input_shape, letterbox_image=self.letterbox_image, batch_size=batch_size,
-                num_workers=min(4, len(images)), flip=False, bf16=self.bf16), crop=crop or self.crop).numpy()
+        crop = crop or self.crops[0]
+        embeddings = self.embed_anything(images, batch_size, crop)
+        for place in near_blank(embeddings, self.blanks):
+            crop.check_shows_face(images[place])
+        return embeddings
+
+    def embed_anything(self, images, batch_size=64, crop=None):
+        """As embed(), whether the pictures show faces or not. crop: None takes them as they are."""
+        settings = SimpleNamespace(input_shape=self.input_shape, letterbox_image=self.letterbox_image,
+                                   batch_size=batch_size, num_workers=min(4, len(images)), flip=False, bf16=self.bf16)
+        try:
+            return embed(self.net, list(images), settings, crop=crop).numpy()
+        except UselessEmbeddings as error:
+            raise UselessEmbeddings(f"{self.model_path}: {error}") from None
+
+    def embed_two(self, image_1, image_2):
+        """-> the embeddings of two pictures, each by its own of `face`."""
+        if self.crops[0] is self.crops[1]:
+            return self.embed([image_1, image_2])
+        return np.concatenate([self.embed([image], crop=crop) for image, crop in zip((image_1, image_2), self.crops)])
 
     def detect_image(self, image_1, image_2):
         """-> the L2 distance of two pictures: 0 is the same picture, 2 the opposite of one."""
-        first, second = self.embed([image_1, image_2]).astype(np.float64)
+        first, second = self.embed_two(image_1, image_2).astype(np.float64)
         return float(np.linalg.norm(first - second))
 
     def verify(self, image_1, image_2):
@@ -149,15 +159,14 @@ class Arcface:
     def embedding_settings(self):
         """-> a dict of all that an embedding depends on besides the picture, to know kept embeddings by."""
         return {"weights_sha256": hash_file(self.model_path), "input_shape": list(self.input_shape[:2]),
-                "letterbox_image": self.letterbox_image, "bf16": self.bf16, "align": self.align,
-                "detector": self.align == "auto" and detector_installed()}
+                "letterbox_image": self.letterbox_image, "bf16": self.bf16, "align": self.align}
 
     def open_gallery(self, folder, progress=None):
         """A folder of people's pictures -> Gallery (utils/evaluation/gallery.py).
 
         What is new or changed in it is embedded. Of a photograph the largest face counts, whatever `face` says.
         """
-        return open_gallery(folder, partial(self.embed, crop=FaceCrop(self.align)), self.embedding_settings(), progress)
+        return open_gallery(folder, partial(self.embed, crop=self.gallery_crop), self.embedding_settings(), progress)
 
     def gallery_threshold(self, gallery):
         """-> Threshold (utils/evaluation/thresholds.py) for one picture against this Gallery."""
@@ -183,7 +192,7 @@ class Arcface:
 
         A photograph stands above its crop, with its faces marked.
         """
-        looks = [self.crop.look(image) for image in (image_1, image_2)]
+        looks = [crop.look(image) for image, crop in zip((image_1, image_2), self.crops)]
         return draw_comparison([self.as_seen(look.crop) for look in looks], match, self.threshold_meaning,
                                [draw_faces(look) if look.face else None for look in looks])
 
@@ -192,8 +201,8 @@ class Arcface:
 
         meaning: that of the gallery's threshold.
         """
-        query, *found = [self.as_seen(self.crop(source))
-                         for source in (image, *(candidate.picture for candidate in candidates))]
+        query = self.as_seen(self.crops[0](image))
+        found = [self.as_seen(self.gallery_crop(candidate.picture)) for candidate in candidates]
         return draw_candidates(query, list(zip(found, candidates)), meaning)
 
     def as_seen(self, crop):
@@ -205,6 +214,6 @@ class Arcface:
         seconds = []
         for _ in range(test_interval + 3):
             start = time.perf_counter()
-            self.embed(images, batch_size)  # ends with a copy to the CPU, so CUDA has finished
+            self.embed_anything(images, batch_size, self.crops[0])  # ends with a copy to the CPU, so CUDA has finished
             seconds.append(time.perf_counter() - start)
         return median(seconds[3:]) / batch_size

@@ -5,6 +5,7 @@
     python predict.py A.jpg B.jpg --save comparison.png   and keeps the picture
     python predict.py A.jpg --gallery people --top 3      who is it, of people/<name>/*.jpg, people/<name>.jpg?
     python predict.py A.jpg B.jpg --face 2                the second largest face of each photograph
+    python predict.py A.jpg B.jpg --face 1 2              the largest of A.jpg, the second largest of B.jpg
     python predict.py --fps                               measures the speed
     python predict.py A.jpg B.jpg --backbone iresnet50 --weights published --threshold 1.2
     python predict.py A.jpg B.jpg --weights published     with the published weights, downloaded the first time
@@ -15,6 +16,7 @@ import argparse
 import os
 import re
 from functools import partial
+from itertools import takewhile
 
 from tqdm import tqdm
 
@@ -23,7 +25,7 @@ from utils.drawing.pictures import show
 from utils.evaluation.thresholds import OPERATING_POINTS, WORDS
 from utils.machine.device import DEVICES, describe_device, keep_freed_memory
 from utils.machine.errors import SettingsParser, UserError, script
-from utils.machine.files import atomic_write
+from utils.machine.files import REPOSITORY, atomic_write
 from utils.weights.export import export
 from utils.weights.published import SHA256, published_weights
 
@@ -43,17 +45,18 @@ def parse_settings():
                         help="pad a picture to the network's shape instead of stretching it")
     parser.add_argument("--align", choices=["auto", "yes", "no"], default="auto",
                         help="find and align the face in a photograph; auto: in what is larger than an aligned crop")
-    parser.add_argument("--face", type=int, default=defaults["face"], help="which face of a photograph, 1: the largest")
+    parser.add_argument("--face", nargs="+", default=[defaults["face"]], metavar="K",
+                        help="which face of a photograph, 1: the largest; or two numbers, for the first and the second")
     parser.add_argument("--device", default=defaults["device"], help=DEVICES)
     parser.add_argument("--cuda", action=switch, default=defaults["cuda"],
                         help="--no-cuda is another word for --device cpu")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
     parser.add_argument("--threshold", type=float, default=defaults["threshold"],
-                        help="one person below this distance; None: the one of --operating-point")
+                        help="one person below this distance (default: that of --operating-point)")
     parser.add_argument("--operating-point", choices=OPERATING_POINTS, default=defaults["operating_point"],
                         help="which of the thresholds that eval_LFW.py --save-threshold measured for the weights; with "
-                        "--gallery far-X is the share of strangers who may be named; None: best-accuracy, with "
-                        "--gallery far-0.01, and \"not sure\" between the clear cases")
+                        "--gallery far-X is the share of strangers who may be named (default: best-accuracy, with "
+                        "--gallery far-0.01, and \"not sure\" between the clear cases)")
     parser.add_argument("--gallery", metavar="DIR", help="find one picture among the people in this folder")
     parser.add_argument("--top", type=int, default=5, help="how many people to name, with --gallery")
     parser.add_argument("--save", metavar="FILE.png", help="write the pictures side by side with the verdict")
@@ -63,6 +66,8 @@ def parse_settings():
     parser.add_argument("--download", choices=tuple(SHA256), help="download these published weights instead")
     parser.add_argument("--export", metavar="FILE", help="write the network as FILE.onnx or FILE.pt2 instead")
     settings = parser.parse_args()
+    settings.face, images = faces_and_images(settings.face, parser)
+    settings.images += images
     if settings.gallery and len(settings.images) != 1:
         parser.error(f"give one picture to find in --gallery {settings.gallery}, not {len(settings.images)}")
     if settings.gallery and settings.operating_point == "best-accuracy" and settings.threshold is None:
@@ -72,14 +77,23 @@ def parse_settings():
         parser.error(f"give two pictures, or none to be asked for them, not {len(settings.images)}")
     if settings.export and settings.bf16:
         parser.error("--export writes float32, which its reader may run as it likes: leave out --bf16")
-    if min(settings.batch_size, settings.top, settings.face) < 1:
-        parser.error("--batch-size, --top and --face must be at least 1")
+    if min(settings.batch_size, settings.top) < 1:
+        parser.error("--batch-size and --top must be at least 1")
     settings.align = {"auto": "auto", "yes": True, "no": False}[settings.align]
     return settings
 
 
+def faces_and_images(words, parser):
+    """What stands behind --face -> (the face of each of two pictures, the pictures that follow its numbers)."""
+    numbers = [int(word) for word in takewhile(lambda word: str(word).isdecimal(), words[:2])]
+    if not numbers or min(numbers) < 1:
+        parser.error(f"--face {words[0]}: give a number from 1, or one for each picture")
+    return (numbers[0], numbers[-1]), words[len(numbers):]
+
+
 def compare(arcface, image_1, image_2, settings):
     match = arcface.verify(image_1, image_2)
+    say_turned(arcface, image_1, image_2)
     print(f"Distance: {match.distance:.3f}  Similarity: {match.similarity:.3f}")
     verdict = WORDS[match.verdict]
     if match.verdict == "not sure":
@@ -87,6 +101,13 @@ def compare(arcface, image_1, image_2, settings):
     print(f"Verdict: {verdict} (threshold {match.threshold:.3f} {arcface.threshold_meaning})")
     if settings.save or settings.show:
         save_and_show(arcface.draw(image_1, image_2, match), settings)
+
+
+def say_turned(arcface, *images):
+    turned = arcface.crops[0].turned | arcface.crops[1].turned
+    for image in images:
+        if image in turned:
+            print(f"{image}: turned by {turned[image]} degrees clockwise")
 
 
 def save_and_show(picture, settings):
@@ -101,6 +122,7 @@ def save_and_show(picture, settings):
 def identify(arcface, image, settings):
     """Print the nearest people of the gallery as a table, the nearest first."""
     arcface.embed([image])  # a picture that does not open is told before thousands are embedded
+    say_turned(arcface, image)
     gallery = arcface.open_gallery(settings.gallery, partial(tqdm, desc="gallery", disable=None))
     for reason in gallery.skipped:
         print(f"skipped: {reason}")
@@ -156,7 +178,7 @@ def compare_until_done(arcface, settings):
 
 def measure_speed(arcface, settings):
     for batch_size in sorted({1, settings.batch_size}):
-        seconds = arcface.get_FPS("img/1_001.jpg", 20, batch_size)
+        seconds = arcface.get_FPS(REPOSITORY / "img" / "1_001.jpg", 20, batch_size)
         print(f"batch {batch_size}: {1000 * seconds:.2f} ms a picture, {1 / seconds:.1f} images/s (decoding included)")
 
 

@@ -51,6 +51,16 @@ def settings(**changes):
                               "flip": False, "bf16": False, "far": 1e-3} | changes)
 
 
+@pytest.mark.parametrize("name", ["Ann Lee", "李 雷 2", "Ann 1"])
+def test_names_may_hold_spaces_where_tabs_divide_a_line(tiny, name):
+    (tiny.folder / "Ann").rename(tiny.folder / name)
+    for path in (tiny.folder / name).iterdir():
+        path.rename(path.with_name(path.name.replace("Ann", name)))
+    pairs = tiny(LIST.replace("Ann", name) + "\n")
+    assert [pairs.paths[index].name for index in (pairs.first[0], pairs.second[3])] == [
+        f"{name}_0001.jpg", f"{name}_0002.jpg"] and pairs.genuine.tolist() == [True, False] * 2
+
+
 def test_pairs_are_indices_into_pictures_that_are_listed_once(tiny):
     pairs = tiny()
     assert sorted(pairs.paths) == sorted(tiny.folder / f"{name}.jpg" for name in PICTURES)

@@ -87,7 +87,8 @@ def plot_history(rows, columns, best_epoch, path):
         points = [(row["epoch"], row[column]) for row in rows if math.isfinite(row[column])]
         if points:
             axes.plot(*zip(*points), marker="." if len(points) < 40 else "", label=label)
-    axes.axvline(best_epoch, color="tab:gray", linestyle=":", label=f"best.pth: epoch {best_epoch}")
+    if best_epoch is not None:
+        axes.axvline(best_epoch, color="tab:gray", linestyle=":", label=f"best.pth: epoch {best_epoch}")
     axes.set_title(path.parent.name, parse_math=False)  # a folder's name may hold $
     number_epochs(axes)
     axes.grid(alpha=0.3)

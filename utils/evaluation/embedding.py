@@ -82,14 +82,6 @@ def check_embeddings(embeddings, images):
                                     "or training went wrong")
 
 
-def try_out(net, input_shape, bf16=False):
-    """Embed two unlike pictures, black and noise. Raises UselessEmbeddings where the network does not tell them apart.
-    """
-    images = torch.zeros(2, *input_shape[:2], 3, dtype=torch.uint8)
-    images[1].random_(0, 256, generator=torch.Generator().manual_seed(0))
-    check_embeddings(embed_batch(net, images, bf16=bf16), images)
-
-
 @torch.inference_mode()
 def embed_batch(net, images, flip=False, bf16=False):
     """uint8 (B, H, W, 3) -> L2-normalised embeddings (B, D), float32 on the CPU."""

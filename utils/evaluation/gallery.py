@@ -16,6 +16,7 @@ import numpy as np
 
 from utils.evaluation.embedding import UselessEmbeddings
 from utils.evaluation.gallery_cache import PARTS, read_cache, write_part
+from utils.faces.face_crop import NoDetector
 from utils.faces.images import EXTENSIONS
 from utils.machine.errors import UserError
 
@@ -148,7 +149,7 @@ def embed_usable(sources, embed):
     """-> ({source: embedding} of the pictures that can be embedded, a line for each of the others)."""
     try:
         return dict(zip(sources, embed(sources))), []
-    except UselessEmbeddings:
+    except (NoDetector, UselessEmbeddings):  # not one of the pictures is to blame
         raise
     except UserError as error:
         if len(sources) == 1:

@@ -33,9 +33,10 @@ def read_pairs(pairs_path, folder):
     """The official list (first line: folds, genuine pairs per fold) and the folder of pictures -> Pairs.
 
     A line is `name n m` for a genuine pair and `name n name m` for an impostor pair; picture n of a person
-    is <folder>/<name>/<name>_000n.jpg. Raises UserError for a malformed line, and where pictures are missing.
+    is <folder>/<name>/<name>_000n.jpg. Where tabs divide it, names may hold spaces.
+    Raises UserError for a malformed line, and where pictures are missing.
     """
-    lines = [line.split() for line in read_lines(pairs_path, "it comes with the repository, give --lfw-pairs")]
+    lines = [split_line(line) for line in read_lines(pairs_path, "it comes with the repository, give --lfw-pairs")]
     try:
         folds, per_fold = map(int, lines[0])
         if folds < 2 or per_fold < 1:
@@ -63,6 +64,11 @@ def read_pairs(pairs_path, folder):
         raise UserError(f"{pairs_path}: fold {uneven[0] + 1} is not {per_fold} genuine and {per_fold} impostor pairs")
     check_pictures(list(numbers), folder)
     return Pairs(list(numbers), np.array(first), np.array(second), np.array(genuine), folds)
+
+
+def split_line(line):
+    fields = [field.strip() for field in line.strip().split("\t")]
+    return fields if len(fields) in (3, 4) else line.split()
 
 
 def check_pictures(paths, folder):
