@@ -313,7 +313,7 @@ def main():
     check_there(paths, settings.annotation_path, settings.max_bad_pictures)
     data_sha256 = hash_file(settings.annotation_path)
     pairs = find_benchmark(settings)
-    net = make_net(settings, max(labels) + 1, device)
+    net = make_net(settings, int(labels.max()) + 1, device)
     if state is None:
         load_weights(net, settings)
     loader, val_loader = make_loaders(paths, labels, settings, device)

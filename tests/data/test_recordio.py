@@ -257,7 +257,7 @@ def test_rec_gives_an_annotation_that_training_takes(run_script, shared, rec, tm
         assert "2 people, 6 images, 3 / 3 / 3 images per person (min / median / max), 0 skipped" in result.stdout
     paths, labels = read_annotation(tmp_path / "cls_train.txt")
     check_trainable(labels, "cls_train.txt")
-    assert [(label, Path(path).read_bytes()) for label, path in zip(labels, paths)] == faces
+    assert [(label, Path(path).read_bytes()) for label, path in zip(labels.tolist(), paths)] == faces
 
 
 def test_rec_that_is_not_there_keeps_the_old_list(run_script, tmp_path):

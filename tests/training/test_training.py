@@ -51,7 +51,9 @@ def test_a_dataset_smaller_than_the_batch_is_one_batch():
 def test_the_validation_split_leaves_everyone_a_training_picture(fraction):
     labels = [0] * 50 + [1] * 2 + [2] + [3] * 30
     training, validation = split_validation(labels, fraction, seed=3)
+    training, validation = training.tolist(), validation.tolist()
     assert sorted(training + validation) == list(range(len(labels)))
+    assert training == sorted(training) and validation == sorted(validation)
     assert {labels[i] for i in training} == {0, 1, 2, 3}
     assert len(validation) == min(int(fraction * len(labels)), len(labels) - 4)
 
@@ -203,7 +205,7 @@ def test_people_never_trained_on_separate_better_than_before(trained, shared, tm
                                bf16=False)
 
     def separation(net):
-        embeddings = embed(net.eval(), paths, settings).numpy()
+        embeddings = embed(net.eval(), list(paths), settings).numpy()
         return roc_auc_score(genuine, (embeddings[first] * embeddings[second]).sum(1))
 
     torch.manual_seed(0)
