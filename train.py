@@ -20,17 +20,19 @@ from types import SimpleNamespace
 from torch.utils.data import default_collate
 
 from nets.arcface import BACKBONES, HEADS, backbone_name
-from utils.data.annotation import check_there, check_trainable, read_annotation
+from utils.data.annotation import check_there, check_trainable, read_annotation, read_names
 from utils.data.augmentation import KINDS, augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
 from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
+from utils.evaluation.metrics import can_measure_far
 from utils.faces.images import check_input_shape
 from utils.machine import distributed
 from utils.machine.device import DEVICES, choose_device, keep_freed_memory
 from utils.machine.download import hash_file
 from utils.machine.errors import SettingsParser, UserError, script
+from utils.machine.files import locate
 from utils.training import resume
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
@@ -242,7 +244,8 @@ def finish_epoch(training, run, val_loader, pairs, bad_pictures, settings):
         figures, _ = lfw.evaluate(inference_copy(training.evaluated), pairs, SimpleNamespace(
             input_shape=settings.input_shape, letterbox_image=settings.letterbox_image, batch_size=256,
             num_workers=max(1, settings.num_workers), flip=False, bf16=False, far=1e-3))
-        row |= {"lfw_accuracy": figures.accuracy, "val_at_far": figures.val}
+        row |= {"lfw_accuracy": figures.accuracy,
+                "val_at_far": figures.val if can_measure_far(pairs.genuine, figures.far_target) else math.nan}
     run.log(row)
     weights = training.evaluated.state_dict()
     if not settings.label_weight:
@@ -282,6 +285,8 @@ def train(training, run, loader, val_loader, pairs, data_sha256, settings):
 def print_best(run):
     """Tell what the run has come to, and what to do with it."""
     row = best_row(run.rows)
+    if row is None:
+        return
     figures = "  ".join(f"{name} {row[name]:.5g}" for name in RESULTS if not math.isnan(row[name]))
     folder = shlex.quote(str(run.folder))
     print(f"best.pth is of epoch {row['epoch']}: {figures}\n"
@@ -293,7 +298,7 @@ def find_benchmark(settings):
     """-> the Pairs to evaluate after each epoch, or None where there are none and none are asked for."""
     there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
     if settings.lfw_eval or (settings.lfw_eval is None and there):
-        pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+        pairs = lfw.read_pairs(locate(settings.lfw_pairs), settings.lfw_dir)
         if lfw.looks_unaligned(pairs.paths):
             print(f"{settings.lfw_dir} {lfw.UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
         return pairs
@@ -332,7 +337,8 @@ def main():
     print("\n".join([*describe(training, batches, val_loader, settings), *batches.advice()]))
 
     images, _ = augment(images.to(device), settings.seed, 0, 0, settings.augment)
-    run.save_batch_picture(images, sample_labels)
+    names = read_names(settings.annotation_path, len(net.head.weight))
+    run.save_batch_picture(images, [names[label] for label in sample_labels])
     left = (settings.epochs - training.epoch) * len(batches) - training.batch
     print(compile_if_wanted(training, settings, left * batches.batch_size, images, sample_labels.to(device)))
     run.write_json("settings.json", vars(settings))  # once more: with --compile decided, or what --force changed
@@ -342,9 +348,8 @@ def main():
         status = train(training, run, loader, val_loader, pairs, data_sha256, settings)
     except Diverged as error:
         run.write_json("diverged.json", error.facts)
-        kept = ("last.pt holds the last good state" if (run.folder / "last.pt").exists()
-                else "no state was saved yet (--checkpoint-every)")
-        raise UserError(f"{error}; its pictures are in {run.folder / 'diverged.json'}, {kept}") from None
+        raise UserError(f"{error}; {run.folder / 'diverged.json'} tells of the step, "
+                        f"{resume.what_is_left(run, error.facts['step'])}") from None
     distributed.stop()
     return status
 

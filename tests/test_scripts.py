@@ -4,6 +4,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,6 +108,32 @@ def test_predict_asks_again_after_a_bad_path_and_goes_on_until_an_empty_line(run
     assert "Distance: 0.000" in result.stdout
 
 
+def test_predict_understands_paths_as_people_type_them(call_script, weights, same, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(same[0], tmp_path / "my face's.jpg")
+    shutil.copy(same[1], tmp_path / "other.jpg")
+    answers = [f'"{tmp_path}/my face\'s.jpg"', "'other.jpg'", "~/my face's.jpg", f"{tmp_path}/my\\ face\\'s.jpg",
+               r".\other.jpg", "other.jpg "]
+    result = call_script("predict.py", *weights, "--no-cuda", stdin=[*answers, ""])
+    assert result.returncode == 0 and result.stdout.count("Distance: ") == 3, result.stdout
+    assert result.stdout.count("Distance: 0.000") == 2
+    assert "an empty line or Ctrl-C ends" in result.stdout
+
+
+def test_output_to_a_pipe_does_not_die_of_a_letter_or_of_its_reader(weights, same, tmp_path):
+    people = tmp_path / "people"
+    people.mkdir()
+    shutil.copy(same[1], people / "王.jpg")
+    command = [sys.executable, ROOT / "predict.py", *weights, "--no-cuda", "--no-show", same[0], "--gallery", people]
+    environment = os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    assert result.returncode == 0 and b"\\u738b" in result.stdout, result.stderr
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read() and process.wait(120) == 1
+    process.stderr.close()
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_predict_ends_quietly_at_the_end_of_input(call_script, weights, same, count):
     result = call_script("predict.py", *weights, "--no-cuda", stdin=[str(same[0])] * count)
@@ -119,8 +147,19 @@ def test_predict_ends_quietly_on_ctrl_c(call_script, weights, same, stdin):
     assert result.returncode in (0, 130) and result.stderr == ""
 
 
-def test_predict_without_weights_is_a_user_error(run_script):
-    assert_user_error(run_script("predict.py", "a.jpg", "b.jpg"), "predict.py", "model_data/arcface_mobilefacenet.pth")
+def test_predict_without_weights_is_a_user_error(call_script):
+    for path in ("model_data/gone.pth", "gone.pth"):
+        assert_user_error(call_script("predict.py", "a.jpg", "b.jpg", "--model-path", path), "predict.py", path)
+
+
+def test_the_scripts_run_from_any_folder(run_script, same, tmp_path):
+    """The bundled weights and their threshold are beside the code, the pictures where the caller is."""
+    for number, path in enumerate(same):
+        shutil.copy(path, tmp_path / f"{number}.jpg")
+    result = run_script("predict.py", "0.jpg", "1.jpg", "--no-cuda", "--no-show")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{ROOT / 'model_data' / 'arcface_mobilefacenet.pth'} (mobilefacenet)")
+    assert "= best accuracy on LFW" in result.stdout
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -204,8 +243,16 @@ def test_train_says_that_250x250_pictures_are_not_aligned(shared, pairs_path, ca
         assert len(found.genuine) == 12 and ("un-aligned 250x250" in capsys.readouterr().out) == unaligned
 
 
-def test_eval_without_weights_is_a_user_error(run_script):
-    assert_user_error(run_script("eval_LFW.py"), "eval_LFW.py", "model_data/arcface_mobilefacenet.pth")
+def test_eval_without_weights_is_a_user_error(call_script):
+    assert_user_error(call_script("eval_LFW.py", "--model-path", "model_data/gone.pth"), "eval_LFW.py",
+                      "model_data/gone.pth")
+
+
+def test_eval_finds_weights_and_pairs_beside_the_code(call_script):
+    """The pictures, which are the caller's and not there, are what ends it."""
+    result = call_script("eval_LFW.py", "--device", "cpu")
+    assert_user_error(result, "lfw")
+    assert result.stdout.startswith(f"{ROOT / 'model_data' / 'arcface_mobilefacenet.pth'} (mobilefacenet)")
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -11,7 +11,14 @@ from conftest import assert_user_error
 from scanning import draw, make_people, scan
 
 from utils.data import annotation
-from utils.data.annotation import check_there, check_trainable, classes_path, read_annotation, write_annotation
+from utils.data.annotation import (
+    check_there,
+    check_trainable,
+    classes_path,
+    read_annotation,
+    read_names,
+    write_annotation,
+)
 from utils.data.packed_paths import pack
 from utils.machine.errors import UserError
 
@@ -57,6 +64,27 @@ def test_awkward_names_survive_the_round_trip(tmp_path, name):
     ("my.list.txt", "my.list_classes.txt"), ("some where/cls_train.txt", "some where/cls_classes.txt")])
 def test_the_class_list_lies_beside_the_annotation(tmp_path, output, classes):
     assert classes_path(tmp_path / output) == tmp_path / classes
+
+
+@pytest.mark.parametrize("text", ["0;ann\n1;a;b\n2;王小明\n", "\ufeff0;ann\n1;a;b\n2;王小明"])
+def test_labels_have_the_names_of_the_class_list(tmp_path, text):
+    write(tmp_path / "cls_classes.txt", text)
+    assert read_names(tmp_path / "cls_train.txt", 3) == ["ann", "a;b", "王小明"]
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    people = {"ann": ["a.jpg"], " a; b ": ["b.jpg"], "\u2028王": ["c.jpg"]}
+    write_annotation(people, tmp_path / "cls_train.txt")
+    assert read_names(tmp_path / "cls_train.txt", 3) == list(people)
+
+
+@pytest.mark.parametrize("text", [
+    None, "", "0;ann\n1;bob\n", "0;ann\n1;bob\n2;cy\n3;dan\n", "1;ann\n2;bob\n3;cy\n", "0;ann\n2;cy\n1;bob\n",
+    "ann\nbob\ncy\n", "0;ann\n1;\n2;cy\n", b"0;ann\n1;bob\n2;\xff\n"])
+def test_a_class_list_that_does_not_fit_leaves_the_labels_as_they_are(tmp_path, text):
+    if text is not None:
+        (tmp_path / "cls_classes.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert read_names(tmp_path / "cls_train.txt", 3) == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("text", [

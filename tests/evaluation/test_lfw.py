@@ -143,9 +143,23 @@ def test_distances_are_l2_between_the_pictures_of_a_pair(tiny):
 @pytest.mark.parametrize("value", [0.5, float("nan")])
 def test_a_network_with_collapsed_or_nan_embeddings_has_no_figures(tiny, value):
     net = FakeNet(lambda images: torch.full((len(images), 4), value))
-    word = "have collapsed" if value == 0.5 else "4 of 4 distances are not finite"
+    word = "every picture the same embedding" if value == 0.5 else "5 of 5 pictures an embedding that is not finite"
     with pytest.raises(UserError, match=f"no figures on LFW: .*{word}"):
         evaluate(net, tiny(), settings(), None)
+
+
+def test_a_network_that_collapses_between_batches_has_no_figures(tiny):
+    with pytest.raises(UserError, match=r"no figures on LFW: .* have collapsed"):
+        evaluate(FakeNet(lambda images: torch.full((len(images), 4), 0.5)), tiny(), settings(batch_size=1), None)
+
+
+def test_distances_in_parts_are_those_of_all_pairs_at_once():
+    rng = np.random.default_rng(0)
+    embeddings, sides = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(0, 50, (2, 100))
+    pairs = SimpleNamespace(first=sides[0], second=sides[1])
+    expected = np.linalg.norm(embeddings[sides[0]].astype(np.float64) - embeddings[sides[1]], axis=1)
+    for part in (1, 7, 100, 8192):
+        assert np.array_equal(pair_distances(embeddings, pairs, part), expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])

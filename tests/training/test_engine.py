@@ -11,8 +11,11 @@ from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import EpochBatches
 from utils.faces.images import normalise
 from utils.machine.errors import UserError
+from utils.training import resume
 from utils.training.compilation import compile_if_wanted
+from utils.training.describe import describe
 from utils.training.engine import (
+    Diverged,
     Interrupted,
     check_collapse,
     enter_training_mode,
@@ -20,6 +23,7 @@ from utils.training.engine import (
     train_one_step,
     validate,
 )
+from utils.training.run import Run
 from utils.training.setup import make_net, make_training
 
 PICTURES = SimpleNamespace(paths=[f"picture {number}" for number in range(8)])
@@ -196,3 +200,42 @@ def test_without_being_asked_only_long_runs_compile():
 def test_a_network_starts_from_the_seed():
     first, second, other = (flat(make("--seed", seed)[0].net) for seed in (1, 1, 2))
     assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--init-lr", 5], "--init-lr 5 is not what is used: scaled with the batch it is 0.3125, beyond the published "
+                       "limits of sgd, 0.0005 to 0.1"),
+    (["--init-lr", 0.3, "--optimizer-type", "adamw"], "beyond the published limits of adamw, 0.0003 to 0.001"),
+    (["--init-lr", 1], None), (["--init-lr", 5, "--no-scale-lr"], None)])
+def test_a_learning_rate_beyond_the_limits_is_a_line_of_its_own(flags, words):
+    training, settings = make(*flags)
+    lines = [line for line in describe(training, EpochBatches(8, 4, 1), None, settings) if "not what is used" in line]
+    assert len(lines) == (words is not None) and all(words in line for line in lines)
+
+
+def save(training, folder):
+    resume.save_checkpoint(training, Run(folder), {}, "hash")
+
+
+@pytest.mark.parametrize("flags, spoil", [
+    ([], lambda training: training.net.arcface.last_bn.running_var.fill_(torch.inf)),
+    ([], lambda training: training.optimizer.state_dict()["state"][0]["momentum_buffer"].fill_(torch.nan)),
+    (["--ema", 0.9], lambda training: training.average.module.head.weight.data.fill_(torch.nan))],
+    ids=["BatchNorm", "momentum", "average"])
+def test_a_state_that_is_not_finite_never_replaces_a_good_one(batch, tmp_path, flags, spoil):
+    training, _ = make(*flags)
+    train_one_step(training, [batch], PICTURES)
+    save(training, tmp_path)
+    good = (tmp_path / "last.pt").read_bytes()
+    spoil(training)
+    with pytest.raises(Diverged, match=r"not finite or huge, .*last\.pt is not written at step 1.*--init-lr"):
+        save(training, tmp_path)
+    assert (tmp_path / "last.pt").read_bytes() == good
+
+
+def test_a_validation_loss_that_is_not_finite_is_a_user_error_and_no_figure(batch):
+    training, _ = make()
+    training.net.arcface.conv1.bn.weight.data.fill_(3e38)  # finite, and what comes out is not
+    training.net.arcface.conv1.bn.running_var.fill_(1e-9)
+    with pytest.raises(UserError, match=r"the validation loss is nan after epoch 0: lower --init-lr"):
+        validate(training, [batch])

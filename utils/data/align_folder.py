@@ -68,14 +68,15 @@ def align_file(path, crop_path, detector):
         image = open_image(path)
     except UserError as error:
         return "left out: " + reason_of(error, path)
-    faces = detector.detect(image)
+    image, faces, turned = detector.detect_upright(image)
     if not faces:
         return f"left out: {NO_FACE}"
     landmarks = detector.refine(image, subject(faces, image)).landmarks
     # JPEG: a third of a PNG's bytes, and it moves the embedding by 0.04 where the landmarks leave 0.3 open.
     with atomic_write(crop_path) as temporary:
         align(image, landmarks).save(temporary, format="jpeg", quality=95, subsampling=0)
-    remarks = {SEVERAL: len(faces) > 1, SMALL: eye_distance(landmarks) < LEAST_EYE_DISTANCE}
+    remarks = {f"turned by {turned} degrees clockwise": turned, SEVERAL: len(faces) > 1,
+               SMALL: eye_distance(landmarks) < LEAST_EYE_DISTANCE}
     return "; ".join(remark for remark, applies in remarks.items() if applies)
 
 

@@ -142,6 +142,17 @@ def check_gaps(labels, path):
         raise UserError(f"{path}: labels run to {highest} but {gap} is not among them: run txt_annotation.py again")
 
 
+def read_names(annotation_path, people):
+    """-> the names of labels 0 to people - 1 by classes_path(); the numbers where it is not there or names others."""
+    try:
+        rows = [line.partition(";") for line in read_lines(classes_path(annotation_path), "run txt_annotation.py")]
+    except UserError:
+        rows = []  # a list that another program made
+    names = [name for _, _, name in rows]
+    fits = [label for label, _, _ in rows] == [str(label) for label in range(people)] and all(names)
+    return names if fits else [str(label) for label in range(people)]
+
+
 def check_there(paths, path, largest_share):
     """Look for a hundred pictures, spread over the list that the file at `path` holds.
 

@@ -1,6 +1,7 @@
 """Training data: decoded faces, the validation split, and the order in which they are seen."""
 import gc
 import random
+import re
 from itertools import chain, islice
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils.data.bad_pictures import BadPicture, reason_of
-from utils.faces.images import preprocess
+from utils.faces.images import MOST_PIXELS, check_is_file, preprocess
 from utils.machine import distributed
 from utils.machine.device import available_cores
 from utils.machine.errors import UserError
@@ -17,6 +18,9 @@ from utils.machine.stderr import caught_stderr
 
 FEWEST_BATCHES = 10  # of an epoch, below which the batch size is too large for the pictures
 MOST_TRIED = 100  # pictures instead of one that does not open: where none of so many does, the disk is gone
+
+# The header of a frame of three colours in a JPEG: its height and width.
+COLOUR_FRAME = re.compile(rb"\xff[\xc0-\xcf]\x00\x11\x08(..)(..)\x03", re.DOTALL)
 
 
 class FaceDataset(Dataset):
@@ -78,18 +82,29 @@ def load_picture(path, input_shape, letterbox):
 
 
 def decode_color_jpeg(path):
-    """-> upright uint8 (H, W, 3) by torchvision, which gives Pillow's pixels sooner (benchmarks/loader_speed.py).
+    """-> uint8 (H, W, 3) by torchvision, which gives Pillow's pixels sooner (benchmarks/loader_speed.py).
 
-    None for what is left to Pillow: other formats, grey and CMYK, and damaged files, which it names.
+    None for what is left to Pillow: other formats, left_to_pillow(), and damaged files, which it names.
     """
     if not str(path).lower().endswith((".jpg", ".jpeg")):
         return None
+    check_is_file(path)
     try:
-        from torchvision.io import ImageReadMode, decode_jpeg, read_file  # takes a second, and only training needs it
-        pixels = decode_jpeg(read_file(str(path)), ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    except (RuntimeError, ImportError, AttributeError):  # the last two: a torchvision without the decoder
+        from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, and only training needs it
+        data = np.fromfile(path, np.uint8)
+        if left_to_pillow(data.tobytes()):
+            return None
+        pixels = decode_jpeg(torch.from_numpy(data), ImageReadMode.UNCHANGED)
+    except (OSError, RuntimeError, ImportError, AttributeError):  # the last two: a torchvision without the decoder
         return None
     return pixels.permute(1, 2, 0).contiguous() if len(pixels) == 3 else None
+
+
+def left_to_pillow(content):
+    """Whether the bytes of a JPEG are not in colour, may be turned by EXIF or XMP, or may be too large to decode."""
+    sizes = [int.from_bytes(height, "big") * int.from_bytes(width, "big")
+             for height, width in COLOUR_FRAME.findall(content)]
+    return not 0 < max(sizes, default=0) <= MOST_PIXELS or b"Exif\0\0" in content or b"ns.adobe.com/xap" in content
 
 
 class EpochBatches:

@@ -59,14 +59,14 @@ class Training:
 
 
 class Diverged(UserError):
-    """A loss or gradient that is not finite; the step was not taken.
+    """A loss, a gradient or weights that are not finite; such a step is not taken, such weights are not saved.
 
-    `facts`: step, lr, loss, gradient norm and pictures of the first process that has one.
+    `facts`: step, epoch and learning rate, and what there is to know of the step.
     """
 
-    def __init__(self, facts):
-        super().__init__(f"the loss is {facts['loss']} and the gradient norm {facts['gradient_norm']} at step "
-                         f"{facts['step']}, learning rate {facts['lr']:.3g}: lower --init-lr, or set --grad-clip 5")
+    def __init__(self, fault, facts):
+        super().__init__(f"{fault} at step {facts['step']}, learning rate {facts['lr']:.3g}: lower --init-lr, or set "
+                         "--grad-clip 5")
         self.facts = facts
 
 
@@ -235,7 +235,8 @@ def check_finite(training, loss, norm, rate, group, dataset):
         facts = distributed.gather({
             "step": training.step, "epoch": training.epoch + 1, "lr": rate, "loss": loss, "gradient_norm": norm,
             "pictures": [dataset.paths[i] for _, _, indices in group for i in indices]})
-        raise Diverged(next((fact for fact in facts if not math.isfinite(fact["loss"])), facts[0]))
+        first = next((fact for fact in facts if not math.isfinite(fact["loss"])), facts[0])
+        raise Diverged(f"the loss is {first['loss']} and the gradient norm {first['gradient_norm']}", first)
 
 
 def check_collapse(training, embeddings):
@@ -263,7 +264,7 @@ def validate(training, loader, bad_pictures):
     """-> {"loss", "accuracy"} of the evaluated network on the validation set, every picture once over all processes.
 
     Without augmentation and, for accuracy, without the margin; the loss with the whole margin, so that the epochs of
-    --margin-warmup-epochs compare.
+    --margin-warmup-epochs compare. Raises UserError where the loss is not finite.
     """
     net = inference_copy(training.evaluated)
     net.head = training.evaluated.head
@@ -279,4 +280,7 @@ def validate(training, loader, bad_pictures):
         count += len(labels)
     bad_pictures.note(bad)
     loss, correct, count = distributed.reduce([loss, correct, count], training.device)
+    if not math.isfinite(loss):  # with weights that are finite: what is between them and the embeddings is not
+        raise UserError(f"the validation loss is {loss / count} after epoch {training.epoch}: lower --init-lr, or "
+                        "train without --fp16 and --bf16")
     return {"loss": loss / count, "accuracy": correct / count}
