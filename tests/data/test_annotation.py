@@ -74,7 +74,7 @@ def test_labels_have_the_names_of_the_class_list(tmp_path, text):
 
 def test_what_is_written_is_read_again(tmp_path):
     people = {"ann": ["a.jpg"], " a; b ": ["b.jpg"], "\u2028王": ["c.jpg"]}
-    write_annotation(people, tmp_path / "cls_train.txt")
+    write_annotation(people.items(), tmp_path / "cls_train.txt")
     assert read_names(tmp_path / "cls_train.txt", 3) == list(people)
 
 

@@ -233,9 +233,9 @@ def test_a_state_that_is_not_finite_never_replaces_a_good_one(batch, tmp_path, f
     assert (tmp_path / "last.pt").read_bytes() == good
 
 
-def test_a_validation_loss_that_is_not_finite_is_a_user_error_and_no_figure(batch):
+def test_a_validation_loss_that_is_not_finite_is_a_user_error_and_no_figure(batch, tmp_path):
     training, _ = make()
     training.net.arcface.conv1.bn.weight.data.fill_(3e38)  # finite, and what comes out is not
     training.net.arcface.conv1.bn.running_var.fill_(1e-9)
     with pytest.raises(UserError, match=r"the validation loss is nan after epoch 0: lower --init-lr"):
-        validate(training, [batch])
+        validate(training, loader_of([batch]), BadPictures(tmp_path, 8, 0))
