@@ -101,7 +101,7 @@ def measure(settings):
     del batches, loader
 
     loader, _ = make_loaders(paths, labels, options, CPU)
-    loader.dataset.load = Undecoded(loader.dataset.paths)
+    loader.dataset.load = Undecoded(loader.dataset.pictures)
     batches = iter(loader)
     next(batches)
     workers = [child.pid for child in multiprocessing.active_children()]

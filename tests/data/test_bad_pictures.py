@@ -28,7 +28,8 @@ def faces(tmp_path):
 
 
 def dataset_of(faces):
-    return FaceDataset(*faces, [112, 112], True)
+    paths, labels = faces
+    return FaceDataset(pack(paths), labels, [112, 112], True)
 
 
 def spoil(*paths):

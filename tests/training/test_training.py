@@ -3,12 +3,14 @@ import csv
 import hashlib
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recording import record, write_set
 from sklearn.metrics import roc_auc_score
 from training_data import QUICK, assert_same_weights, only_run, weights, write_faces
 
@@ -225,6 +227,17 @@ def test_a_run_repeats_bit_for_bit(run_script, shared, tmp_path, workers):
                             tmp_path / name, "--num-workers", workers, "--val-split", 0.1)
         assert result.returncode == 0, result.stderr
     assert_same_weights(only_run(tmp_path / "first"), only_run(tmp_path / "second"))
+
+
+def test_records_train_as_the_folder_of_their_pictures_does(run_script, shared, tmp_path):
+    paths, labels = read_annotation(write_faces(shared, tmp_path / "cls_train.txt"))
+    write_set(tmp_path / "faces", [(number, record(label, Path(path).read_bytes()))
+                                   for number, (path, label) in enumerate(zip(paths, labels.tolist()), 1)])
+    for name, source in (("list", "--annotation-path cls_train.txt"), ("rec", "--rec faces")):
+        result = run_script("train.py", *QUICK, "--epochs", 1, "--num-workers", 0, "--val-split", 0.1,
+                            "--save-dir", name, *source.split())
+        assert result.returncode == 0, result.stderr
+    assert_same_weights(only_run(tmp_path / "list"), only_run(tmp_path / "rec"))
 
 
 def test_two_people_with_two_pictures_are_enough_and_published_weights_start_them(

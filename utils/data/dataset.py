@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.data.bad_pictures import BadPicture, reason_of
 from utils.faces.images import MOST_PIXELS, check_is_file, preprocess
+from utils.faces.stored_picture import StoredPicture
 from utils.machine import distributed
 from utils.machine.device import available_cores
 from utils.machine.errors import UserError
@@ -30,12 +31,13 @@ class FaceDataset(Dataset):
     does, or where there is none the next in the list. Raises UserError where MOST_TRIED of them do not open either.
     """
 
-    def __init__(self, paths, labels, input_shape, letterbox):
-        self.paths, self.labels = paths, torch.as_tensor(labels, dtype=torch.int32)
+    def __init__(self, pictures, labels, input_shape, letterbox):
+        """pictures: PackedPaths or Records."""
+        self.pictures, self.labels = pictures, torch.as_tensor(labels, dtype=torch.int32)
         self.input_shape, self.letterbox = input_shape, letterbox
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.pictures)
 
     def __getitem__(self, index):
         faults = []
@@ -47,7 +49,10 @@ class FaceDataset(Dataset):
         raise UserError(f"{len(faults)} pictures in turn do not open, the first: {faults[0]}")
 
     def load(self, index):
-        return load_picture(self.paths[index], self.input_shape, self.letterbox)
+        return load_picture(self.pictures[index], self.input_shape, self.letterbox)
+
+    def name(self, index):
+        return self.pictures.name(index)
 
     def instead_of(self, index):
         """Yield the numbers of the pictures that may stand in for one, the next first."""
@@ -59,39 +64,44 @@ class FaceDataset(Dataset):
 
     def replaced(self, asked, used):
         """The numbers asked for and those that came -> a BadPicture for each that is another."""
-        return [BadPicture(str(self.paths[bad]), int(self.labels[bad]), self.why_bad(bad), str(self.paths[other]))
+        return [BadPicture(self.name(bad), int(self.labels[bad]), self.why_bad(bad), self.name(other))
                 for bad, other in zip(asked, used) if bad != other]
 
     def why_bad(self, index):
         try:
             self.load(index)
         except UserError as error:
-            return reason_of(error, self.paths[index])
+            return reason_of(error, self.name(index))
         return "did not open, and did when read again"
 
 
-def load_picture(path, input_shape, letterbox):
-    """What `preprocess` makes of a picture, bit for bit, as a uint8 tensor (H, W, 3), in two thirds of the time."""
+def load_picture(source, input_shape, letterbox):
+    """What `preprocess` makes of a path or StoredPicture, bit for bit, as a uint8 tensor (H, W, 3).
+
+    In two thirds of the time.
+    """
     with caught_stderr():  # libjpeg's warnings, which txt_annotation.py has told with the names of the files
-        pixels = decode_color_jpeg(path)
+        pixels = decode_color_jpeg(source)
     if pixels is None:
-        return torch.from_numpy(preprocess(path, input_shape, letterbox))
+        return torch.from_numpy(preprocess(source, input_shape, letterbox))
     if pixels.shape[:2] == tuple(input_shape[:2]):
         return pixels
     return torch.from_numpy(preprocess(pixels.numpy(), input_shape, letterbox))
 
 
-def decode_color_jpeg(path):
+def decode_color_jpeg(source):
     """-> uint8 (H, W, 3) by torchvision, which gives Pillow's pixels sooner (benchmarks/loader_speed.py).
 
     None for what is left to Pillow: other formats, left_to_pillow(), and damaged files, which it names.
     """
-    if not str(path).lower().endswith((".jpg", ".jpeg")):
-        return None
-    check_is_file(path)
+    stored = isinstance(source, StoredPicture)
+    if not stored:
+        if not str(source).lower().endswith((".jpg", ".jpeg")):
+            return None
+        check_is_file(source)
     try:
         from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, and only training needs it
-        data = np.fromfile(path, np.uint8)
+        data = np.frombuffer(source.getvalue(), np.uint8).copy() if stored else np.fromfile(source, np.uint8)
         if left_to_pillow(data.tobytes()):
             return None
         pixels = decode_jpeg(torch.from_numpy(data), ImageReadMode.UNCHANGED)
@@ -190,13 +200,14 @@ def start_worker(number):
     gc.freeze()  # a collection would write into every object of Python's: 47 instead of 8 MB
 
 
-def make_loaders(paths, labels, settings, device):
+def make_loaders(pictures, labels, settings, device):
     """-> (training loader over EpochBatches, validation loader or None), as `settings` of train.py asks.
 
-    paths: PackedPaths. labels: int32 tensor. Both are shared by the loaders' processes, not copied.
+    pictures: PackedPaths or Records. labels: int32 tensor. Both are shared by the loaders' processes, not copied.
     """
     def make_loader(indices, **batching):
-        dataset = FaceDataset(paths.subset(indices), labels[indices], settings.input_shape, settings.letterbox_image)
+        dataset = FaceDataset(pictures.subset(indices), labels[indices], settings.input_shape,
+                              settings.letterbox_image)
         return DataLoader(dataset, num_workers=workers, pin_memory=device.type == "cuda",
                           persistent_workers=workers > 0, worker_init_fn=start_worker,
                           # A generator of its own: else every epoch's start would draw from the global one.

@@ -30,6 +30,8 @@ class PackedPaths:
         path = self.text[begin:begin + int(self.lengths[index])].numpy().tobytes().decode("utf-8")
         return moved(path, self.root) if self.root else path
 
+    name = __getitem__  # how a message calls a picture
+
     def subset(self, indices):
         """int64 tensor (M,) -> those paths; the text stays one."""
         return PackedPaths(self.text, self.begins[indices], self.lengths[indices], self.root)
