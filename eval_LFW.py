@@ -25,14 +25,16 @@ from utils.drawing.pictures import draw_mistakes
 from utils.drawing.plots import plot_roc
 from utils.evaluation import lfw
 from utils.evaluation.download_lfw import FOLDERS, align_lfw, fetch_lfw
-from utils.evaluation.embedding import inference_copy
+from utils.evaluation.embedding import UselessEmbeddings, inference_copy
+from utils.evaluation.impostors import count_distances, count_impostors, impostor_curve
+from utils.evaluation.metrics import can_measure_far
 from utils.evaluation.thresholds import measure_thresholds, save_thresholds
 from utils.evaluation.verification_file import read_verification_file
 from utils.faces.detector import FaceDetector
 from utils.faces.images import check_input_shape, preprocess
 from utils.machine.device import DEVICES, choose_device, describe_device, keep_freed_memory
-from utils.machine.errors import SettingsParser, script
-from utils.machine.files import atomic_write, write_text
+from utils.machine.errors import SettingsParser, UserError, script
+from utils.machine.files import atomic_write, locate, write_text
 from utils.weights.checkpoint import find_weights, load_embedder
 from utils.weights.published import published_weights
 
@@ -95,23 +97,38 @@ def read_benchmark(settings):
     return lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
 
 
-def print_figures(figures, seconds, pictures):
+def print_figures(figures, seconds, pairs):
+    pictures, impostors = len(pairs.paths), (~pairs.genuine).sum()
     print(f"Accuracy: {figures.accuracy:.5f}+-{figures.accuracy_std:.5f}")
     print(f"Best_thresholds: {figures.threshold:.5f}")
-    print(f"Validation rate: {figures.val:.5f}+-{figures.val_std:.5f} @ FAR={figures.far:.5f}")
+    if can_measure_far(pairs.genuine, figures.far_target):
+        print(f"Validation rate: {figures.val:.5f}+-{figures.val_std:.5f} @ FAR={figures.far:.5f}")
+    else:
+        print(f"Validation rate: not told, {impostors} impostor pairs are too few for FAR={figures.far_target:g}")
     print(f"AUC: {figures.auc:.5f}  EER: {figures.eer:.5f}  "
           f"standard error of the accuracy: {figures.accuracy_standard_error:.5f}")
     print(f"{pictures} pictures in {seconds:.1f} s ({pictures / seconds:.0f} images/s)")
 
 
-def describe_measurement(figures, thresholds, benchmark, aligned, settings):
-    """What --save-threshold keeps: the thresholds, and how they were measured."""
+def measure_impostors(embeddings, distances, pairs):
+    """-> the impostor curve of all pairs of two people where people are known, else of the benchmark's; or None."""
+    if all(isinstance(path, Path) for path in pairs.paths):
+        of = "all pictures of two people"
+        counts = count_impostors(embeddings, [path.parent.name for path in pairs.paths])
+    else:
+        of, counts = "the benchmark's impostor pairs", count_distances(distances[~pairs.genuine])
+    curve = impostor_curve(counts)
+    return curve and {"of": of} | curve
+
+
+def describe_measurement(figures, thresholds, impostors, benchmark, aligned, settings):
+    """What --save-threshold keeps: the thresholds, the impostor curve, and how they were measured."""
     return {"backbone": settings.backbone, "input_shape": settings.input_shape,
             "letterbox_image": settings.letterbox_image, "flip": settings.flip, "bf16": settings.bf16,
             "benchmark": benchmark, "aligned": aligned, "pairs": figures.pairs,
             "accuracy": figures.accuracy, "accuracy_std": figures.accuracy_std,
             "val": figures.val, "val_std": figures.val_std, "far": figures.far, "auc": figures.auc, "eer": figures.eer,
-            "thresholds": thresholds}
+            "thresholds": thresholds, "impostors": impostors}
 
 
 def save_mistakes(pairs, distances, threshold, settings, crop, most=12):
@@ -127,9 +144,8 @@ def save_mistakes(pairs, distances, threshold, settings, crop, most=12):
     accepted = np.flatnonzero(~pairs.genuine & (distances < threshold))
     worst_rejected = rejected[np.argsort(-distances[rejected])][:most]
     worst_accepted = accepted[np.argsort(distances[accepted])][:most]
-    picture = draw_mistakes({f"One person, rejected ({len(rejected)})": [describe(n) for n in worst_rejected],
-                             f"Two people, accepted ({len(accepted)})": [describe(n) for n in worst_accepted]},
-                            threshold)
+    picture = draw_mistakes({"One person, rejected": (len(rejected), [describe(n) for n in worst_rejected]),
+                             "Two people, accepted": (len(accepted), [describe(n) for n in worst_accepted])}, threshold)
     with atomic_write(settings.mistakes) as temporary:
         picture.save(temporary, format="png")
 
@@ -140,6 +156,7 @@ def main():
     if settings.weights == "published":
         settings.model_path = str(published_weights(settings.backbone or "mobilefacenet"))
     settings.model_path = str(find_weights(settings.model_path))
+    settings.lfw_pairs = str(locate(settings.lfw_pairs))
     keep_freed_memory()
     check_input_shape(settings.input_shape)
     device = choose_device(settings.device)
@@ -154,8 +171,14 @@ def main():
         print(f"{settings.bin or settings.lfw_dir} {lfw.UNALIGNED}; --align aligns them")
 
     start = time.perf_counter()
-    figures, distances = lfw.evaluate(net, pairs, settings, partial(tqdm, desc=pairs.name, disable=None), crop)
-    print_figures(figures, time.perf_counter() - start, len(pairs.paths))
+    try:
+        embeddings = lfw.embed_pairs(net, pairs, settings, partial(tqdm, desc=pairs.name, disable=None), crop)
+    except UselessEmbeddings as error:
+        raise UserError(f"{settings.model_path}: {error}") from None
+    figures, distances = lfw.measure(embeddings, pairs, settings.far)
+    if not can_measure_far(pairs.genuine, settings.far):
+        figures = figures._replace(val=None, val_std=None, far=None, far_threshold=None)
+    print_figures(figures, time.perf_counter() - start, pairs)
     if crop:
         print(f"aligned; {len(crop.without_face)} pictures without a face, cropped where LFW's faces usually are")
 
@@ -166,7 +189,7 @@ def main():
     print(f"ROC: {settings.png_save_path}")
     if settings.save_threshold:
         path = save_thresholds(settings.model_path, describe_measurement(
-            figures, thresholds, pairs.name, aligned, settings))
+            figures, thresholds, measure_impostors(embeddings, distances, pairs), pairs.name, aligned, settings))
         print(f"Thresholds: {path}")
     if settings.json:
         written = {"benchmark": pairs.name} | figures._asdict() | {"aligned": aligned, "settings": vars(settings)}

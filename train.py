@@ -20,20 +20,23 @@ from types import SimpleNamespace
 from torch.utils.data import default_collate
 
 from nets.arcface import BACKBONES, HEADS, backbone_name
-from utils.data.annotation import check_trainable, read_annotation
+from utils.data.annotation import check_there, check_trainable, read_annotation, read_names
 from utils.data.augmentation import KINDS, augment
+from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
 from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
+from utils.evaluation.metrics import can_measure_far
 from utils.faces.images import check_input_shape
 from utils.machine import distributed
 from utils.machine.device import DEVICES, choose_device, keep_freed_memory
 from utils.machine.download import hash_file
 from utils.machine.errors import SettingsParser, UserError, script
+from utils.machine.files import locate
 from utils.training import resume
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
-from utils.training.engine import Diverged, epoch_means, epoch_totals, train_one_epoch, validate
+from utils.training.engine import Diverged, Interrupted, epoch_means, epoch_totals, train_one_epoch, validate
 from utils.training.progress import Progress
 from utils.training.run import Run, best_row, commit
 from utils.training.setup import load_weights, make_net, make_training
@@ -48,6 +51,8 @@ def make_parser():
     parser = SettingsParser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--annotation-path", default="cls_train.txt", help="the list that txt_annotation.py wrote")
+    data.add_argument("--datasets-path", metavar="DIR", help="where the folders of the people are now, if they have "
+                      "moved since (default: where the list says)")
     data.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"),
                       help="height and width that every picture is brought to")
     data.add_argument("--letterbox-image", action=switch, default=True,
@@ -57,6 +62,8 @@ def make_parser():
     data.add_argument("--augment", nargs="+", metavar="KIND", default=[],
                       help=f"change pictures at random beside mirroring them: any of {', '.join(KINDS)}")
     data.add_argument("--num-workers", type=int, default=4, help="processes that decode pictures")
+    data.add_argument("--max-bad-pictures", type=float, default=1e-3, metavar="SHARE",
+                      help="share of the training pictures that may fail to open and be replaced by others")
     network = parser.add_argument_group("network")
     network.add_argument("--backbone", help=f"the network that embeds: {', '.join(BACKBONES)} "
                          f"(default: that of --model-path, without one {DEFAULT_BACKBONE})")
@@ -167,6 +174,7 @@ def check_settings(settings, parser):
     for name, lowest in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("save_period", 1), ("num_workers", 0),
                          ("seed", 0), ("init_epoch", 0), ("min_lr_ratio", 0), ("momentum", 0),
                          ("weight_decay", 0), ("grad_clip", 0), ("checkpoint_every", 0), ("margin_warmup_epochs", 0),
+                         ("max_bad_pictures", 0),
                          ("freeze_bn_epochs", 0), ("distill_weight", 0), ("hint_weight", 0), ("hint_epochs", 0)):
         if not getattr(settings, name) >= lowest:  # so that nan is refused too
             parser.error(f"--{name.replace('_', '-')} must be at least {lowest}")
@@ -220,7 +228,7 @@ def prepare_machine(settings):
     return device
 
 
-def finish_epoch(training, run, val_loader, pairs, settings):
+def finish_epoch(training, run, val_loader, pairs, bad_pictures, settings):
     """Measure the epoch that has ended, log it and save the weights; every process takes part, rank 0 writes."""
     means = epoch_means(epoch_totals(training))
     training.epoch, training.batch, training.sums = training.epoch + 1, 0, {}
@@ -230,13 +238,14 @@ def finish_epoch(training, run, val_loader, pairs, settings):
            "images_per_second": means["images_per_second"], "data_wait": means["waiting"]}
     distributed.copy_buffers_of_main(training.evaluated)
     if val_loader is not None:
-        val = validate(training, val_loader)
+        val = validate(training, val_loader, bad_pictures)
         row |= {"val_loss": val["loss"], "val_accuracy": val["accuracy"]}
     if pairs is not None:
         figures, _ = lfw.evaluate(inference_copy(training.evaluated), pairs, SimpleNamespace(
             input_shape=settings.input_shape, letterbox_image=settings.letterbox_image, batch_size=256,
             num_workers=max(1, settings.num_workers), flip=False, bf16=False, far=1e-3))
-        row |= {"lfw_accuracy": figures.accuracy, "val_at_far": figures.val}
+        row |= {"lfw_accuracy": figures.accuracy,
+                "val_at_far": figures.val if can_measure_far(pairs.genuine, figures.far_target) else math.nan}
     run.log(row)
     weights = training.evaluated.state_dict()
     if not settings.label_weight:
@@ -249,19 +258,24 @@ def finish_epoch(training, run, val_loader, pairs, settings):
 def train(training, run, loader, val_loader, pairs, data_sha256, settings):
     """Epoch after epoch until the last one, or until a signal. -> the status to exit with."""
     total_steps, batches = training.learning_rate.total_steps, len(loader)
+    bad_pictures = BadPictures(run.folder, len(loader.dataset), settings.max_bad_pictures)
+    go_on = (f"go on with: {distributed.launcher()} {shlex.join(sys.argv[:1])} --resume "
+             f"{shlex.quote(str(run.folder))}")
 
     def save():
         resume.save_checkpoint(training, run, vars(settings), data_sha256)
 
     while training.epoch < settings.epochs:
-        with Progress(training, batches, settings.epochs, total_steps) as progress:
-            train_one_epoch(training, loader, progress.report, save)
+        try:
+            with Progress(training, batches, settings.epochs, total_steps) as progress:
+                train_one_epoch(training, loader, progress.report, save, bad_pictures)
+        except Interrupted as error:
+            raise UserError(f"{error}, {go_on}") from None
         if training.stop.received:
-            print(f"stopped after step {training.step}, go on with: {distributed.launcher()} "
-                  f"{shlex.join(sys.argv[:1])} --resume {shlex.quote(str(run.folder))}", flush=True)
+            print(f"stopped after step {training.step}, {go_on}", flush=True)
             return 128 + training.stop.received
         save()  # what ends the evaluation, such as a picture that does not open, does not cost the epoch
-        finish_epoch(training, run, val_loader, pairs, settings)
+        finish_epoch(training, run, val_loader, pairs, bad_pictures, settings)
         save()
     if distributed.is_main():
         print_best(run)
@@ -271,6 +285,8 @@ def train(training, run, loader, val_loader, pairs, data_sha256, settings):
 def print_best(run):
     """Tell what the run has come to, and what to do with it."""
     row = best_row(run.rows)
+    if row is None:
+        return
     figures = "  ".join(f"{name} {row[name]:.5g}" for name in RESULTS if not math.isnan(row[name]))
     folder = shlex.quote(str(run.folder))
     print(f"best.pth is of epoch {row['epoch']}: {figures}\n"
@@ -282,7 +298,7 @@ def find_benchmark(settings):
     """-> the Pairs to evaluate after each epoch, or None where there are none and none are asked for."""
     there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
     if settings.lfw_eval or (settings.lfw_eval is None and there):
-        pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+        pairs = lfw.read_pairs(locate(settings.lfw_pairs), settings.lfw_dir)
         if lfw.looks_unaligned(pairs.paths):
             print(f"{settings.lfw_dir} {lfw.UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
         return pairs
@@ -297,8 +313,9 @@ def main():
     settings, state = parse_settings()
     check_input_shape(settings.input_shape)
     device = prepare_machine(settings)
-    paths, labels = read_annotation(settings.annotation_path)
+    paths, labels = read_annotation(settings.annotation_path, settings.datasets_path)
     check_trainable(labels, settings.annotation_path)
+    check_there(paths, settings.annotation_path, settings.max_bad_pictures)
     data_sha256 = hash_file(settings.annotation_path)
     pairs = find_benchmark(settings)
     net = make_net(settings, max(labels) + 1, device)
@@ -307,6 +324,7 @@ def main():
     loader, val_loader = make_loaders(paths, labels, settings, device)
     batches = loader.batch_sampler
     training = make_training(net, batches, settings, device)
+    images, sample_labels, _ = default_collate([loader.dataset[index] for index in batches.pictures_of(0)])
     run = Run.start(settings) if state is None else Run(Path(settings.resume).parent)
     if state is not None:
         resume.restore(training, run, state, data_sha256, settings.force)
@@ -316,13 +334,13 @@ def main():
                   "settings": vars(settings)}
     print(f"run: {run.folder}; all settings: settings.json; TensorBoard events: "
           f"{'yes' if run.open_tensorboard() else 'no, tensorboard is not installed'}")
-    print("\n".join(describe(training, batches, val_loader, settings)))
+    print("\n".join([*describe(training, batches, val_loader, settings), *batches.advice()]))
 
-    images, sample_labels, _ = default_collate([loader.dataset[index] for index in next(iter(batches))])
     images, _ = augment(images.to(device), settings.seed, 0, 0, settings.augment)
-    run.save_batch_picture(images, sample_labels)
-    print(compile_if_wanted(training, settings, (settings.epochs - training.epoch) * batches.count,
-                            images, sample_labels.to(device)))
+    names = read_names(settings.annotation_path, max(labels) + 1)
+    run.save_batch_picture(images, [names[label] for label in sample_labels])
+    left = (settings.epochs - training.epoch) * len(batches) - training.batch
+    print(compile_if_wanted(training, settings, left * batches.batch_size, images, sample_labels.to(device)))
     run.write_json("settings.json", vars(settings))  # once more: with --compile decided, or what --force changed
     training.stop.listen()
 
@@ -330,9 +348,8 @@ def main():
         status = train(training, run, loader, val_loader, pairs, data_sha256, settings)
     except Diverged as error:
         run.write_json("diverged.json", error.facts)
-        kept = ("last.pt holds the last good state" if (run.folder / "last.pt").exists()
-                else "no state was saved yet (--checkpoint-every)")
-        raise UserError(f"{error}; its pictures are in {run.folder / 'diverged.json'}, {kept}") from None
+        raise UserError(f"{error}; {run.folder / 'diverged.json'} tells of the step, "
+                        f"{resume.what_is_left(run, error.facts['step'])}") from None
     distributed.stop()
     return status
 

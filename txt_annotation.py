@@ -9,14 +9,17 @@
 
 Writes `label;path` lines to cls_train.txt and `label;name` lines to cls_classes.txt beside it.
 """
+import argparse
+import os
 from functools import partial
 from statistics import median
 
 from tqdm import tqdm
 
 from utils.data.align_folder import NO_FACE, RULE, SEVERAL, SMALL, align_folder, report_path
-from utils.data.annotation import classes_path, scan_folder, write_annotation
+from utils.data.annotation import classes_path, write_annotation
 from utils.data.recordio import extract
+from utils.data.scan import Tally, list_root, scan_people
 from utils.faces.detector import FaceDetector
 from utils.machine.errors import SettingsParser, UserError, script
 
@@ -29,6 +32,8 @@ def parse_settings():
     parser.add_argument("--output", default="cls_train.txt", help="the annotation file to write")
     parser.add_argument("--align-to", metavar="DIR", help="the pictures are photographs: write aligned crops of their "
                         "faces to DIR, in the same folders, and list those; run again, it goes on")
+    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True,
+                        help="decode every picture; --no-check lists a set that is known to be good in no time")
     return parser.parse_args()
 
 
@@ -43,10 +48,38 @@ def align(source, destination):
         raise UserError(f"{source} holds no photograph with a face in a person's folder")
 
 
-def print_skipped(skipped):
-    for path, reason in skipped:
+def tell(person, tally):
+    tally.add(person)
+    print_paths("skipped", person.skipped)
+    print_paths("damaged, decodes in part:", person.damaged)
+
+
+def print_paths(what, paths):
+    for path, reason in paths:
         path = str(path).encode(errors="backslashreplace").decode()  # a name may be no valid Unicode
-        print(f"skipped {path}: {reason}")
+        tqdm.write(f"{what} {path}: {reason}")
+
+
+def list_faces(root, settings):
+    """Look through the folder of faces and write the annotation."""
+    root = os.path.abspath(root)
+    names, strays = list_root(root)
+    print_paths("skipped", strays)
+    tally = Tally(root, strays)
+
+    def people():
+        for person in scan_people(root, names, partial(tqdm, desc="people", unit="", disable=None), settings.check):
+            tell(person, tally)
+            yield person.name, person.pictures
+        if not tally.per_person:
+            raise UserError("; ".join([f"{root} holds no person with a picture: make one folder per person in it",
+                                       *tally.hints()]))
+
+    write_annotation(people(), settings.output)
+    counts = tally.per_person
+    print(f"{len(counts)} people, {sum(counts)} images, {min(counts)} / {median(counts):g} / {max(counts)} images per "
+          f"person (min / median / max), {tally.skipped} skipped")
+    print("\n".join([*tally.hints(), f"wrote {settings.output} and {classes_path(settings.output)}"]))
 
 
 @script
@@ -55,20 +88,11 @@ def main():
     if settings.rec:
         pictures, there, skipped = extract(settings.rec, settings.datasets_path, partial(
             tqdm, desc="extracting", unit="B", unit_scale=True, disable=None))
-        print_skipped(skipped)
+        print_paths("skipped", skipped)
         print(f"{pictures} pictures of {settings.rec} in {settings.datasets_path}, {there} of them from before")
     if settings.align_to:
         align(settings.datasets_path, settings.align_to)
-    root = settings.align_to or settings.datasets_path
-    people, skipped = scan_folder(root, partial(tqdm, desc="decoding", unit="img", disable=None))
-    print_skipped(skipped)
-    if not people:
-        raise UserError(f"{root} holds no person with a picture: make one folder per person in it")
-    write_annotation(people, settings.output)
-    counts = [len(images) for images in people.values()]
-    print(f"{len(people)} people, {sum(counts)} images, {min(counts)} / {median(counts):g} / {max(counts)} images per "
-          f"person (min / median / max), {len(skipped)} skipped")
-    print(f"wrote {settings.output} and {classes_path(settings.output)}")
+    list_faces(settings.align_to or settings.datasets_path, settings)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from utils.data.annotation import scan_folder, write_annotation
+from utils.data.annotation import write_annotation
+from utils.data.scan import list_root, scan_people
 from utils.machine.errors import SettingsParser, UserError, script
 from utils.machine.files import write_text
 
@@ -59,13 +60,15 @@ def draw_pairs(counts, generator):
 @script
 def main():
     settings = parse_settings()
-    people, _ = scan_folder(settings.datasets_path, partial(tqdm, desc="decoding", unit="img", disable=None))
+    root = os.path.abspath(settings.datasets_path)
+    scanned = scan_people(root, list_root(root)[0], partial(tqdm, desc="people", unit="", disable=None))
+    people = {person.name: person.pictures for person in scanned if person.pictures}
     names = list(people)[4::10]
     held_out = {"_".join(name.split()): people.pop(name) for name in names}  # a list of pairs has no spaces in names
     if len(names) < 2 or max(map(len, held_out.values())) < 2:
         raise UserError(f"{settings.datasets_path} has too few people to keep one in ten out: 15 at least, with two "
                         "pictures each")
-    write_annotation(people, settings.output)
+    write_annotation(people.items(), settings.output)
     link_pictures(held_out, settings.held_out)
     counts = {name: len(images) for name, images in held_out.items()}
     write_text(Path(settings.held_out, "pairs.txt"),

@@ -48,12 +48,16 @@ def ours(net, pairs, settings):
     return lfw.evaluate(inference_copy(net), pairs, settings)[0]
 
 
-@script
-def main():
+def parse_settings():
     parser = make_parser()
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each loop")
     parser.add_argument("--side", choices=("plain", "ours"), help="one measurement of this loop, as JSON")
-    settings = parser.parse_args()
+    return parser.parse_args()
+
+
+@script
+def main():
+    settings = parse_settings()
     if settings.side:
         net = load_embedder(settings.model_path, settings.backbone)
         pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)

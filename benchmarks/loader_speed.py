@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from train import check_settings, make_parser
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
+from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import load_picture, make_loaders
 from utils.faces.images import preprocess
 from utils.machine.device import keep_freed_memory
@@ -73,7 +74,7 @@ def measure_waiting(paths, labels, settings):
     print(compile_if_wanted(training, settings, math.inf, images, sample))
     for training.epoch in range(2):  # the first one starts the workers
         training.batch, training.sums = 0, {}
-        train_one_epoch(training, loader, report=lambda means: None, save=lambda: None)
+        train_one_epoch(training, loader, lambda means: None, lambda: None, BadPictures(".", len(paths), 0))
     means = epoch_means(training.sums)
     print(f"training {settings.backbone}, batch {settings.batch_size}, {settings.num_workers} workers: "
           f"{means['images_per_second']:.1f} img/s, {means['waiting']:.2%} of the time waiting for data")

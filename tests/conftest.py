@@ -4,14 +4,20 @@ import importlib
 import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from utils.machine import download
 
 # Two test processes on two cores: with a thread each they do not wait for each other (before torch is imported).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -98,6 +104,59 @@ def call_script(tmp_path, monkeypatch, capfd):
         printed = capfd.readouterr()
         return SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
     return call
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """server.files: {"/name": bytes, or a function of the request's handler}; server.asked: what was asked for."""
+    server = SimpleNamespace(files={}, asked=[])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.asked.append(self.path)
+            answer = server.files.get(self.path)
+            if callable(answer):
+                answer(self)
+            elif answer is None:
+                self.send_error(404)
+            else:
+                send(self, answer, {"Content-Length": len(answer)})
+
+        def log_message(self, *arguments):
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSE", 0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        server.address = f"http://127.0.0.1:{listening.server_port}"
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        listening.shutdown()
+        thread.join()
+
+
+def send(handler, content, headers):
+    handler.send_response(200)
+    for name, value in headers.items():
+        handler.send_header(name, str(value))
+    handler.end_headers()
+    with suppress(OSError):  # the client may have gone
+        handler.wfile.write(content)
+
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    """An address where nothing listens: what a machine without a network finds."""
+    monkeypatch.setattr(download, "PAUSE", 0)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def files(folder):
+    """The paths of all files in a folder, relative to it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def jpeg(seed):

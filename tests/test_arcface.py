@@ -146,7 +146,7 @@ def test_an_unknown_setting_is_a_type_error_that_lists_the_settings():
 @pytest.mark.parametrize("name, value", [
     ("model_path", 3), ("model_path", None), ("backbone", 50), ("input_shape", "112"), ("input_shape", 112),
     ("letterbox_image", 1), ("letterbox_image", "yes"), ("cuda", "cpu"), ("cuda", 0), ("threshold", "1.2"),
-    ("threshold", True), ("operating_point", None)])
+    ("threshold", True), ("operating_point", 1)])
 def test_an_ill_typed_setting_is_a_type_error_that_lists_the_settings(name, value):
     with pytest.raises(TypeError) as caught:
         Arcface(**{name: value})

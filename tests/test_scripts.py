@@ -4,6 +4,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,6 +108,32 @@ def test_predict_asks_again_after_a_bad_path_and_goes_on_until_an_empty_line(run
     assert "Distance: 0.000" in result.stdout
 
 
+def test_predict_understands_paths_as_people_type_them(call_script, weights, same, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(same[0], tmp_path / "my face's.jpg")
+    shutil.copy(same[1], tmp_path / "other.jpg")
+    answers = [f'"{tmp_path}/my face\'s.jpg"', "'other.jpg'", "~/my face's.jpg", f"{tmp_path}/my\\ face\\'s.jpg",
+               r".\other.jpg", "other.jpg "]
+    result = call_script("predict.py", *weights, "--no-cuda", stdin=[*answers, ""])
+    assert result.returncode == 0 and result.stdout.count("Distance: ") == 3, result.stdout
+    assert result.stdout.count("Distance: 0.000") == 2
+    assert "an empty line or Ctrl-C ends" in result.stdout
+
+
+def test_output_to_a_pipe_does_not_die_of_a_letter_or_of_its_reader(weights, same, tmp_path):
+    people = tmp_path / "people"
+    people.mkdir()
+    shutil.copy(same[1], people / "王.jpg")
+    command = [sys.executable, ROOT / "predict.py", *weights, "--no-cuda", "--no-show", same[0], "--gallery", people]
+    environment = os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    assert result.returncode == 0 and b"\\u738b" in result.stdout, result.stderr
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read() and process.wait(120) == 1
+    process.stderr.close()
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_predict_ends_quietly_at_the_end_of_input(call_script, weights, same, count):
     result = call_script("predict.py", *weights, "--no-cuda", stdin=[str(same[0])] * count)
@@ -119,8 +147,19 @@ def test_predict_ends_quietly_on_ctrl_c(call_script, weights, same, stdin):
     assert result.returncode in (0, 130) and result.stderr == ""
 
 
-def test_predict_without_weights_is_a_user_error(run_script):
-    assert_user_error(run_script("predict.py", "a.jpg", "b.jpg"), "predict.py", "model_data/arcface_mobilefacenet.pth")
+def test_predict_without_weights_is_a_user_error(call_script):
+    for path in ("model_data/gone.pth", "gone.pth"):
+        assert_user_error(call_script("predict.py", "a.jpg", "b.jpg", "--model-path", path), "predict.py", path)
+
+
+def test_the_scripts_run_from_any_folder(run_script, same, tmp_path):
+    """The bundled weights and their threshold are beside the code, the pictures where the caller is."""
+    for number, path in enumerate(same):
+        shutil.copy(path, tmp_path / f"{number}.jpg")
+    result = run_script("predict.py", "0.jpg", "1.jpg", "--no-cuda", "--no-show")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{ROOT / 'model_data' / 'arcface_mobilefacenet.pth'} (mobilefacenet)")
+    assert "= best accuracy on LFW" in result.stdout
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -204,8 +243,16 @@ def test_train_says_that_250x250_pictures_are_not_aligned(shared, pairs_path, ca
         assert len(found.genuine) == 12 and ("un-aligned 250x250" in capsys.readouterr().out) == unaligned
 
 
-def test_eval_without_weights_is_a_user_error(run_script):
-    assert_user_error(run_script("eval_LFW.py"), "eval_LFW.py", "model_data/arcface_mobilefacenet.pth")
+def test_eval_without_weights_is_a_user_error(call_script):
+    assert_user_error(call_script("eval_LFW.py", "--model-path", "model_data/gone.pth"), "eval_LFW.py",
+                      "model_data/gone.pth")
+
+
+def test_eval_finds_weights_and_pairs_beside_the_code(call_script):
+    """The pictures, which are the caller's and not there, are what ends it."""
+    result = call_script("eval_LFW.py", "--device", "cpu")
+    assert_user_error(result, "lfw")
+    assert result.stdout.startswith(f"{ROOT / 'model_data' / 'arcface_mobilefacenet.pth'} (mobilefacenet)")
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -313,17 +360,33 @@ def test_train_with_a_bad_annotation_is_a_user_error(call_script, annotation, tm
     assert not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize("workers, content", [(0, None), (2, None), (0, "not a picture"), (2, "not a picture")],
-                         ids=["missing", "missing, by a worker", "undecodable", "undecodable, by a worker"])
-def test_train_meeting_a_bad_picture_is_a_user_error_that_names_it(run_script, annotation, tmp_path, workers, content):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_train_meeting_bad_pictures_lists_them_saves_and_goes_on_as_asked(run_script, annotation, tmp_path, workers):
     listed = annotation.read_text(encoding="utf-8")
     _, last_batch = EpochBatches(count=8, batch_size=4, seed=11)  # the first is also drawn as batch.png, by no worker
-    bad = Path(listed.splitlines()[last_batch[0]].partition(";")[2])
-    bad.unlink() if content is None else bad.write_text(content)
-    result = run_script("train.py", "--epochs", 1, "--no-lfw-eval", "--device", "cpu", "--batch-size", 4, "--seed", 11,
-                        "--val-split", 0, "--num-workers", workers)
-    assert_user_error(result, "train.py", bad, "does not exist" if content is None else "does not decode")
+    bad = [Path(listed.splitlines()[number].partition(";")[2]) for number in last_batch[:2]]
+    for path in bad:
+        path.write_text("not a picture")
+    refused = run_script("train.py", "--epochs", 1, "--no-lfw-eval", "--device", "cpu", "--batch-size", 4, "--seed", 11,
+                         "--val-split", 0, "--num-workers", workers)
+    run, = (tmp_path / "logs").iterdir()
+    assert_user_error(refused, "train.py", "2 of 8 pictures do not open", bad[0], "bad_pictures.csv",
+                      "--max-bad-pictures", "the state after step 1 is saved, go on with: python",
+                      f"--resume logs/{run.name}")
+    assert torch.load(run / "last.pt", weights_only=True)["step"] == 1
     assert annotation.read_text(encoding="utf-8") == listed
+    resumed = run_script("train.py", "--resume", "--max-bad-pictures", 0.5)
+    assert resumed.returncode == 0 and resumed.stderr == "", resumed.stderr
+    rows = (run / "bad_pictures.csv").read_text(encoding="utf-8").splitlines()
+    assert [row.partition(",")[0] for row in rows[1:]] == [str(path) for path in bad]
+
+
+def test_train_without_its_pictures_names_the_line_and_leaves_no_run_behind(call_script, annotation, tmp_path):
+    (tmp_path / "faces").rename(tmp_path / "elsewhere")
+    annotation.write_text("\n" + annotation.read_text())
+    result = call_script("train.py", "--no-lfw-eval", "--device", "cpu", "--num-workers", 0)
+    assert_user_error(result, "cls_train.txt, line 2", tmp_path / "faces" / "0_0.png", "--datasets-path")
+    assert not (tmp_path / "logs").exists()
 
 
 def test_train_that_cannot_write_is_a_user_error(run_script, annotation, tmp_path):
@@ -335,11 +398,12 @@ def test_train_that_cannot_write_is_a_user_error(run_script, annotation, tmp_pat
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux, to have fewer cores than workers")
 def test_train_with_fewer_cores_than_workers_keeps_to_one_line_on_stderr(run_script, annotation, tmp_path):
-    (tmp_path / "faces" / "1_2.png").unlink()
+    (tmp_path / "faces" / "1_2.png").write_text("not a picture")
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     try:
-        result = run_script("train.py", "--epochs", 1, "--no-lfw-eval", "--device", "cpu", "--batch-size", 4)
+        result = run_script("train.py", "--epochs", 1, "--no-lfw-eval", "--device", "cpu", "--batch-size", 8,
+                            "--max-bad-pictures", 0)
     finally:
         os.sched_setaffinity(0, cores)
     assert_user_error(result, "1_2.png")

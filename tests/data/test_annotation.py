@@ -3,34 +3,19 @@ import os
 import re
 import shutil
 
-import numpy as np
 import pytest
 from conftest import assert_user_error
-from PIL import Image
+from scanning import draw, make_people, scan
 
-from utils.data.annotation import check_trainable, classes_path, read_annotation, scan_folder, write_annotation
+from utils.data.annotation import (
+    check_there,
+    check_trainable,
+    classes_path,
+    read_annotation,
+    read_names,
+    write_annotation,
+)
 from utils.machine.errors import UserError
-
-
-def draw(path, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-    return path
-
-
-def make_people(root, **pictures):
-    for name, count in pictures.items():
-        for number in range(count):
-            draw(root / name / f"{number}.png", number)
-    return root
-
-
-def scan(root):
-    return scan_folder(root, lambda iterable, total: iterable)
-
-
-def reasons(scanned, root):
-    return {path.relative_to(root).as_posix(): reason for path, reason in scanned.skipped}
 
 
 def write(path, text):
@@ -38,22 +23,12 @@ def write(path, text):
     return path
 
 
-def test_labels_go_by_sorted_folder_name_and_paths_are_sorted(tmp_path):
-    for name in ("zoe", "Adam", "bob", "10", "9", "李雷"):
-        for file in ("b.png", "a.png", "B.png"):
-            draw(tmp_path / name / file)
-    people = scan(tmp_path).people
-    assert list(people) == ["10", "9", "Adam", "bob", "zoe", "李雷"]
-    assert people["bob"] == [str(tmp_path / "bob" / file) for file in ("B.png", "a.png", "b.png")]
-    assert scan(tmp_path).people == people
-
-
 def test_scan_then_write_then_read_gives_labels_without_gaps(tmp_path):
     root = make_people(tmp_path / "faces", ann=2, bob=3, cy=1)
     (root / "aaa_empty").mkdir()  # takes no label
     people = scan(root).people
     output = tmp_path / "list" / "cls_train.txt"
-    write_annotation(people, output)
+    write_annotation(people.items(), output)
     paths, labels = read_annotation(output)
     assert labels == [0, 0, 1, 1, 1, 2]
     assert paths == [image for images in people.values() for image in images]
@@ -67,73 +42,9 @@ def test_awkward_names_survive_the_round_trip(tmp_path, name):
     root = tmp_path / "faces"
     expected = [str(draw(root / name / f"{name}.{suffix}")) for suffix in ("JPG", "Png")]
     draw(root / "龙 comes last" / "x.bmp")
-    write_annotation(scan(root).people, tmp_path / "cls_train.txt")
+    write_annotation(scan(root).people.items(), tmp_path / "cls_train.txt")
     paths, labels = read_annotation(tmp_path / "cls_train.txt")
     assert paths[:2] == expected and labels == [0, 0, 1]
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "JPG", "jpeg", "JPEG", "jfif", "png", "PNG", "bmp", "webp", "tif", "TIFF"])
-def test_every_picture_extension_is_taken_in_any_case(tmp_path, suffix):
-    draw(tmp_path / "ann" / f"face.{suffix}")
-    assert [os.path.basename(path) for path in scan(tmp_path).people["ann"]] == [f"face.{suffix}"]
-
-
-def test_strays_never_become_classes_and_each_is_told_with_its_reason(tmp_path):
-    make_people(tmp_path, ann=2, bob=2)
-    for folder in (tmp_path, tmp_path / "ann"):
-        write(folder / "README.md", "notes")
-        write(folder / "Thumbs.db", "\0")
-        write(folder / ".DS_Store", "\0")
-    draw(tmp_path / "ann" / ".hidden.png")
-    draw(tmp_path / "ann" / "nested" / "face.png")
-    draw(tmp_path / ".cache" / "face.png")
-    draw(tmp_path / "face beside the folders.png")
-    (tmp_path / "cy").mkdir()
-    (tmp_path / "dee").mkdir()
-    write(tmp_path / "dee" / "only.txt", "x")
-    write(tmp_path / "bob" / "empty.jpg", "")
-    write(tmp_path / "bob" / "text.jpg", "not a picture")
-    whole = draw(tmp_path / "bob" / "truncated.jpg").read_bytes()
-    (tmp_path / "bob" / "truncated.jpg").write_bytes(whole[:-100])
-
-    scanned = scan(tmp_path)
-    assert {name: len(images) for name, images in scanned.people.items()} == {"ann": 2, "bob": 2}
-    found = reasons(scanned, tmp_path)
-    assert found.keys() == {
-        "README.md", "Thumbs.db", ".DS_Store", "face beside the folders.png", ".cache", "cy", "dee", "dee/only.txt",
-        "ann/README.md", "ann/Thumbs.db", "ann/.DS_Store", "ann/.hidden.png", "ann/nested",
-        "bob/empty.jpg", "bob/text.jpg", "bob/truncated.jpg"}
-    assert "beside" in found["README.md"] and "hidden" in found[".cache"] and "folder" in found["ann/nested"]
-    assert "no picture" in found["cy"] and "no picture" in found["dee"]
-    assert "truncated" in found["bob/truncated.jpg"] and "not a picture" in found["bob/text.jpg"]
-    assert str(tmp_path) not in "".join(found.values())
-
-
-@pytest.mark.parametrize("break_", ["\n", "\r", "\r\n"])
-def test_a_line_break_in_a_name_is_skipped(tmp_path, break_):
-    make_people(tmp_path, ann=1)
-    draw(tmp_path / "ann" / f"a{break_}b.png")
-    draw(tmp_path / f"bob{break_}by" / "face.png")
-    scanned = scan(tmp_path)
-    assert scanned.people == {"ann": [str(tmp_path / "ann" / "0.png")]}
-    assert [reason for _, reason in scanned.skipped if "line break" in reason] == ["a line break in the name"] * 2
-
-
-def test_a_dangling_link_is_skipped_and_a_link_to_a_folder_followed(tmp_path):
-    make_people(tmp_path / "elsewhere", ann=1)
-    root = make_people(tmp_path / "faces", bob=1)
-    (root / "ann").symlink_to(tmp_path / "elsewhere" / "ann")
-    (root / "bob" / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
-    scanned = scan(root)
-    assert list(scanned.people) == ["ann", "bob"]
-    assert reasons(scanned, root) == {"bob/gone.jpg": "does not exist"}
-
-
-def test_progress_sees_every_picture(tmp_path):
-    seen = []
-    make_people(tmp_path, ann=2, bob=3)
-    scan_folder(tmp_path, lambda iterable, total: (seen.append((item, total)) or item for item in iterable))
-    assert len(seen) == 5 and all(total == 5 for _, total in seen)
 
 
 @pytest.mark.parametrize("output, classes", [
@@ -143,11 +54,54 @@ def test_the_class_list_lies_beside_the_annotation(tmp_path, output, classes):
     assert classes_path(tmp_path / output) == tmp_path / classes
 
 
+@pytest.mark.parametrize("text", ["0;ann\n1;a;b\n2;王小明\n", "\ufeff0;ann\n1;a;b\n2;王小明"])
+def test_labels_have_the_names_of_the_class_list(tmp_path, text):
+    write(tmp_path / "cls_classes.txt", text)
+    assert read_names(tmp_path / "cls_train.txt", 3) == ["ann", "a;b", "王小明"]
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    people = {"ann": ["a.jpg"], " a; b ": ["b.jpg"], "\u2028王": ["c.jpg"]}
+    write_annotation(people, tmp_path / "cls_train.txt")
+    assert read_names(tmp_path / "cls_train.txt", 3) == list(people)
+
+
+@pytest.mark.parametrize("text", [
+    None, "", "0;ann\n1;bob\n", "0;ann\n1;bob\n2;cy\n3;dan\n", "1;ann\n2;bob\n3;cy\n", "0;ann\n2;cy\n1;bob\n",
+    "ann\nbob\ncy\n", "0;ann\n1;\n2;cy\n", b"0;ann\n1;bob\n2;\xff\n"])
+def test_a_class_list_that_does_not_fit_leaves_the_labels_as_they_are(tmp_path, text):
+    if text is not None:
+        (tmp_path / "cls_classes.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert read_names(tmp_path / "cls_train.txt", 3) == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize("text", [
     "0;/a.jpg\r\n1;/小 b.jpg\r\n", "\ufeff0;/a.jpg\n1;/小 b.jpg\n", "0;/a.jpg\n1;/小 b.jpg",
     "\ufeff0;/a.jpg\r\n\r\n1;/小 b.jpg\r\n\r\n", "00;/a.jpg\n 1 ;/小 b.jpg\n"])
 def test_windows_line_ends_byte_order_mark_and_blank_lines_read_fine(tmp_path, text):
     assert read_annotation(write(tmp_path / "list.txt", text)) == (["/a.jpg", "/小 b.jpg"], [0, 1])
+
+
+@pytest.mark.parametrize("root", ["/old/set", "C:\\old set", "old"])
+def test_a_list_of_pictures_that_have_moved_is_read_with_their_new_root(tmp_path, root):
+    divider = "\\" if "\\" in root else "/"
+    pictures = ["李 雷;x/1.jpg", "bob/a b.png"]
+    listed = [f"{label};{root}{divider}{picture.replace('/', divider)}\n" for label, picture in enumerate(pictures)]
+    paths, labels = read_annotation(write(tmp_path / "list.txt", "".join(listed)), tmp_path / "new")
+    assert paths == [str(tmp_path / "new" / picture) for picture in pictures] and labels == [0, 1]
+
+
+def test_missing_pictures_are_found_at_the_start_and_one_of_many_may_be_missing(tmp_path):
+    paths = [str(draw(tmp_path / "faces" / f"{number}.png")) for number in range(3)] * 100
+    path = write(tmp_path / "list.txt", "".join(f"\r\n0;{picture}\r\n" for picture in paths))
+    check_there(paths, path, 1e-3)
+    check_there([*paths[:150], "/gone.jpg", *paths[151:]], path, 1e-3)
+    with pytest.raises(UserError, match=r"list\.txt, line 302: /gone\.jpg does not exist, nor do 49 of 99 others .*"
+                                        "--datasets-path"):
+        check_there([*paths[:150], *["/gone.jpg"] * 150], path, 1e-3)
+    check_there([*paths[:150], *["/gone.jpg"] * 150], path, 0.5)
+    with pytest.raises(UserError, match="line 2: /gone"):
+        check_there(["/gone.jpg", *paths[1:]], path, 0)
 
 
 @pytest.mark.parametrize("line", [
@@ -202,7 +156,7 @@ def test_an_interrupted_write_leaves_the_old_annotation_and_no_rubbish(tmp_path,
     for step in ("fsync", "replace"):
         monkeypatch.setattr(f"utils.machine.files.os.{step}", fail)
         with pytest.raises(KeyboardInterrupt):
-            write_annotation({"ann": ["/a.jpg"]}, output)
+            write_annotation([("ann", ["/a.jpg"])], output)
         monkeypatch.undo()
         assert output.read_text() == "0;/precious.jpg\n"
         assert os.listdir(tmp_path) == ["cls_train.txt"]

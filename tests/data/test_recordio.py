@@ -199,6 +199,10 @@ def cut_between_records(records, index):
     records.write_bytes(records.read_bytes()[:int(index.read_text().split()[-1])])
 
 
+def cut_index(records, index):
+    index.write_text("".join(index.read_text().splitlines(keepends=True)[:-1]))
+
+
 def shift(records, index):
     index.write_text(index.read_text().replace("\t0\n", "\t4\n"))
 
@@ -222,7 +226,8 @@ def write_index(text):
 
 @pytest.mark.parametrize("damage, words", [
     (cut, "the file ends within a record: download it again"), (cut_within_a_head, "the file ends within a record"),
-    (cut_between_records, "train.idx tells of a record at byte"), (shift, "byte 4: no record begins here"),
+    (cut_between_records, "train.idx tells of a record at byte"), (cut_index, "train.idx ends before"),
+    (shift, "byte 4: no record begins here"),
     (overwrite, "byte 0: no record begins here"), (set_kind(3), "byte 0: a part of kind 3"),
     (set_kind(1), "byte 0: a part of kind 0"), (set_kind(4), "kind 4"),
     (write_index(""), "train.idx is not `number<TAB>offset` a line"), (write_index("1\n2\n"), "train.idx is not"),

@@ -1,4 +1,4 @@
-"""Pictures made of pictures, and their letters; curves that mark operating points."""
+"""Pictures made of pictures, and their letters."""
 from pathlib import Path
 
 import matplotlib
@@ -7,10 +7,9 @@ import pytest
 from PIL import Image, ImageFont
 
 from arcface import Candidate
-from utils.drawing import fonts
+from utils.drawing import fonts, pictures
 from utils.drawing.fonts import fit_font, shorten
-from utils.drawing.pictures import GREEN, PAPER, RED, draw_candidates, draw_comparison, draw_mistakes
-from utils.drawing.plots import plot_roc
+from utils.drawing.pictures import GREEN, PAPER, RED, draw_batch, draw_candidates, draw_comparison, draw_mistakes
 
 STIX = Path(matplotlib.__file__).parent / "mpl-data" / "fonts" / "ttf" / "STIXGeneral.ttf"
 BOLD_A = "\U0001d400"  # in STIX, not in DejaVu Sans
@@ -87,26 +86,50 @@ def test_the_strip_has_a_green_frame_for_every_accepted_person_and_a_red_one_for
 
 def test_pictures_keep_a_margin_of_paper_whatever_the_text():
     threshold = "by default, not measured for these weights"
-    pictures = [draw_candidates(face(), [(face(), candidate("W" * 90))] * 3, "= FAR 0.001 on LFW"),
-                draw_comparison([face(), face()], candidate(), threshold),
-                draw_mistakes({"One person, rejected (1)": [(face(), face(), 1.3, "W" * 90)] * 3,
-                               "Two people, accepted (0)": []}, 1.1)]
-    for picture in pictures:
+    drawn = [draw_candidates(face(), [(face(), candidate("W" * 90))] * 3, "= FAR 0.001 on LFW"),
+             draw_comparison([face(), face()], candidate(), threshold),
+             draw_comparison([face(), face()], candidate(), threshold,
+                             [Image.new("RGB", (1008, 20)), Image.new("RGB", (90, 1008))]),
+             draw_mistakes({"One person, rejected": (3, [(face(), face(), 1.3, "W" * 90)] * 3),
+                            "Two people, accepted": (0, [])}, 1.1)]
+    for picture in drawn:
         pixels = np.asarray(picture)
         edge = np.concatenate([pixels[:, :8].reshape(-1, 3), pixels[:, -8:].reshape(-1, 3)])
         assert (edge == bytes.fromhex(PAPER[1:])[0]).all()
 
 
-@pytest.mark.parametrize("shift", [0.4, 1.0])
-def test_the_roc_is_drawn_for_any_network_and_marks_every_operating_point(tmp_path, shift):
-    rng = np.random.default_rng(0)
-    genuine = np.tile([True, False], 200)
-    distances = rng.uniform(0.3, 0.8, 400) + np.where(genuine, 0, shift)  # apart at 1.0: the FAR is 0
-    thresholds = {"best accuracy": 0.8, "FAR 0.01": 0.7, "FAR 0.001": 0.1}
-    plot_roc(distances, genuine, thresholds, "title", tmp_path / "roc.png")
-    with Image.open(tmp_path / "roc.png") as picture:
-        pixels = np.asarray(picture.convert("RGB"))
-    green, orange, red = (44, 160, 44), (255, 127, 14), (214, 39, 40)  # matplotlib's tab:green and so on
-    for colour in (green, orange, red):
-        assert (pixels == colour).all(2).any()
-    assert (pixels[:, :pixels.shape[1] // 10] == red).all(2).any()  # the point at FAR 0, on the edge of the axis
+@pytest.mark.parametrize("sizes", [
+    [(336, 336), (336, 200)], [(1008, 500), (100, 1008)], [(40, 30), None], [None, None]])
+def test_photographs_of_any_size_stand_whole_above_their_crops(sizes):
+    colours = [(250, 0, 250), (0, 250, 250)]
+    photographs = [size and Image.new("RGB", size, colour) for size, colour in zip(sizes, colours)]
+    picture = draw_comparison([face(), face()], candidate(), "", photographs)
+    pixels = np.asarray(picture)
+    for size, colour in zip(sizes, colours):
+        assert (pixels == colour).all(2).sum() == (size[0] * size[1] if size else 0)
+    assert picture.height == 336 + 16 + 84 + (max(size[1] for size in sizes if size) + 16 if any(sizes) else 0)
+
+
+@pytest.mark.parametrize("number, shape", [(1, (1, 1)), (5, (5, 1)), (8, (8, 1)), (9, (8, 2)), (64, (8, 8))])
+def test_a_batch_is_a_grid_whose_captions_keep_beneath_their_own_pictures(number, shape):
+    images, black = np.full((number, 112, 112, 3), 255, np.uint8), 60
+    pixels = np.asarray(draw_batch(images, ["王 Σ W" * 20] * number).convert("L"))
+    columns, rows = shape
+    assert pixels.shape == (rows * 138 + 6, columns * 118 + 6)
+    inked = (pixels < black).any(0)
+    for column in range(columns):
+        assert inked[6 + column * 118:][:112].any() and not inked[column * 118:][:6].any()
+
+
+def test_mistakes_say_how_many_are_shown_of_how_many(monkeypatch):
+    written = []
+    write = pictures.write
+    monkeypatch.setattr(pictures, "write", lambda canvas, position, text, *rest, **named: (
+        written.append(text), write(canvas, position, text, *rest, **named)))
+    pair = (face(), face(), 1.3, "Ann / 王")
+    sheets = [draw_mistakes({"One person, rejected": (30, [pair] * 12), "Two people, accepted": (1, [pair])}, 1.1),
+              draw_mistakes({"One person, rejected": (0, []), "Two people, accepted": (0, [])}, 1.1)]
+    assert [text for text in written if "people" in text or "person" in text] == [
+        "One person, rejected: 12 of 30", "Two people, accepted: 1 of 1",
+        "One person, rejected: none", "Two people, accepted: none"]
+    assert sheets[0].width == sheets[1].width and sheets[0].height > 6 * 120 and sheets[1].height < 120

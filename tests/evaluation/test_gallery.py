@@ -13,7 +13,10 @@ from conftest import assert_user_error
 from PIL import Image
 
 from arcface import Arcface, Candidate
-from utils.evaluation.gallery import CACHE_NAME, open_gallery
+from utils.evaluation import gallery as gallery_module
+from utils.evaluation.embedding import UselessEmbeddings
+from utils.evaluation.gallery import Gallery, nearest_others, nearest_people, open_gallery
+from utils.evaluation.gallery_cache import CACHE_NAME, PARTS
 from utils.machine.errors import UserError
 
 PEOPLE = {"王小明": "Adrien_Brody", "Andre; Agassi": "Andre_Agassi", "Abel Pacheco": "Abel_Pacheco"}
@@ -72,6 +75,11 @@ def draw(path, colour, size=8):
     Image.new("RGB", (size, size), colour).save(path)
 
 
+def people_of(gallery):
+    """-> {path: name}."""
+    return dict(zip(gallery.paths, (gallery.people[number] for number in gallery.person)))
+
+
 def seen_when_opened(folder, settings=SETTINGS):
     """-> (Gallery, sorted names of the pictures that were embedded for it)."""
     embed = Embedder()
@@ -92,8 +100,10 @@ def test_a_face_finds_its_person_whose_distance_is_that_of_the_nearest_picture(a
             assert candidate.distance == pytest.approx(min(distances.values()), abs=1e-6)
             assert distances[candidate.picture] == min(distances.values())
             assert candidate.similarity == pytest.approx(1 - candidate.distance ** 2 / 2)
-            assert candidate.threshold == arcface.threshold
-            assert candidate.same is (candidate.distance < arcface.threshold)
+            assert candidate.threshold < arcface.threshold
+            assert candidate.same is (candidate.distance < candidate.threshold)
+            assert candidate.verdict == ("same" if candidate.same else "not sure"
+                                         if candidate.distance < candidate.unsure[1] else "different")
     assert any(candidate.same for candidate in found) and not all(candidate.same for candidate in found)
 
 
@@ -116,17 +126,34 @@ def test_loose_pictures_are_named_by_their_stem_and_join_the_folder_of_that_name
     draw(colours / "red.bmp", (99, 0, 0))
     draw(colours / "blue.jpg", (0, 0, 99))
     gallery = open_gallery(colours, embed, SETTINGS)
-    assert dict(zip(gallery.paths, gallery.people)) == {
+    assert people_of(gallery) == {
         "red/1.png": "red", "red/2.png": "red", "red.bmp": "red", "green/1.png": "green", "blue.png": "blue",
         "blue.jpg": "blue"}
 
 
-def test_hidden_files_other_files_and_deeper_folders_are_no_pictures(colours, embed):
-    for name in (".hidden.png", ".git/1.png", "red/deeper/1.png"):
+def test_hidden_and_other_files_are_no_pictures(colours, embed):
+    for name in (".hidden.png", ".git/1.png"):
         draw(colours / name, (1, 2, 3))
     (colours / "red" / "notes.txt").write_text("no picture")
+    (colours / "png").write_text("no picture")
     gallery = open_gallery(colours, embed, SETTINGS)
     assert len(gallery.paths) == 4 and gallery.skipped == []
+
+
+def test_deeper_folders_and_pictures_of_kinds_that_are_not_read_are_counted_and_named(colours, embed):
+    for name in ("red/deeper/1.png", "green/deeper/1.png"):
+        draw(colours / name, (1, 2, 3))
+    for name in ("red/1.CR2", "2.cr2", "red/1.psd"):
+        (colours / name).write_bytes(b"raw")
+    gallery = open_gallery(colours, embed, SETTINGS)
+    raw, photoshop, deep = gallery.skipped
+    assert len(gallery.paths) == 4
+    assert "2 .cr2 files" in raw and "2.cr2" in raw and "1 .psd" in photoshop
+    assert "2 folders inside a person's folder" in deep and str(colours / "green" / "deeper") in deep
+    assert str(colours) in deep.partition("): ")[2]
+    with pytest.raises(UserError, match=r"holds no picture to compare with .*inside a person's folder"):
+        draw(colours.parent / "set" / "train" / "ann" / "1.png", (1, 2, 3))
+        open_gallery(colours.parent / "set", embed, SETTINGS)
 
 
 # what is embedded again
@@ -149,12 +176,14 @@ def test_only_new_and_changed_pictures_are_embedded_again_and_removed_ones_disap
     draw(colours / "new.png", (9, 9, 9))
     gallery, seen = seen_when_opened(colours)
     assert seen == ["new.png"] and "new" in gallery.people and gallery.embedded == 1
+    assert colours.joinpath(".embeddings.1.npz").is_file()
 
     stat = (colours / "blue.png").stat()
     draw(colours / "blue.png", (0, 0, 30), size=64)  # another size in bytes at the same time
     os.utime(colours / "blue.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     gallery, seen = seen_when_opened(colours)
-    assert seen == ["blue.png"] and gallery.embeddings[gallery.people.index("blue")][2] == pytest.approx(30 / 255)
+    assert seen == ["blue.png"] and gallery.embeddings[gallery.paths.index("blue.png")][2] == pytest.approx(30 / 255)
+    assert [path.name for path in colours.glob(".*")] == [CACHE_NAME]
 
     stat = (colours / "new.png").stat()
     os.utime(colours / "new.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))  # another time, the same size
@@ -214,10 +243,11 @@ def change(cache, **arrays):
     lambda cache, evil: change(cache, embeddings=np.zeros((4, 3))),
     lambda cache, evil: change(cache, embeddings=np.full((4, 3), np.nan, np.float32)),
     lambda cache, evil: change(cache, stamps=np.zeros((3, 2), np.int64)),
+    lambda cache, evil: change(cache, nearest_others=np.array([evil], object)),
     lambda cache, evil: np.save(cache.open("wb"), np.zeros(3)),
     lambda cache, evil: zipfile.ZipFile(cache, "w").close()],
     ids=["empty", "text", "truncated", "flipped bytes", "pickle", "pickled embeddings", "pickled paths", "another size",
-         "another type", "nan", "too few stamps", "npy", "empty zip"])
+         "another type", "nan", "too few stamps", "pickled distances", "npy", "empty zip"])
 def test_a_damaged_or_hostile_cache_is_made_anew_and_never_runs(colours, tmp_path, spoil):
     expected, _ = seen_when_opened(colours)
     spoil(colours / CACHE_NAME, Malicious(tmp_path / "executed"))
@@ -241,6 +271,97 @@ def test_a_read_only_folder_is_said_and_the_answer_comes_all_the_same(colours, e
     finally:
         colours.chmod(0o755)
     assert len(gallery.paths) == 4 and CACHE_NAME in gallery.note
+
+
+# a cache of parts
+
+def grow(folder, first, last):
+    """Open the gallery after each further picture of these numbers. -> the last Gallery."""
+    for place in range(first, last):
+        draw(folder / "new" / f"{place:02}.png", (place, 9, 9))
+        gallery, seen = seen_when_opened(folder)
+        assert seen == [f"{place:02}.png"]
+    return gallery
+
+
+def test_further_pictures_are_added_in_parts_which_become_one_where_they_are_many(colours):
+    seen_when_opened(colours)
+    first = (colours / CACHE_NAME).read_bytes()
+    grow(colours, 0, PARTS)
+    assert (colours / CACHE_NAME).read_bytes() == first and len(list(colours.glob(".*"))) == PARTS + 1
+    gallery = grow(colours, PARTS, PARTS + 1)
+    assert [path.name for path in colours.glob(".*")] == [CACHE_NAME]
+    again, seen = seen_when_opened(colours)
+    assert seen == [] and again.paths == gallery.paths and np.array_equal(again.embeddings, gallery.embeddings)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda part: part.write_bytes(part.read_bytes()[:-40]), lambda part: part.unlink(),
+    lambda part: part.with_name(".embeddings.3.npz").write_bytes(part.read_bytes()),
+    lambda part: shutil.copyfile(part.with_name(CACHE_NAME), part)],
+    ids=["cut", "gone", "one twice", "first twice"])
+def test_parts_that_are_damaged_gone_or_there_twice_change_no_answer(colours, spoil):
+    seen_when_opened(colours)
+    expected = grow(colours, 0, 2)
+    spoil(colours / ".embeddings.1.npz")
+    gallery, _ = seen_when_opened(colours)
+    assert gallery.paths == expected.paths and np.array_equal(gallery.embeddings, expected.embeddings)
+    assert seen_when_opened(colours)[1] == [] and [path.name for path in colours.glob(".*")] == [CACHE_NAME]
+
+
+def test_a_kill_between_writing_all_anew_and_removing_the_parts_leaves_the_right_rows(colours, monkeypatch):
+    seen_when_opened(colours)
+    grow(colours, 0, 2)
+    (colours / "blue.png").unlink()
+    with monkeypatch.context() as killed:
+        killed.setattr("utils.evaluation.gallery_cache.remove_parts", lambda folder: None)
+        seen_when_opened(colours)
+    assert len(list(colours.glob(".*"))) == 3
+    gallery, seen = seen_when_opened(colours)
+    assert seen == [] and "blue.png" not in gallery.paths
+    assert np.array_equal(gallery.embeddings, Embedder()([colours / path for path in gallery.paths]))
+    assert [path.name for path in colours.glob(".*")] == [CACHE_NAME]
+
+
+# many people
+
+def made_gallery(rng, people=40, pictures=3, size=8):
+    """A Gallery without files, its rows in no order of people."""
+    embeddings = rng.normal(size=(people * pictures, size)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    person = rng.permutation(np.repeat(np.arange(people), pictures)).astype(np.int32)
+    return Gallery(Path("people"), [f"{row}.jpg" for row in range(len(person))],
+                   [f"person {number}" for number in range(people)], person, embeddings, 0, [], None, np.zeros(0))
+
+
+def test_the_nearest_people_are_those_of_a_loop_over_all_pictures():
+    rng = np.random.default_rng(0)
+    gallery, query = made_gallery(rng), rng.normal(size=8).astype(np.float32)
+    query /= np.linalg.norm(query)
+    distances = np.linalg.norm(gallery.embeddings.astype(np.float64) - query, axis=1)
+    best = {}
+    for row in np.argsort(distances):
+        best.setdefault(gallery.person[row], row)
+    expected = [(gallery.people[person], pytest.approx(distances[row]), gallery.paths[row])
+                for person, row in best.items()]
+    for top in (1, 7, 40, 99):
+        assert nearest_people(query, gallery, top) == expected[:top]
+
+
+def test_the_nearest_others_are_those_of_a_loop_and_are_remembered(monkeypatch, colours):
+    gallery = made_gallery(np.random.default_rng(1))
+    assert len(nearest_others(gallery.embeddings, gallery.person, 40)) == 0  # too few people to tell
+    monkeypatch.setattr(gallery_module, "MANY_PEOPLE", 3)
+    monkeypatch.setattr(gallery_module, "BLOCK", 500)
+    found = nearest_others(gallery.embeddings, gallery.person, 40)
+    for person, distance in enumerate(found):
+        own = gallery.embeddings[np.flatnonzero(gallery.person == person)[0]]
+        others = gallery.embeddings[gallery.person != person]
+        assert distance == pytest.approx(np.linalg.norm(others - own, axis=1).min(), abs=1e-5)
+    opened, _ = seen_when_opened(colours)
+    assert len(opened.nearest_others) == 3
+    monkeypatch.setattr(gallery_module, "nearest_others", None)  # so that it would fail if it were asked again
+    assert np.array_equal(seen_when_opened(colours)[0].nearest_others, opened.nearest_others)
 
 
 # pictures that are no good
@@ -276,6 +397,16 @@ def test_a_gallery_without_a_usable_picture_is_a_user_error(tmp_path, embed, con
     with pytest.raises(UserError, match="people holds no picture") as caught:
         open_gallery(tmp_path / "people", embed, SETTINGS)
     assert "\n" not in str(caught.value) and ("bad.png" in str(caught.value)) == ("bad.png" in content)
+
+
+def test_weights_that_tell_nobody_apart_are_no_fault_of_the_pictures(colours):
+    def embed(paths):
+        if paths:
+            raise UselessEmbeddings("weights.pth: these weights give every picture the same embedding")
+        return np.zeros((0, 3), np.float32)
+    with pytest.raises(UselessEmbeddings, match=r"^weights\.pth"):
+        open_gallery(colours, embed, SETTINGS)
+    assert list(colours.glob(".*")) == []
 
 
 def test_a_gallery_that_is_no_folder_is_a_user_error(tmp_path, embed):

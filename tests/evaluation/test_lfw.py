@@ -51,6 +51,16 @@ def settings(**changes):
                               "flip": False, "bf16": False, "far": 1e-3} | changes)
 
 
+@pytest.mark.parametrize("name", ["Ann Lee", "李 雷 2", "Ann 1"])
+def test_names_may_hold_spaces_where_tabs_divide_a_line(tiny, name):
+    (tiny.folder / "Ann").rename(tiny.folder / name)
+    for path in (tiny.folder / name).iterdir():
+        path.rename(path.with_name(path.name.replace("Ann", name)))
+    pairs = tiny(LIST.replace("Ann", name) + "\n")
+    assert [pairs.paths[index].name for index in (pairs.first[0], pairs.second[3])] == [
+        f"{name}_0001.jpg", f"{name}_0002.jpg"] and pairs.genuine.tolist() == [True, False] * 2
+
+
 def test_pairs_are_indices_into_pictures_that_are_listed_once(tiny):
     pairs = tiny()
     assert sorted(pairs.paths) == sorted(tiny.folder / f"{name}.jpg" for name in PICTURES)
@@ -133,9 +143,23 @@ def test_distances_are_l2_between_the_pictures_of_a_pair(tiny):
 @pytest.mark.parametrize("value", [0.5, float("nan")])
 def test_a_network_with_collapsed_or_nan_embeddings_has_no_figures(tiny, value):
     net = FakeNet(lambda images: torch.full((len(images), 4), value))
-    word = "have collapsed" if value == 0.5 else "4 of 4 distances are not finite"
+    word = "every picture the same embedding" if value == 0.5 else "5 of 5 pictures an embedding that is not finite"
     with pytest.raises(UserError, match=f"no figures on LFW: .*{word}"):
         evaluate(net, tiny(), settings(), None)
+
+
+def test_a_network_that_collapses_between_batches_has_no_figures(tiny):
+    with pytest.raises(UserError, match=r"no figures on LFW: .* have collapsed"):
+        evaluate(FakeNet(lambda images: torch.full((len(images), 4), 0.5)), tiny(), settings(batch_size=1), None)
+
+
+def test_distances_in_parts_are_those_of_all_pairs_at_once():
+    rng = np.random.default_rng(0)
+    embeddings, sides = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(0, 50, (2, 100))
+    pairs = SimpleNamespace(first=sides[0], second=sides[1])
+    expected = np.linalg.norm(embeddings[sides[0]].astype(np.float64) - embeddings[sides[1]], axis=1)
+    for part in (1, 7, 100, 8192):
+        assert np.array_equal(pair_distances(embeddings, pairs, part), expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])

@@ -1,7 +1,9 @@
 """Verification figures against a plain loop over every threshold, as the LFW protocol defines them."""
 import math
+import re
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from utils.evaluation.metrics import best_threshold, equal_error_rate, roc, threshold_at_far, verification
+from eval_LFW import print_figures
+from utils.evaluation.metrics import (
+    best_threshold,
+    can_measure_far,
+    equal_error_rate,
+    roc,
+    threshold_at_far,
+    verification,
+)
 
 quick = settings(max_examples=60, derandomize=True, deadline=None)
 many_ties = st.sampled_from([0.5, 0.75, 1.0, 1.25, 1.5])
@@ -284,3 +294,21 @@ def test_a_fold_with_pairs_of_one_kind_only_is_an_error(kind):
     genuine[8:12] = kind
     with pytest.raises(ValueError, match="fold without both genuine and impostor pairs"):
         verification(np.linspace(0, 1, 20), genuine, 5)
+
+
+@pytest.mark.parametrize("impostors, far, can", [
+    (3000, 1e-3, True), (1000, 1e-3, True), (999, 1e-3, False), (100, 0.01, True), (99, 0.01, False),
+    (49, 1 / 49, True), (3000, 0, False)])
+def test_a_far_takes_as_many_impostor_pairs_as_one_of_them_is_that_share(impostors, far, can):
+    assert can_measure_far(np.arange(5000) >= impostors, far) == can
+
+
+@pytest.mark.parametrize("far, told", [(0.01, True), (0.001, False)])
+def test_no_rate_is_printed_at_a_far_that_the_impostor_pairs_cannot_measure(capsys, far, told):
+    genuine = np.tile([True, False], 150)
+    figures = verification(np.where(genuine, 0.5, 1.5), genuine, far_target=far)
+    print_figures(figures, 1.0, SimpleNamespace(paths=["a.jpg"] * 9, genuine=genuine))
+    printed = capsys.readouterr().out
+    line, = re.findall("^Validation rate: .*$", printed, re.M)
+    assert ("@ FAR=" in line) == told
+    assert told or "150 impostor pairs are too few for FAR=0.001" in line

@@ -2,19 +2,25 @@
 import json
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
+from PIL import Image
 
 import predict
-from arcface import Arcface
+from arcface import Arcface, Candidate, Match
+from utils.drawing.pictures import AMBER, GREEN, RED
 from utils.evaluation.metrics import best_threshold, threshold_at_far
 from utils.evaluation.thresholds import (
     DEFAULT_THRESHOLD,
     OPERATING_POINTS,
+    choose_gallery_threshold,
     choose_threshold,
+    judge,
     measure_thresholds,
     save_thresholds,
 )
@@ -80,12 +86,12 @@ def test_saving_over_a_file_of_another_kind_is_a_user_error_and_leaves_it(weight
 @pytest.mark.parametrize("name, expected", [("best-accuracy", 1.167), ("far-0.01", 1.1), ("far-0.001", 1.05)])
 def test_the_measured_threshold_counts_and_says_its_operating_point(weights, name, expected):
     save_thresholds(weights, {"thresholds": THRESHOLDS, "benchmark": "LFW"})
-    assert choose_threshold(weights, name) == (expected, f"= {OPERATING_POINTS[name]} on LFW", None)
+    assert choose_threshold(weights, name) == (expected, f"= {OPERATING_POINTS[name]} on LFW", None, None)
 
 
 def test_a_given_threshold_wins(weights):
     save_thresholds(weights, {"thresholds": THRESHOLDS})
-    assert choose_threshold(weights, "far-0.01", given=0.5) == (0.5, "on the distance", None)
+    assert choose_threshold(weights, "far-0.01", given=0.5) == (0.5, "on the distance", None, None)
 
 
 @pytest.mark.parametrize("text", [None, "{}", '{"training": {"epochs": 5}}'])
@@ -103,10 +109,15 @@ def test_without_a_measurement_there_is_a_default_that_says_so(weights, text):
     (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": [1]})), "numbers"),
     (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": {"best accuracy": "1"}})), "numbers"),
     (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": {"best accuracy": np.nan}})), "numbers"),
+    (lambda weights: write(weights, json.dumps(read(weights) | {"impostors": {"measured": {"0.1": 1.1}}})), "numbers"),
+    (lambda weights: write(weights, json.dumps(read(weights) | {"impostors": {
+        "measured": {"0.1": 1.1, "0.01": 1.2}}})), "numbers"),
+    (lambda weights: write(weights, json.dumps(read(weights) | {"impostors": [1.1, 1.0]})), "numbers"),
     (lambda weights: write(weights, "{"), "JSON"), (lambda weights: write(weights, "3"), "JSON"),
     (lambda weights: weights.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "JSON"),
     (lambda weights: write(weights, "[" * 100000), "JSON")],
-    ids=["other weights", "flip", "un-aligned", "list", "text", "nan", "cut", "number", "bytes", "deep"])
+    ids=["other weights", "flip", "un-aligned", "list", "text", "nan", "one impostor", "rising", "list of impostors",
+         "cut", "number", "bytes", "deep"])
 def test_thresholds_of_no_use_are_not_used_and_one_line_says_why(weights, spoil, word):
     save_thresholds(weights, {"thresholds": THRESHOLDS, "flip": False})
     spoil(weights)
@@ -124,6 +135,72 @@ def test_an_operating_point_that_was_not_measured_is_a_user_error_with_the_remed
         choose_threshold(weights, "far-7")
 
 
+# not sure
+
+@pytest.mark.parametrize("distance, verdict", [(1.04, "same"), (1.05, "not sure"), (1.16, "not sure"),
+                                               (1.167, "different")])
+def test_between_far_0_001_and_best_accuracy_the_verdict_is_not_sure(weights, distance, verdict):
+    save_thresholds(weights, {"thresholds": THRESHOLDS})
+    found = choose_threshold(weights)
+    assert found.unsure == (1.05, 1.167)
+    match = Match(distance, 1 - distance ** 2 / 2, found.value, distance < found.value, found.unsure)
+    assert match.verdict == verdict and match.same is (verdict != "different")
+    assert Candidate("Ann", *match[:4], Path("a.jpg"), match.unsure).verdict == verdict
+
+
+def test_a_threshold_that_was_asked_for_or_stands_alone_has_nothing_in_between(weights):
+    assert choose_threshold(weights).unsure is None  # the default
+    save_thresholds(weights, {"thresholds": {"best accuracy": 1.1}})
+    assert choose_threshold(weights).unsure is None
+    save_thresholds(weights, {"thresholds": {"best accuracy": 1.1, "FAR 0.001": 1.2}})  # of few pairs
+    assert choose_threshold(weights).unsure is None
+    for asked in ({"given": 1.1}, {"operating_point": "best-accuracy"}, {"operating_point": "far-0.001"}):
+        found = choose_threshold(weights, **asked)
+        assert found.unsure is None and judge(found.value - 1e-9, *found[::3]) == "same"
+
+
+# a gallery's threshold
+
+CURVE = {"pairs": 10 ** 6, "measured": {"0.1": 1.3, "0.01": 1.2, "0.001": 1.1, "0.0001": 1.0, "1e-05": 0.9},
+         "extrapolated": {"1e-06": 0.8}}
+NOBODY = np.zeros(0)
+
+
+def test_a_gallery_takes_the_distance_of_impostors_at_the_share_for_each_of_its_pictures(weights):
+    save_thresholds(weights, {"thresholds": THRESHOLDS, "benchmark": "LFW", "impostors": CURVE})
+    found = choose_gallery_threshold(weights, 15, 75, NOBODY)
+    assert found.value == pytest.approx(1.0) and found.unsure == (found.value, pytest.approx(1.1))
+    assert found.meaning == ("for 15 people, 75 pictures, so that at most 1% of strangers are named, by the impostor "
+                             "pairs of LFW")
+    strict = choose_gallery_threshold(weights, 1, 75, NOBODY, "far-0.001")
+    assert strict.value == pytest.approx(0.9) and strict.unsure is None and "0.1% of strangers" in strict.meaning
+    assert "extrapolated" not in strict.meaning and "1 person, 75" in strict.meaning
+    assert choose_gallery_threshold(weights, 9, 750, NOBODY, "far-0.001").value == pytest.approx(0.8)
+    assert choose_gallery_threshold(weights, 9, 750, NOBODY, "far-0.001").meaning.endswith("extrapolated")
+    values = [choose_gallery_threshold(weights, 9, pictures, NOBODY).value for pictures in (1, 9, 10, 10 ** 4, 10 ** 6)]
+    assert values == sorted(values, reverse=True) and values[-1] > 0
+
+
+def test_a_gallery_of_a_thousand_people_takes_their_own_distances(weights):
+    save_thresholds(weights, {"thresholds": THRESHOLDS, "impostors": CURVE})
+    nearest = np.random.default_rng(0).permutation(1000) / 1000
+    found = choose_gallery_threshold(weights, 1000, 5000, nearest)
+    assert found.value == 0.006 and found.unsure == (0.006, 0.074) and found.meaning.endswith("by its own people")
+    assert "LFW" in choose_gallery_threshold(weights, 1000, 5000, nearest, "far-0.001").meaning  # too few for this
+    assert "LFW" in choose_gallery_threshold(weights, 999, 5000, nearest[1:]).meaning
+
+
+def test_a_gallery_without_a_measurement_says_so_and_a_given_threshold_wins(weights):
+    found = choose_gallery_threshold(weights, 10, 75, NOBODY)
+    assert found.value == pytest.approx(0.9822) and "not measured" in found.meaning and found.note is None
+    assert choose_gallery_threshold(weights, 10, 75, NOBODY, given=1) == (1.0, "on the distance", None, None)
+    with pytest.raises(UserError, match=r"best-accuracy .*strangers.*far-0\.01"):
+        choose_gallery_threshold(weights, 10, 75, NOBODY, "best-accuracy")
+    save_thresholds(weights, {"thresholds": THRESHOLDS, "impostors": CURVE})
+    weights.write_bytes(b"other weights")
+    assert "SHA-256" in choose_gallery_threshold(weights, 10, 75, NOBODY).note
+
+
 # the scripts
 
 def test_the_thresholds_in_the_repository_are_those_of_its_weights():
@@ -136,7 +213,11 @@ def test_the_thresholds_in_the_repository_are_those_of_its_weights():
     assert values == [record["thresholds"][name] for name in OPERATING_POINTS.values()]
     assert record["thresholds"]["FAR 0.01"] > record["thresholds"]["FAR 0.001"] == min(values)
     match = arcface.verify(ROOT / "img" / "1_001.jpg", ROOT / "img" / "1_002.jpg")
-    assert match.threshold == arcface.threshold and match.same
+    assert match.threshold == arcface.threshold and match.same and match.verdict == "same"
+    assert match.unsure == (record["thresholds"]["FAR 0.001"], record["thresholds"]["best accuracy"])
+    curve = record["impostors"]["measured"]
+    assert list(map(float, curve)) == [0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6] and record["impostors"]["pairs"] == 29640749
+    assert list(curve.values()) == sorted(curve.values(), reverse=True)
 
 
 def test_what_eval_saves_predict_names(run_script, shared, published_weights, tmp_path, capsys):
@@ -152,20 +233,47 @@ def test_what_eval_saves_predict_names(run_script, shared, published_weights, tm
     assert result.returncode == 0 and f"Thresholds: {tmp_path / 'weights.json'}" in result.stdout, result.stderr
     record, figures = read(weights), json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert record["thresholds"]["best accuracy"] == figures["threshold"]
-    assert record["thresholds"]["FAR 0.01"] == figures["far_threshold"]
+    assert list(record["thresholds"]) == ["best accuracy"]  # ten impostor pairs in the other fold resolve no FAR
+    assert figures["val"] is None and "val" not in record and record["impostors"]["measured"].keys() == {
+        "0.1", "0.01", "0.001"}  # all pairs of two people, some 1,900
     assert record.keys() >= {"backbone", "weights_sha256", "input_shape", "letterbox_image", "flip", "accuracy",
                              "accuracy_std", "thresholds", "benchmark", "date", "training"}
     assert record["training"] == "kept" and record["benchmark"] == "LFW"
 
     pair = [ROOT / "img" / "1_001.jpg", ROOT / "img" / "1_002.jpg"]
-    for name, words in (("best-accuracy", "= best accuracy on LFW"), ("far-0.01", "= FAR 0.01 on LFW")):
-        arcface = Arcface(model_path=weights, cuda=False, operating_point=name)
-        predict.compare(arcface, *pair, SimpleNamespace(save=None, show=False))
-        assert f"Verdict: same person (threshold {arcface.threshold:.3f} {words})" in capsys.readouterr().out
+    arcface = Arcface(model_path=weights, cuda=False)
+    predict.compare(arcface, *pair, SimpleNamespace(save=None, show=False))
+    assert f"Verdict: same person (threshold {arcface.threshold:.3f} = best accuracy on LFW)" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"FAR 0\.01 was not measured .*weights\.pth.*impostor pairs"):
+        Arcface(model_path=weights, cuda=False, operating_point="far-0.01")
+
+
+def test_predict_says_that_it_is_not_sure_of_two_pictures_and_of_a_gallery(published_weights, tmp_path, capsys):
+    weights = shutil.copyfile(published_weights, tmp_path / "weights.pth")
+    image, other = (ROOT / "img" / f"{number}_001.jpg" for number in (1, 2))
+    distance = Arcface(model_path=weights, cuda=False).detect_image(image, other)
+    save_thresholds(weights, {
+        "thresholds": {"best accuracy": distance + 0.1, "FAR 0.001": distance - 0.1},
+        "impostors": {"measured": {"0.1": distance + 0.1, "0.075": distance + 0.1, "0.0075": distance - 0.1}}})
+    arcface = Arcface(model_path=weights, cuda=False)
+    predict.compare(arcface, image, other, SimpleNamespace(save=tmp_path / "pair.png", show=False))
+    assert (f"Verdict: not sure: one person by this threshold, not below {distance - 0.1:.3f} = FAR 0.001 "
+            f"(threshold {distance + 0.1:.3f} = best accuracy on LFW)") in capsys.readouterr().out
+    (tmp_path / "people").mkdir()
+    shutil.copyfile(other, tmp_path / "people" / "biden.jpg")
+    predict.identify(arcface, image, SimpleNamespace(gallery=tmp_path / "people", top=3, show=False,
+                                                     save=tmp_path / "people.png"))
+    assert (f"Verdict: not sure: perhaps biden (threshold {distance - 0.1:.3f} for 1 person, 1 picture, so that at "
+            "most 1% of strangers are named, by the impostor pairs of LFW)") in capsys.readouterr().out
+    for name in ("pair.png", "people.png"):
+        with Image.open(tmp_path / name) as picture:
+            found = {colour for _, colour in picture.getcolors(picture.width * picture.height)}
+        assert [tuple(bytes.fromhex(colour[1:])) in found for colour in (AMBER, GREEN, RED)] == [True, False, False]
 
 
 def test_predict_says_why_it_does_not_use_the_thresholds_of_other_weights(published_weights, call_script, tmp_path):
-    weights = shutil.copyfile(published_weights, tmp_path / "weights.pth")
+    weights = tmp_path / "weights.pth"
+    torch.save(torch.load(published_weights, weights_only=True), weights)  # with checksums: it is whole
     save_thresholds(weights, {"thresholds": THRESHOLDS})
     write(weights, json.dumps(read(weights) | {"weights_sha256": "0" * 64}))
     printed = call_script("predict.py", *(ROOT / "img" / f"1_00{n}.jpg" for n in (1, 2)), "--no-cuda",

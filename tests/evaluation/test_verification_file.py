@@ -1,10 +1,12 @@
 """insightface's verification files, written here by every writer there is, and eval_LFW.py --bin."""
+import codecs
 import io
 import json
 import os
 import pickle
 import re
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +65,24 @@ def array(picture):
             + b"J" + struct.pack("<i", len(picture)) + b"K\x01\x86" + dtype + b"\x89" + string(picture) + b"tb")
 
 
+def numpy_flags(make, protocol):
+    return lambda pictures, genuine: pickle.dumps((pictures, make(genuine)), protocol)
+
+
 WRITERS = {
     **{f"Python 3, protocol {protocol}": python3(protocol) for protocol in range(6)},
     **{f"array, protocol {protocol}": arrays(protocol) for protocol in (2, 3, 4, 5)},
     "array (N, 1), protocol 5": arrays(5, (-1, 1)), "array, numpy 1": old_numpy,
     "Python 2": python2(string), "array, Python 2": python2(array),
+    **{f"numpy's {name}, protocol {protocol}": numpy_flags(make, protocol) for protocol in (0, 2, 5) for name, make in (
+        ("booleans", np.array), ("big-endian numbers", lambda flags: np.array(flags, ">i8")),
+        ("list of booleans", lambda flags: list(np.array(flags))), ("floats", np.float32))},
+    "Python 2, numpy's booleans": lambda pictures, genuine: python2(string)(pictures, []).replace(
+        b"]q\x02(e", array(bytes(genuine)).replace(b"u1", b"b1")),
+    "Python 2, protocol 0": lambda pictures, genuine: b"".join([
+        b"((lp1\n", *(b"S'%s'\np%d\na" % (codecs.escape_encode(picture)[0], number)
+                     for number, picture in enumerate(pictures, 2)), b"(lp99\n".replace(b"99", b"%d" % (
+                         len(pictures) + 2)), *(b"I01\na" if flag else b"I00\na" for flag in genuine), b"t."]),
     "ints and tuples": lambda pictures, genuine: pickle.dumps([tuple(pictures), [int(flag) for flag in genuine]], 4)}
 
 
@@ -129,6 +144,29 @@ def test_what_is_no_pickle_is_a_user_error_of_one_line(tmp_path, content):
     (tmp_path / "lfw.bin").write_bytes(content)
     with pytest.raises(UserError, match=r"^[^\n]*lfw\.bin is no verification file[^\n]*$"):
         read_verification_file(tmp_path / "lfw.bin")
+
+
+def long_text(count):
+    """A text of a million letters, encoded so many times by a few bytes each."""
+    encode = b"c_codecs\nencode\nq\x01X" + struct.pack("<I", 10 ** 6) + b"a" * 10 ** 6 + b"q\x02X\6\0\0\0latin1q\x03"
+    return b"\x80\x02](" + encode + b"h\x01h\x02h\x03\x86R" * count + b"e."
+
+
+@pytest.mark.parametrize("content", [
+    b"\x80\x02]r" + struct.pack("<I", 1 << 27) + b".", b"]p134217728\n.", b"\x80\x04\x96" + struct.pack("<Q", 1 << 31),
+    b"\x80\x04B" + struct.pack("<I", 1 << 31), b"\x80\x04\x8d" + struct.pack("<Q", 1 << 31) + b"a.",
+    b"\x80\x02T" + struct.pack("<i", 1 << 30), b"\x80\x02\x8b" + struct.pack("<i", 1 << 30),
+    b"\x80\x04\x95" + struct.pack("<Q", 1 << 31) + b"N.", long_text(1000)],
+    ids=["memo", "memo in text", "bytearray", "bytes", "text", "string", "number", "frame", "copies"])
+def test_a_file_never_takes_more_memory_than_its_size_allows(tmp_path, content):
+    (tmp_path / "x.bin").write_bytes(content)
+    tracemalloc.start()  # which counts what is asked for, touched or not
+    try:
+        with pytest.raises(UserError, match=r"x\.bin is no verification file \("):
+            read_verification_file(tmp_path / "x.bin")
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(content) + 2e5
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("writer", ["Python 3, protocol 4", "Python 3, protocol 0", "array, protocol 5", "Python 2"])

@@ -1,10 +1,13 @@
 """utils/faces/detector.py, utils/faces/face_crop.py and what predict.py makes of them, on real photographs."""
 import builtins
 import hashlib
+import shutil
 import subprocess
 import sys
 import urllib.request
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, assert_user_error
@@ -14,7 +17,7 @@ from arcface import Arcface
 from utils.faces import detector as detector_module
 from utils.faces.alignment import TEMPLATE, align, similarity
 from utils.faces.detector import MODEL_PATH, FaceDetector, subject
-from utils.faces.face_crop import FaceCrop, looks_aligned
+from utils.faces.face_crop import FaceCrop, NoDetector, looks_aligned
 from utils.faces.images import open_image
 from utils.machine.errors import UserError
 
@@ -148,8 +151,43 @@ def test_threads_share_a_detector(detector):
         assert np.array_equal(found, crops[number % 3])
 
 
-def test_without_opencv_the_remedy_is_the_pip_command(no_opencv):
-    with pytest.raises(UserError, match=r"pip install -r requirements-align\.txt"):
+@pytest.mark.parametrize("turn", detector_module.TURNS)
+@pytest.mark.parametrize("photo", PHOTOS)
+def test_a_photograph_that_lies_on_its_side_or_head_is_turned(detector, photo, turn):
+    image = open_image(photo)
+    lying = image.transpose(detector_module.TURNS[360 - turn])
+    upright, faces, degrees = detector.detect_upright(lying)
+    assert degrees == turn and np.array_equal(upright, image)
+    assert np.array_equal(faces[0].box, detector.detect(image)[0].box)
+
+
+def test_upright_photographs_stay_as_they_are_also_where_faces_are_covered(detector, shared):
+    masked = sorted((shared / "faces_train").glob("[a-f]*/rofm_*1.jpg"))[:12]
+    for source in (*PHOTOS, *sorted((shared / "lfw_raw_folds1-3").glob("A*/*_0001.jpg"))[:20], *masked):
+        assert detector.detect_upright(source)[2] == 0, source
+
+
+def test_without_a_face_in_any_turn_nothing_is_turned(detector, no_face):
+    image, faces, degrees = detector.detect_upright(no_face)
+    assert (image.size, faces, degrees) == ((300, 300), [], 0)
+
+
+@pytest.mark.parametrize("error", [ImportError("libGL.so.1: cannot open\nshared object"), RuntimeError("numpy 1.x")])
+def test_an_opencv_that_does_not_import_is_one_line_with_the_remedy(monkeypatch, error):
+    def refuse(name, *arguments, original=builtins.__import__):
+        if name == "cv2":
+            raise error
+        return original(name, *arguments)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(UserError, match=r'without OpenCV 5 .*: pip install "opencv-python-headless>=5"') as caught:
+        FaceDetector()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{}, {"__version__": "4.12.0", "FaceDetectorYN": cv2.FaceDetectorYN}])
+def test_opencv_4_and_a_folder_called_cv2_are_one_line_with_the_remedy(monkeypatch, content):
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(**content))
+    with pytest.raises(UserError, match=r'pip install "opencv-python-headless>=5"'):
         FaceDetector()
 
 
@@ -194,8 +232,10 @@ def test_the_kth_face_is_the_kth_largest(face_model, two_faces, aligned_crops):
 
 
 def test_too_few_faces_are_a_user_error_that_names_the_file(face_model, two_faces, no_face):
-    with pytest.raises(UserError, match=r"two faces\.png shows 2 face.*--face 1 to 2"):
+    with pytest.raises(UserError, match=r"two faces\.png shows 2 faces, not 3: give --face 1 to 2"):
         FaceCrop(face=3)(two_faces)
+    with pytest.raises(UserError, match=r"photo_1\.jpg shows 1 face, not 2: give --face 1$"):
+        FaceCrop(face=2)(PHOTOS[0])
     with pytest.raises(UserError, match=r"sky\.png shows no face.*--align no"):
         FaceCrop()(no_face)
     with pytest.raises(UserError, match="the picture shows no face"):
@@ -203,18 +243,27 @@ def test_too_few_faces_are_a_user_error_that_names_the_file(face_model, two_face
 
 
 @pytest.mark.parametrize("missing", ["no_opencv", "no_network"])
-def test_auto_without_a_detector_says_so_once_and_takes_pictures_as_they_are(request, missing, capsys):
+def test_a_photograph_without_a_detector_is_an_error_and_an_aligned_crop_is_none(request, missing, aligned_crops):
     request.getfixturevalue(missing)
-    automatic = FaceCrop()
-    assert [automatic(photo).size for photo in PHOTOS] == [(400, 500), (261, 500), (220, 500)]
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1 and said.startswith("alignment is off")
-    with pytest.raises(UserError):
-        FaceCrop(align=True)(PHOTOS[0])
+    for crop in (FaceCrop(), FaceCrop(align=True)):
+        with pytest.raises(NoDetector, match=r"photo_1\.jpg is a photograph.*--align no if") as caught:
+            crop(PHOTOS[0])
+        remedy = MODEL_PATH if missing == "no_network" else "pip install"
+        assert remedy in str(caught.value) and "\n" not in str(caught.value)
+    assert FaceCrop()(aligned_crops[0]).size == (112, 112) and FaceCrop(align=False)(PHOTOS[0]).size == (400, 500)
+
+
+def test_a_photograph_is_turned_in_the_crop_and_in_what_is_shown(face_model, tmp_path):
+    open_image(PHOTOS[0]).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png")
+    crop = FaceCrop()
+    look, upright = crop.look(tmp_path / "lying.png"), crop.look(PHOTOS[0])
+    assert look.turned == 90 and upright.turned == 0 and np.array_equal(look.image, upright.image)
+    assert np.array_equal(look.crop, upright.crop) and crop.turned == {tmp_path / "lying.png": 90}
 
 
 @pytest.mark.parametrize("settings", [{"align": "yes"}, {"align": None}, {"align": 1}, {"face": 0}, {"face": True},
-                                      {"face": 1.5}])
+                                      {"face": 1.5}, {"face": (1, 2, 3)}, {"face": (0, 1)}, {"face": ["1", "2"]},
+                                      {"face": ()}])
 def test_impossible_settings_are_refused(settings):
     with pytest.raises((TypeError, ValueError), match=next(iter(settings))):
         Arcface(model_path=ROOT / "model_data" / "arcface_mobilefacenet.pth", cuda=False, **settings)
@@ -236,9 +285,42 @@ def test_arcface_tells_people_in_photographs_apart(face_model, published_weights
 
 def test_predict_on_two_photographs(run_script, face_model, two_faces, tmp_path):
     weights = "--model-path", ROOT / "model_data" / "arcface_mobilefacenet.pth"
-    result = run_script("predict.py", two_faces, PHOTOS[2], "--face", 1, *weights, "--no-cuda", "--save", "out.png")
+    damaged = b"Exif\0\0II*\0\x08\0\0\0\x05\0"  # five entries and none there, of which Pillow warns
+    lying = open_image(PHOTOS[2]).transpose(Image.Transpose.ROTATE_180)
+    lying.save(tmp_path / "on its head.jpg", exif=damaged, quality=95)
+    result = run_script("predict.py", two_faces, "on its head.jpg", "--face", 2, 1, *weights, "--no-cuda", "--save",
+                        "out.png")
     assert result.returncode == 0 and result.stderr == "", result.stderr
-    assert "Verdict: different people" in result.stdout and Image.open(tmp_path / "out.png").height > 700
+    assert "Verdict: same person" in result.stdout and Image.open(tmp_path / "out.png").height > 700
+    assert "on its head.jpg: turned by 180 degrees clockwise\n" in result.stdout
+
+
+def test_each_picture_has_its_own_face(face_model, two_faces, published_weights):
+    arcface = Arcface(model_path=published_weights, cuda=False, face=(1, 2))
+    assert arcface.detect_image(PHOTOS[0], two_faces) > 1.1
+    assert arcface.detect_image(two_faces, two_faces) > 1.1
+    swapped = Arcface(model_path=published_weights, cuda=False, face=[2, 1])
+    assert swapped.verify(two_faces, PHOTOS[2]).same and not swapped.verify(two_faces, PHOTOS[0]).same
+    match = swapped.verify(two_faces, PHOTOS[2])
+    assert swapped.draw(two_faces, PHOTOS[2], match).height > 700  # PHOTOS[2] has no second face
+
+
+def test_the_face_of_a_query_is_the_first_and_of_a_gallery_the_largest(face_model, two_faces, published_weights):
+    people = two_faces.parent / "people"
+    people.mkdir()
+    for name, photo in zip(("ann", "bob"), (PHOTOS[0], PHOTOS[2])):
+        shutil.copy(photo, people / f"{name}.jpg")
+    arcface = Arcface(model_path=published_weights, cuda=False, face=(2, 5))
+    found = arcface.identify(two_faces, people)
+    assert found[0].name == "bob" and arcface.draw_candidates(two_faces, found).width > 300
+
+
+def test_a_gallery_of_photographs_without_a_detector_is_one_error(no_network, published_weights, tmp_path):
+    (tmp_path / "people").mkdir()
+    for photo in PHOTOS:
+        shutil.copy(photo, tmp_path / "people")
+    with pytest.raises(NoDetector, match="--align no"):
+        Arcface(model_path=published_weights, cuda=False).open_gallery(tmp_path / "people")
 
 
 def test_predict_on_aligned_crops_never_imports_opencv(face_model):
@@ -251,7 +333,7 @@ def test_predict_on_aligned_crops_never_imports_opencv(face_model):
     assert result.returncode == 0 and "Verdict: different people" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--align", "maybe"], ["--face", "0"], ["--face", "two"]])
+@pytest.mark.parametrize("arguments", [["--align", "maybe"], ["--face", "0"], ["--face", "two"], ["--face", "2", "0"]])
 def test_predict_with_a_wrong_flag_is_a_user_error(call_script, arguments):
     assert_user_error(call_script("predict.py", *arguments), arguments[0])
 
@@ -259,4 +341,18 @@ def test_predict_with_a_wrong_flag_is_a_user_error(call_script, arguments):
 def test_predict_on_a_photograph_without_the_face_asked_for_is_a_user_error(face_model, call_script):
     result = call_script("predict.py", PHOTOS[0], PHOTOS[1], "--face", 2,
                          "--model-path", ROOT / "model_data" / "arcface_mobilefacenet.pth")
-    assert_user_error(result, PHOTOS[0], "--face 1 to 1")
+    assert_user_error(result, PHOTOS[0], "shows 1 face, not 2: give --face 1")
+
+
+def test_predict_on_photographs_without_a_detector_gives_no_verdict(no_network, call_script):
+    result = call_script("predict.py", PHOTOS[0], PHOTOS[2], "--model-path",
+                         ROOT / "model_data" / "arcface_mobilefacenet.pth")
+    assert_user_error(result, PHOTOS[0], MODEL_PATH, "--align no")
+    assert "Verdict" not in result.stdout
+
+
+def test_pictures_may_follow_the_numbers_of_faces(call_script):
+    crops = [ROOT / "img" / name for name in ("1_001.jpg", "1_002.jpg")]
+    weights = "--model-path", ROOT / "model_data" / "arcface_mobilefacenet.pth"
+    for arguments in (["--face", 1, *crops], ["--face", 1, 2, *crops], [*crops, "--face", 1, 1]):
+        assert "Verdict: same person" in call_script("predict.py", *weights, *arguments).stdout

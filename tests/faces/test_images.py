@@ -1,13 +1,18 @@
 """utils/faces/images.py: every picture a user may have becomes the same upright RGB 112x112 input."""
+import os
+import socket
+import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import AvifImagePlugin, EpsImagePlugin, Image
 
+from utils.data.dataset import load_picture
 from utils.faces.images import check_input_shape, normalise, open_image, preprocess, resize
 from utils.machine.errors import UserError
 
@@ -119,10 +124,48 @@ def test_exif_orientation_is_undone(tmp_path, orientation):
     assert abs(found - np.asarray(quadrants()).astype(int)).max() < 30
 
 
-def test_nonsense_exif_orientation_is_ignored(tmp_path):
+@pytest.mark.parametrize("kind, count, value, turned", [
+    (3, 1, (77).to_bytes(4, "little"), False), (3, 1, bytes(4), False), (1, 1, b"\6\0\0\0", False),
+    (2, 2, b"6\0\0\0", False), (11, 1, struct.pack("<f", 6.5), False), (3, 0, b"\6\0\0\0", False),
+    (99, 1, b"\6\0\0\0", False), (3, 1, b"\6\0\0\0", True), (4, 1, b"\6\0\0\0", True)],
+    ids=["77", "0", "byte", "text", "float", "none", "no type", "short", "long"])
+def test_an_orientation_that_is_no_number_of_1_to_8_turns_nothing(tmp_path, kind, count, value, turned):
+    block = b"Exif\0\0II*\0\10\0\0\0\1\0" + struct.pack("<HHI", 0x0112, kind, count) + value + bytes(4)
+    path = save(quadrants(), tmp_path / "odd.jpg", exif=block)
+    size = (32, 48) if turned else (48, 32)
+    assert open_image(path).size == size
+    assert np.array_equal(load_picture(path, size[::-1], False), pixels(path))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif", "avif"])
+def test_a_picture_that_is_opened_twice_is_turned_once(tmp_path, kind):
     exif = Image.Exif()
-    exif[0x0112] = 77
-    assert open_image(save(quadrants(), tmp_path / "odd.jpg", exif=exif)).size == (48, 32)
+    exif[0x0112] = 6
+    once = open_image(save(quadrants(), tmp_path / f"turned.{kind}", exif=exif))
+    assert once.size == (32, 48) and np.array_equal(pixels(once), np.asarray(once))
+
+
+def test_orientation_in_xmp_counts_as_pillow_counts_it(tmp_path):
+    path = save(quadrants(), tmp_path / "xmp.jpg", xmp=b'<x tiff:Orientation="6"/>', quality=100, subsampling=0)
+    assert open_image(path).size == (32, 48)
+    assert np.array_equal(load_picture(path, (48, 32), False), pixels(path))
+
+
+@pytest.mark.parametrize("name, answer", [
+    ("XResolution_as_text.jpg", (40, 60)), ("Make_beyond_the_end.jpg", (60, 40)), ("Orientation_as_byte.jpg", (60, 40)),
+    ("jpeg middle zeroed.jpg", (112, 112)), ("jpeg declares 65500^2.jpg", "4290250000 pixels"),
+    ("m_avif_flip_head_1_51.jpg", "does not decode"), ("png truncated rows.png", (112, 112)),
+    ("x.bin", "not a picture")])
+def test_files_that_broke_it_give_their_picture_or_one_line(shared, name, answer):
+    path = shared / "hostile" / name
+    if isinstance(answer, tuple):
+        assert open_image(path).size == answer
+        assert np.array_equal(load_picture(path, answer[::-1], False), pixels(path))
+        return
+    for read in (open_image, lambda path: load_picture(path, (112, 112), True)):
+        with pytest.raises(UserError) as caught:
+            read(path)
+        assert str(path) in str(caught.value) and answer in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_path_string_pil_image_and_array_give_the_same(tmp_path):
@@ -214,6 +257,80 @@ def test_input_shape_is_height_then_width():
     image = Image.new("RGB", (50, 50), RED)
     assert preprocess(image, [97, 112, 3]).shape == (97, 112, 3)
     assert resize(image, (97, 112), letterbox=False).size == (112, 97)
+
+
+def test_the_first_of_several_frames_counts(tmp_path):
+    later = Image.new("RGB", (48, 32), "black")
+    for name in ("frames.gif", "frames.tif", "frames.webp", "frames.png"):
+        found = pixels(save(quadrants(), tmp_path / name, save_all=True, append_images=[later]))
+        assert abs(found - np.asarray(quadrants()).astype(int)).mean() < 12, name
+    quadrants().save(tmp_path / "phone.jpg", "mpo", save_all=True, append_images=[later])
+    assert abs(pixels(tmp_path / "phone.jpg") - np.asarray(quadrants()).astype(int)).mean() < 12
+
+
+@pytest.mark.parametrize("head, kind", [
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"), (b"%PDF-1.7\n", "PDF"),
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"), (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic", "HEIC"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"), (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000")])
+def test_a_format_that_is_not_read_is_named_whatever_the_file_is_called(tmp_path, monkeypatch, head, kind):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments: pytest.fail("Ghostscript was started"))
+    (tmp_path / "face.jpg").write_bytes(head + bytes(200))
+    with pytest.raises(UserError, match=rf"face\.jpg is {kind}, which is not read here: convert it to JPEG"):
+        open_image(tmp_path / "face.jpg")
+
+
+def test_avif_is_read_or_named(tmp_path, monkeypatch):
+    path = save(quadrants(), tmp_path / "a.avif")
+    assert open_image(path).size == (48, 32)
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    with pytest.raises(UserError, match=r"a\.avif is AVIF, which is not read here"):
+        open_image(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are none there")
+def test_pipes_sockets_and_devices_are_refused_without_waiting(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    monkeypatch.chdir(tmp_path)  # the name of a socket is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.jpg")
+        for path in (tmp_path / "pipe.jpg", Path("socket.jpg"), Path("/dev/zero")):
+            for read in (open_image, lambda path: load_picture(path, (112, 112), True)):
+                with pytest.raises(UserError, match=f"{path.name} is a pipe, socket or device"):
+                    read(path)
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
+    path = save(quadrants(), tmp_path / "large.bmp")
+    header = bytearray(path.read_bytes()[:54])
+    header[18:26] = np.array([16000, 9000], np.int32).tobytes()
+    path.write_bytes(header)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it was decoded"))
+    with pytest.raises(UserError, match=r"large\.bmp is too large \(16000x9000 pixels"):
+        open_image(path)
+
+
+def test_many_pixels_in_a_small_jpeg_are_refused_by_the_training_loader_too(tmp_path, monkeypatch):
+    content = bytearray(save(quadrants(), tmp_path / "large.jpg").read_bytes())
+    frame = content.index(b"\xff\xc0\0\x11\x08") + 5
+    content[frame:frame + 4] = struct.pack(">HH", 12000, 13000)
+    (tmp_path / "large.jpg").write_bytes(content)
+    monkeypatch.setattr("torchvision.io.decode_jpeg", lambda *arguments: pytest.fail("it was decoded"))
+    with pytest.raises(UserError, match=r"large\.jpg is too large \(13000x12000 pixels"):
+        load_picture(tmp_path / "large.jpg", (112, 112), True)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"face.jpg", ["face.jpg"]])
+def test_what_is_no_picture_at_all_is_a_type_error(source):
+    with pytest.raises(TypeError, match="a picture is a path"):
+        open_image(source)
+
+
+def test_a_picture_opened_by_the_caller_is_named_too(tmp_path):
+    make_truncated(tmp_path / "cut.jpg")
+    with Image.open(tmp_path / "cut.jpg") as image, pytest.raises(UserError, match=r"cut\.jpg does not decode"):
+        open_image(image)
+    with open(tmp_path / "cut.jpg", "rb") as file, pytest.raises(UserError, match="does not decode"):
+        open_image(file)
 
 
 def make_truncated(path):

@@ -7,11 +7,23 @@ import torch
 from torch import nn
 
 from train import check_settings, make_parser
+from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import EpochBatches
 from utils.faces.images import normalise
 from utils.machine.errors import UserError
+from utils.training import resume
 from utils.training.compilation import compile_if_wanted
-from utils.training.engine import check_collapse, enter_training_mode, train_one_step, validate
+from utils.training.describe import describe
+from utils.training.engine import (
+    Diverged,
+    Interrupted,
+    check_collapse,
+    enter_training_mode,
+    train_one_epoch,
+    train_one_step,
+    validate,
+)
+from utils.training.run import Run
 from utils.training.setup import make_net, make_training
 
 PICTURES = SimpleNamespace(paths=[f"picture {number}" for number in range(8)])
@@ -32,6 +44,12 @@ def make(*arguments):
 def batch():
     pixels = torch.randint(0, 256, (4, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     return pixels, torch.arange(4), torch.arange(4)
+
+
+class loader_of(list):
+    """Stands for a DataLoader of such batches, whose pictures all open."""
+    dataset = SimpleNamespace(paths=PICTURES.paths, replaced=lambda asked, used: [])
+    batch_sampler, num_workers = EpochBatches(8, 4, 1), 0
 
 
 def flat(net):
@@ -73,6 +91,45 @@ def test_a_loss_scale_at_its_floor_is_named_at_once(batch):
         train_one_step(training, [batch], PICTURES)
 
 
+@pytest.mark.parametrize("error, saved", [
+    (torch.OutOfMemoryError("out of memory"), 1), (UserError("the network has collapsed"), 0)])
+def test_an_error_of_a_step_comes_after_the_state_is_saved_unless_it_is_of_the_state(batch, tmp_path, error, saved):
+    training, _ = make()
+    steps = []
+
+    def forward(*inputs):
+        steps.append(training.step)
+        if len(steps) == 2:
+            raise error
+        return training.objective(*inputs)
+
+    training.model = type("Model", (), {"__call__": staticmethod(forward), "train": lambda self: None, "parameters":
+                                        lambda self: training.objective.parameters()})()
+    states = []
+    with pytest.raises(type(error)) as caught:
+        train_one_epoch(training, loader_of([batch, batch]), lambda means: None,
+                        lambda: states.append((training.step, training.batch)), BadPictures(tmp_path, 8, 0))
+    assert caught.value is error and states == [(1, 1)] * saved
+
+
+def test_what_keeps_the_next_batch_from_coming_comes_after_the_state_is_saved(batch, tmp_path):
+    def ends():
+        yield batch
+        raise fault
+
+    class Loader(loader_of):
+        __iter__ = staticmethod(ends)
+
+    for fault, expected in ((UserError("100 pictures in turn do not open"), Interrupted), (OSError("gone"), OSError)):
+        training, _ = make()
+        states = []
+        with pytest.raises(expected, match=str(fault)):
+            train_one_epoch(training, Loader([batch, batch]), lambda means: None,
+                            lambda training=training, states=states: states.append((training.step, training.batch)),
+                            BadPictures(tmp_path, 8, 0))
+        assert states == [(1, 1)]
+
+
 def test_equal_embeddings_are_a_collapse():
     training, _ = make()
     check_collapse(training, nn.functional.normalize(torch.randn(4, 128)))
@@ -80,11 +137,11 @@ def test_equal_embeddings_are_a_collapse():
         check_collapse(training, torch.ones(4, 128) / 128 ** 0.5)
 
 
-def test_the_validation_loss_has_the_whole_margin_from_the_first_epoch_on(batch):
+def test_the_validation_loss_has_the_whole_margin_from_the_first_epoch_on(batch, tmp_path):
     pixels, labels, _ = batch
     training, _ = make("--margin-warmup-epochs", 2)
     assert training.margin(0) == 0
-    found = validate(training, [batch])
+    found = validate(training, loader_of([batch]), BadPictures(tmp_path, 8, 0))
     net = training.net.eval()
     net.head.m = 0.5
     expected = nn.functional.cross_entropy(net(normalise(pixels), labels), labels).item()
@@ -143,3 +200,42 @@ def test_without_being_asked_only_long_runs_compile():
 def test_a_network_starts_from_the_seed():
     first, second, other = (flat(make("--seed", seed)[0].net) for seed in (1, 1, 2))
     assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--init-lr", 5], "--init-lr 5 is not what is used: scaled with the batch it is 0.3125, beyond the published "
+                       "limits of sgd, 0.0005 to 0.1"),
+    (["--init-lr", 0.3, "--optimizer-type", "adamw"], "beyond the published limits of adamw, 0.0003 to 0.001"),
+    (["--init-lr", 1], None), (["--init-lr", 5, "--no-scale-lr"], None)])
+def test_a_learning_rate_beyond_the_limits_is_a_line_of_its_own(flags, words):
+    training, settings = make(*flags)
+    lines = [line for line in describe(training, EpochBatches(8, 4, 1), None, settings) if "not what is used" in line]
+    assert len(lines) == (words is not None) and all(words in line for line in lines)
+
+
+def save(training, folder):
+    resume.save_checkpoint(training, Run(folder), {}, "hash")
+
+
+@pytest.mark.parametrize("flags, spoil", [
+    ([], lambda training: training.net.arcface.last_bn.running_var.fill_(torch.inf)),
+    ([], lambda training: training.optimizer.state_dict()["state"][0]["momentum_buffer"].fill_(torch.nan)),
+    (["--ema", 0.9], lambda training: training.average.module.head.weight.data.fill_(torch.nan))],
+    ids=["BatchNorm", "momentum", "average"])
+def test_a_state_that_is_not_finite_never_replaces_a_good_one(batch, tmp_path, flags, spoil):
+    training, _ = make(*flags)
+    train_one_step(training, [batch], PICTURES)
+    save(training, tmp_path)
+    good = (tmp_path / "last.pt").read_bytes()
+    spoil(training)
+    with pytest.raises(Diverged, match=r"not finite or huge, .*last\.pt is not written at step 1.*--init-lr"):
+        save(training, tmp_path)
+    assert (tmp_path / "last.pt").read_bytes() == good
+
+
+def test_a_validation_loss_that_is_not_finite_is_a_user_error_and_no_figure(batch):
+    training, _ = make()
+    training.net.arcface.conv1.bn.weight.data.fill_(3e38)  # finite, and what comes out is not
+    training.net.arcface.conv1.bn.running_var.fill_(1e-9)
+    with pytest.raises(UserError, match=r"the validation loss is nan after epoch 0: lower --init-lr"):
+        validate(training, [batch])

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or diverge, and go on."""
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,9 +13,10 @@ from conftest import ROOT, assert_user_error
 from training_data import QUICK, assert_same_weights, only_run, train_command, weights, write_faces
 
 import train
-from nets.arcface import ArcfaceNet
 from utils.machine.errors import UserError
+from utils.machine.interrupt import StopRequest
 from utils.training import resume
+from utils.training.objective import LabelLoss
 
 EPOCHS = 2
 
@@ -169,17 +171,39 @@ def test_a_forced_resume_goes_on_with_the_new_settings(run_script, finished):
     assert not {"force", "resume"} & state["settings"].keys()  # the next start is to ask again
 
 
-def test_a_run_that_diverges_stops_and_keeps_the_last_good_state(run_script, annotation, tmp_path):
-    state = ArcfaceNet(4).state_dict()
-    state["arcface.last_bn.weight"][0] = float("nan")
-    torch.save(state, tmp_path / "nan.pth")
-    result = run_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
-                        "--checkpoint-every", 0.00001, "--model-path", tmp_path / "nan.pth")
-    assert_user_error(result, "step 0", "nan", "gradient norm", "learning rate", "diverged.json", "no state was saved")
-    run = only_run(tmp_path / "logs")
+@pytest.fixture
+def train_here(call_script, annotation, monkeypatch):
+    """train_here(flags) -> (result, the run's folder) of a run in this process that is to end soon."""
+    monkeypatch.setattr(StopRequest, "listen", lambda self: None)
+
+    def run(*flags):
+        result = call_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 3, "--num-workers", 0,
+                             "--warmup-epochs", 0, *flags)
+        return result, only_run(annotation.parent / "logs")
+    return run
+
+
+def test_a_run_that_explodes_stops_and_no_file_is_of_what_became_of_it(train_here):
+    """The loss of the first step is finite, and so is its gradient; what the step makes of the weights is not."""
+    result, run = train_here("--no-scale-lr", "--init-lr", 1e38, "--checkpoint-every", 1e-9)
+    assert_user_error(result, "arcface.conv1", "--init-lr", "at step 1", "diverged.json", "no state was saved yet")
+    assert not list(run.glob("*.p*t*"))
+
+
+@pytest.mark.parametrize("step, flags, left", [
+    (0, [], "no state was saved yet"), (6, [], "last.pt holds the last good state"),
+    (2, ["--checkpoint-every", 1e-9], "last.pt holds the state that it diverges from")])
+def test_a_step_without_a_loss_is_told_with_its_pictures(train_here, monkeypatch, step, flags, left):
+    forward, steps = LabelLoss.forward, iter(range(100))
+
+    def without_a_loss(self, *inputs):
+        outcome = forward(self, *inputs)
+        return outcome._replace(loss=outcome.loss * (math.nan if next(steps) == step else 1))
+    monkeypatch.setattr(LabelLoss, "forward", without_a_loss)
+    result, run = train_here(*flags)
+    assert_user_error(result, "the loss is nan and the gradient norm", f"step {step}", "diverged.json", left)
     facts = json.loads((run / "diverged.json").read_text(encoding="utf-8"))
     assert len(facts["pictures"]) == 8 and all(os.path.isfile(path) for path in facts["pictures"])
-    assert not (run / "last.pt").exists()
 
 
 def test_the_averaged_weights_are_what_is_saved(run_script, annotation, tmp_path):

@@ -22,8 +22,8 @@ def eighteen(tmp_path):
     """A weight file of iresnet18."""
     with torch.device("meta"):
         names = ArcfaceNet(backbone="iresnet18").state_dict()
-    state = {name: torch.zeros(()).expand(value.shape) for name, value in names.items()}  # few bytes on disk
-    torch.save(state, tmp_path / "eighteen.pth")
+    torch.save({name: torch.ones((), dtype=value.dtype).expand(value.shape) for name, value in names.items()},
+               tmp_path / "eighteen.pth")  # few bytes on disk
     return tmp_path / "eighteen.pth"
 
 

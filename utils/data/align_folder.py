@@ -5,7 +5,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from utils.data.annotation import list_folder, reason_of
+from utils.data.bad_pictures import reason_of
+from utils.data.scan import list_person, list_root
 from utils.faces.alignment import align, eye_distance
 from utils.faces.detector import subject
 from utils.faces.images import open_image
@@ -29,11 +30,16 @@ def align_folder(source, destination, detector, progress):
     """
     source, destination = (Path(os.path.abspath(folder)) for folder in (source, destination))
     check_apart(source, destination)
-    listing = list_folder(source)
-    taken = {crop_path(path, source, destination) for path in listing.candidates if path.suffix == ".jpg"}
-    todo, remarks, before = [], {name_in(path, source): f"left out: {why}" for path, why in listing.skipped}, 0
+    names, skipped = list_root(source)
+    candidates = []
+    for name in names:
+        found, others = list_person(source / name)
+        candidates += map(Path, found)
+        skipped += others
+    taken = {crop_path(path, source, destination) for path in candidates if path.suffix == ".jpg"}
+    todo, remarks, before = [], {name_in(path, source): f"left out: {why}" for path, why in skipped}, 0
     known = read_report(destination)
-    for path in listing.candidates:
+    for path in candidates:
         name, crop = name_in(path, source), crop_path(path, source, destination)
         if path.suffix != ".jpg" and crop in taken:
             remarks[name] = f"left out: its crop would be called {crop.name}, as another picture is"
@@ -62,14 +68,15 @@ def align_file(path, crop_path, detector):
         image = open_image(path)
     except UserError as error:
         return "left out: " + reason_of(error, path)
-    faces = detector.detect(image)
+    image, faces, turned = detector.detect_upright(image)
     if not faces:
         return f"left out: {NO_FACE}"
     landmarks = detector.refine(image, subject(faces, image)).landmarks
     # JPEG: a third of a PNG's bytes, and it moves the embedding by 0.04 where the landmarks leave 0.3 open.
     with atomic_write(crop_path) as temporary:
         align(image, landmarks).save(temporary, format="jpeg", quality=95, subsampling=0)
-    remarks = {SEVERAL: len(faces) > 1, SMALL: eye_distance(landmarks) < LEAST_EYE_DISTANCE}
+    remarks = {f"turned by {turned} degrees clockwise": turned, SEVERAL: len(faces) > 1,
+               SMALL: eye_distance(landmarks) < LEAST_EYE_DISTANCE}
     return "; ".join(remark for remark, applies in remarks.items() if applies)
 
 
@@ -89,7 +96,7 @@ def crop_path(path, source, destination):
 
 def name_in(path, source):
     # A name that is no valid Unicode can still be told.
-    return path.relative_to(source).as_posix().encode(errors="backslashreplace").decode()
+    return Path(path).relative_to(source).as_posix().encode(errors="backslashreplace").decode()
 
 
 def report_path(destination):

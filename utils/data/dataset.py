@@ -1,34 +1,79 @@
 """Training data: decoded faces, the validation split, and the order in which they are seen."""
 import random
+import re
 from collections import Counter
+from itertools import chain, islice
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.faces.images import preprocess
+from utils.data.bad_pictures import BadPicture, reason_of
+from utils.faces.images import MOST_PIXELS, check_is_file, preprocess
 from utils.machine import distributed
 from utils.machine.device import available_cores
 from utils.machine.errors import UserError
-from utils.machine.interrupt import leave_signals_to_main
+from utils.machine.interrupt import leave_deaths_to_the_loader, leave_signals_to_main
+from utils.machine.stderr import caught_stderr
+
+FEWEST_BATCHES = 10  # of an epoch, below which the batch size is too large for the pictures
+MOST_TRIED = 100  # pictures instead of one that does not open: where none of so many does, the disk is gone
+
+# The header of a frame of three colours in a JPEG: its height and width.
+COLOUR_FRAME = re.compile(rb"\xff[\xc0-\xcf]\x00\x11\x08(..)(..)\x03", re.DOTALL)
 
 
 class FaceDataset(Dataset):
-    """Item i -> (uint8 (H, W, 3), label, i). Nothing random happens here: augmentation works on the batch."""
+    """Item i -> (uint8 (H, W, 3), label, i). Nothing random happens here: augmentation works on the batch.
+
+    Where picture i does not open, the item is that of another, and so is its number: the next of the same person that
+    does, or where there is none the next in the list. Raises UserError where MOST_TRIED of them do not open either.
+    """
 
     def __init__(self, paths, labels, input_shape, letterbox):
-        self.paths, self.labels = paths, labels
+        self.paths, self.labels = paths, np.asarray(labels, np.int32)
         self.input_shape, self.letterbox = input_shape, letterbox
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, index):
-        return load_picture(self.paths[index], self.input_shape, self.letterbox), self.labels[index], index
+        faults = []
+        for used in islice(chain([index], self.instead_of(index)), 1 + MOST_TRIED):
+            try:
+                return self.load(used), int(self.labels[used]), used
+            except UserError as error:
+                faults.append(error)
+        raise UserError(f"{len(faults)} pictures in turn do not open, the first: {faults[0]}")
+
+    def load(self, index):
+        return load_picture(self.paths[index], self.input_shape, self.letterbox)
+
+    def instead_of(self, index):
+        """Yield the numbers of the pictures that may stand in for one, the next first."""
+        own = np.flatnonzero(self.labels == self.labels[index])
+        place = np.searchsorted(own, index)
+        yield from np.concatenate([own[place + 1:], own[:place]]).tolist()
+        following = (other % len(self) for other in range(index + 1, index + len(self)))
+        yield from (other for other in following if self.labels[other] != self.labels[index])
+
+    def replaced(self, asked, used):
+        """The numbers asked for and those that came -> a BadPicture for each that is another."""
+        return [BadPicture(str(self.paths[bad]), int(self.labels[bad]), self.why_bad(bad), str(self.paths[other]))
+                for bad, other in zip(asked, used) if bad != other]
+
+    def why_bad(self, index):
+        try:
+            self.load(index)
+        except UserError as error:
+            return reason_of(error, self.paths[index])
+        return "did not open, and did when read again"
 
 
 def load_picture(path, input_shape, letterbox):
     """What `preprocess` makes of a picture, bit for bit, as a uint8 tensor (H, W, 3), in two thirds of the time."""
-    pixels = decode_color_jpeg(path)
+    with caught_stderr():  # libjpeg's warnings, which txt_annotation.py has told with the names of the files
+        pixels = decode_color_jpeg(path)
     if pixels is None:
         return torch.from_numpy(preprocess(path, input_shape, letterbox))
     if pixels.shape[:2] == tuple(input_shape[:2]):
@@ -37,18 +82,29 @@ def load_picture(path, input_shape, letterbox):
 
 
 def decode_color_jpeg(path):
-    """-> upright uint8 (H, W, 3) by torchvision, which gives Pillow's pixels sooner (benchmarks/loader_speed.py).
+    """-> uint8 (H, W, 3) by torchvision, which gives Pillow's pixels sooner (benchmarks/loader_speed.py).
 
-    None for what is left to Pillow: other formats, grey and CMYK, and damaged files, which it names.
+    None for what is left to Pillow: other formats, left_to_pillow(), and damaged files, which it names.
     """
     if not str(path).lower().endswith((".jpg", ".jpeg")):
         return None
+    check_is_file(path)
     try:
-        from torchvision.io import ImageReadMode, decode_jpeg, read_file  # takes a second, and only training needs it
-        pixels = decode_jpeg(read_file(str(path)), ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    except (RuntimeError, ImportError, AttributeError):  # the last two: a torchvision without the decoder
+        from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, and only training needs it
+        data = np.fromfile(path, np.uint8)
+        if left_to_pillow(data.tobytes()):
+            return None
+        pixels = decode_jpeg(torch.from_numpy(data), ImageReadMode.UNCHANGED)
+    except (OSError, RuntimeError, ImportError, AttributeError):  # the last two: a torchvision without the decoder
         return None
     return pixels.permute(1, 2, 0).contiguous() if len(pixels) == 3 else None
+
+
+def left_to_pillow(content):
+    """Whether the bytes of a JPEG are not in colour, may be turned by EXIF or XMP, or may be too large to decode."""
+    sizes = [int.from_bytes(height, "big") * int.from_bytes(width, "big")
+             for height, width in COLOUR_FRAME.findall(content)]
+    return not 0 < max(sizes, default=0) <= MOST_PIXELS or b"Exif\0\0" in content or b"ns.adobe.com/xap" in content
 
 
 class EpochBatches:
@@ -64,17 +120,33 @@ class EpochBatches:
         self.count, self.seed = count, seed
         self.batch_size = min(batch_size, count) // processes * processes
         self.epoch = self.start = 0
+        self.order, self.order_of = None, None  # of all pictures, and the epoch that it is of
 
     def __len__(self):
         return max(0, self.count // self.batch_size - self.start)
 
+    def advice(self):
+        """-> lines on batches too large for so few pictures: of those that leave out more than a tenth, and of more."""
+        size, processes = self.batch_size, distributed.world_size()
+        if self.count >= FEWEST_BATCHES * size:
+            return []
+        fitting = max(2, self.count // FEWEST_BATCHES // processes) * processes
+        remedy = f"--batch-size {fitting} gives {self.count // fitting}" if fitting < size else "add pictures"
+        return [f"{self.count} pictures in batches of {size}: only {self.count // size} batch(es) an epoch, which "
+                f"leave out {self.count % size}; {remedy}"]
+
     def __iter__(self):
-        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
-        order = torch.randperm(self.count, generator=generator).tolist()
-        share = self.batch_size // distributed.world_size()
         for batch in range(self.start, self.start + len(self)):
-            first = batch * self.batch_size + distributed.rank() * share
-            yield order[first:first + share]
+            yield self.pictures_of(batch)
+
+    def pictures_of(self, batch):
+        """The numbers of this process's pictures in a batch of the epoch."""
+        if self.order_of != self.epoch:
+            generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
+            self.order, self.order_of = torch.randperm(self.count, generator=generator), self.epoch
+        share = self.batch_size // distributed.world_size()
+        first = batch * self.batch_size + distributed.rank() * share
+        return self.order[first:first + share].tolist()
 
 
 def mix_seeds(*numbers):
@@ -96,6 +168,20 @@ def split_validation(labels, fraction, seed):
             left[labels[index]] -= 1
             validation.add(index)
     return [index for index in range(len(labels)) if index not in validation], sorted(validation)
+
+
+def batches_of(loader):
+    """Yield the batches of a DataLoader. Raises UserError where one of its processes was killed."""
+    batches = iter(loader)
+    leave_deaths_to_the_loader()
+    try:
+        yield from batches
+    # OSError and EOFError: it had announced a batch, and died before that was fetched.
+    except (RuntimeError, OSError, EOFError) as error:
+        if not loader.num_workers or str(error).startswith("Caught "):  # an error within a living one
+            raise
+        raise UserError("a process that decodes pictures was killed, most often for want of memory: lower "
+                        "--num-workers") from None
 
 
 def make_loaders(paths, labels, settings, device):

@@ -120,7 +120,22 @@ def read_index(path, record_path):
     twice = numbers[1:][numbers[1:] == numbers[:-1]]
     if len(twice):
         raise UserError(f"{path} has the number {twice[0]} twice: remove it to number the records by their place")
+    check_end(index[-1, 1], path, record_path)
     return index
+
+
+def check_end(offset, path, record_path):
+    """Raises UserError where the last record that the index at `path` tells of is not the file's last one."""
+    with open(record_path, "rb") as file:
+        try:
+            file.seek(offset)
+            read_record(file)
+        except ValueError:
+            return  # read_records names it
+        left = record_path.stat().st_size - file.tell()
+    if left:
+        raise UserError(f"{path} ends before {record_path}, which has {left} bytes behind the last record that it "
+                        "tells of: download it again, or remove it to number the records by their place")
 
 
 def read_records(path, index=None):

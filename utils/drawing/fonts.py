@@ -1,4 +1,5 @@
 """A font that has the letters of a text: people and files are not named in English alone."""
+import bisect
 import functools
 import importlib.util
 from pathlib import Path
@@ -50,6 +51,5 @@ def shorten(text, font, width):
     """The text, with its end replaced by an ellipsis where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    kept = bisect.bisect(range(1, len(text) + 1), width, key=lambda kept: font.getlength(text[:kept] + "…"))
+    return text[:kept] + "…"

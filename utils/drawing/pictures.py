@@ -5,8 +5,11 @@ import sys
 from PIL import Image, ImageDraw
 
 from utils.drawing.fonts import fit_font, shorten
+from utils.evaluation.thresholds import WORDS
 
 INK, PAPER, GREEN, RED, GREY, LIME = "#222222", "#ffffff", "#1a7f37", "#c62828", "#777777", "#30e060"
+AMBER = "#b26a00"
+COLOURS = {"same": GREEN, "not sure": AMBER, "different": RED}
 
 
 def tile(image, size, frame=None):
@@ -24,44 +27,30 @@ def write(canvas, position, text, size, colour=INK, anchor="mm", width=None):
     ImageDraw.Draw(canvas).text(position, shorten(text, font, width or canvas.width), colour, font, anchor)
 
 
-def draw_faces(look, size=336):
-    """A face_crop.Look at a photograph -> a PIL picture (size, size): its faces boxed, the one used with landmarks."""
-    scale = size / max(look.image.size)
-    inner = [max(1, round(side * scale)) for side in look.image.size]
-    corner = tuple((size - side) // 2 for side in inner)
-    canvas = Image.new("RGB", (size, size), PAPER)
-    canvas.paste(look.image.resize(inner, Image.Resampling.BICUBIC, reducing_gap=2), corner)
-    draw = ImageDraw.Draw(canvas)
-    boxes = [(face.box, "white", 1) for face in look.faces] + [(look.face.box, LIME, 2)]
-    for box, colour, width in boxes:
-        low, high = box[:2] * scale + corner, (box[:2] + box[2:]) * scale + corner
-        draw.rectangle((*low, *high), outline=colour, width=width)
-    radius = 1 + min(look.face.box[2:]) * scale / 60
-    for x, y in (look.face.landmarks + 0.5) * scale + corner:
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=LIME)
-    return canvas
-
-
 def draw_comparison(images, match, meaning="", photographs=(None, None)):
     """Two uint8 arrays, an arcface.Match, what its threshold is -> a PIL picture of both with the verdict below.
 
     photographs: what draw_faces() made of the ones that were cut from a photograph; it stands above them.
     """
     size, gap, foot = 336, 16, 84
-    above = size + gap if any(photographs) else 0
-    colour = GREEN if match.same else RED
-    canvas = Image.new("RGB", (2 * size + 3 * gap, above + size + gap + foot), PAPER)
-    for place, (image, photograph) in enumerate(zip(images, photographs)):
-        left = gap + place * (size + gap)
-        canvas.paste(tile(image, size, colour), (left, above + gap))
+    columns = [max(size, photograph.width if photograph else 0) for photograph in photographs]
+    above = max(photograph.height + gap if photograph else 0 for photograph in photographs)
+    colour = COLOURS[match.verdict]
+    canvas = Image.new("RGB", (sum(columns) + 3 * gap, above + size + gap + foot), PAPER)
+    left = gap
+    for image, photograph, column in zip(images, photographs, columns):
+        middle = left + column // 2
+        canvas.paste(tile(image, size, colour), (middle - size // 2, above + gap))
         if photograph:
-            canvas.paste(photograph, (left, gap))
+            canvas.paste(photograph, (middle - photograph.width // 2, above - photograph.height))
         elif above:
-            write(canvas, (left + size // 2, above // 2), "taken as an aligned crop", 16, GREY)
+            write(canvas, (middle, above // 2), "taken as an aligned crop", 16, GREY)
+        left += column + gap
     middle, foot = canvas.width // 2, above + size + gap
-    write(canvas, (middle, foot + 30), "Same person" if match.same else "Different people", 26, colour)
+    write(canvas, (middle, foot + 30), WORDS[match.verdict].capitalize(), 26, colour)
     sign = "<" if match.same else "≥"
-    figures = f"Distance {match.distance:.3f}  {sign}  threshold {match.threshold:.3f} {meaning}"
+    sure = f"{match.unsure[0]:.3f}  ≤  " if match.verdict == "not sure" else ""
+    figures = f"{sure}Distance {match.distance:.3f}  {sign}  threshold {match.threshold:.3f} {meaning}"
     write(canvas, (middle, foot + 62), figures, 16)
     return canvas
 
@@ -77,12 +66,12 @@ def draw_candidates(query, candidates, meaning, columns=5):
     write(canvas, (gap + size // 2, gap + size + 16), "Who is this?", 16)
     for place, (image, candidate) in enumerate(candidates):
         x, y = left + place % columns * (size + gap), gap + place // columns * row
-        colour = GREEN if candidate.same else RED
+        colour = COLOURS[candidate.verdict]
         canvas.paste(tile(image, size, colour), (x, y))
         middle = x + size // 2
         write(canvas, (middle, y + size + 16), candidate.name, 16, width=size)
         write(canvas, (middle, y + size + 38), f"{candidate.distance:.3f}", 15, GREY)
-        write(canvas, (middle, y + size + 57), "same person" if candidate.same else "different people", 14, colour)
+        write(canvas, (middle, y + size + 57), WORDS[candidate.verdict], 14, colour)
     threshold = f"Threshold {candidates[0][1].threshold:.3f} {meaning}"
     write(canvas, (gap, canvas.height - foot // 2), threshold, 14, GREY, "lm")
     return canvas
@@ -90,26 +79,32 @@ def draw_candidates(query, candidates, meaning, columns=5):
 
 def draw_batch(images, names, columns=8):
     """uint8 arrays (N, H, W, 3) and a caption each -> a PIL picture of the grid."""
-    size, caption = 112, 20
+    size, gap, caption = 112, 6, 20
+    columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (min(columns, len(images)) * (size + 4) + 4, rows * (size + caption + 4) + 4), PAPER)
+    column, row = size + gap, size + caption + gap
+    canvas = Image.new("RGB", (columns * column + gap, rows * row + gap), PAPER)
     for place, (image, name) in enumerate(zip(images, names)):
-        left, top = place % columns * (size + 4) + 4, place // columns * (size + caption + 4) + 4
+        left, top = gap + place % columns * column, gap + place // columns * row
         canvas.paste(tile(image, size), (left, top))
-        write(canvas, (left + size // 2, top + size + caption // 2), name, 13)
+        write(canvas, (left + size // 2, top + size + caption // 2), name, 13, width=size)
     return canvas
 
 
 def draw_mistakes(mistakes, threshold):
-    """{title: [(first array, second array, distance, caption)]} -> a PIL contact sheet, a block of pairs per title."""
+    """{kind: (number of such pairs, [(first array, second array, distance, caption)])} -> a PIL contact sheet.
+
+    A block of pairs for each kind, which says how many of how many it shows.
+    """
     size, gap, caption_height, head = 120, 20, 46, 66
     pair, row, columns = 2 * size + gap, size + caption_height, 2
     block = columns * pair + gap
-    rows = max(1, *(-(-len(pairs) // columns) for pairs in mistakes.values()))
+    rows = max(-(-len(pairs) // columns) for _, pairs in mistakes.values())
     canvas = Image.new("RGB", (block * len(mistakes), head + row * rows), PAPER)
-    for place, (title, pairs) in enumerate(mistakes.items()):
+    for place, (kind, (number_of_pairs, pairs)) in enumerate(mistakes.items()):
         left = gap + place * block
-        write(canvas, (left, 22), title, 19, anchor="lm")
+        shown = f"{len(pairs)} of {number_of_pairs}" if pairs else "none"
+        write(canvas, (left, 22), f"{kind}: {shown}", 19, anchor="lm")
         write(canvas, (left, 46), f"L2 distance, threshold {threshold:.3f}", 13, GREY, anchor="lm")
         for number, (first, second, distance, caption) in enumerate(pairs):
             x, y = left + number % columns * pair, head + number // columns * row

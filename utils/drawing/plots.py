@@ -1,9 +1,12 @@
 """Curves, with matplotlib, drawn without a screen."""
 import math
+from pathlib import Path
 
 import numpy as np
 
-from utils.evaluation.metrics import roc
+from utils.drawing.fonts import fit_font
+from utils.evaluation.metrics import can_measure_far, roc
+from utils.evaluation.thresholds import FARS
 from utils.machine.files import atomic_write
 
 
@@ -13,17 +16,42 @@ def new_figure(width=7.0, height=5.0):
 
 
 def save_figure(figure, path):
+    """Write a PNG file, with names of people and folders in fonts that have their letters."""
+    from matplotlib.text import Text
+    for text in figure.findobj(lambda item: isinstance(item, Text) and not item.get_text().isascii()):
+        font, letters = fit_font(text.get_text(), 12)
+        text.set_text(letters)
+        text.get_fontproperties().set_file(font.path)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def add_legend(figure, *panels, columns=1):
+    """What the curves of these axes are, beneath all axes, where it covers none of them."""
+    curves = [curve for axes in panels for curve in zip(*axes.get_legend_handles_labels())]
+    if curves:
+        for text in figure.legend(*zip(*curves), loc="outside lower center", ncols=columns).get_texts():
+            text.set_parse_math(False)  # a name may hold $
+
+
+def number_epochs(axes):
+    """Whole numbers beneath the axes, also where there is one epoch."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def plot_roc(distances, genuine, thresholds, title, path):
     """Distances (N,), genuine flags (N,), {operating point: threshold} -> two panels with the operating points marked.
 
-    The ROC has a logarithmic FAR axis, as what matters is on the left; beside it, who lies at which distance.
+    The ROC has a logarithmic FAR axis, as what matters is on the left; it begins where one impostor pair is accepted,
+    and a FAR below that is not marked. Beside it, who lies at which distance.
     """
-    figure = new_figure(width=13)
+    too_low = {f"FAR {far:g}" for far in FARS if not can_measure_far(genuine, far)}
+    thresholds = {name: threshold for name, threshold in thresholds.items() if name not in too_low}
+    figure = new_figure(width=13, height=5.6)
     curve, histogram = figure.subplots(1, 2)
+    impostors = (~genuine).sum()
+    lowest = 1 / max(impostors, 10)
     false_positive_rate, true_positive_rate, _ = roc(distances, genuine)
     curve.plot(false_positive_rate, true_positive_rate, color="tab:gray", drawstyle="steps-post")
     bins = np.histogram_bin_edges(distances, 60)
@@ -32,31 +60,37 @@ def plot_roc(distances, genuine, thresholds, title, path):
     rates = []
     for (name, threshold), colour in zip(thresholds.items(), ("tab:green", "tab:orange", "tab:red")):
         far, val = ((distances[of_kind] < threshold).mean() for of_kind in (~genuine, genuine))
-        curve.plot(max(far, 1e-4), val, "o", color=colour, clip_on=False, zorder=3,
-                   label=f"{name}: threshold {threshold:.3f}, VAL {val:.3f} at FAR {far:.4f}")
+        quoted = f"FAR {far:.4f}" if far else f"FAR below 1/{impostors}"
+        curve.plot(max(far, lowest), val, "o", color=colour, clip_on=False, zorder=3,
+                   label=f"{name}: threshold {threshold:.3f}, VAL {val:.3f} at {quoted}")
         histogram.axvline(threshold, color=colour, linestyle="--")
         rates.append(val)
-    curve.set(xscale="log", xlim=(1e-4, 1), ylim=(max(-0.02, min(rates) - 0.15), 1.005),
+    curve.set(xscale="log", xlim=(lowest, 1), ylim=(max(-0.02, min(rates) - 0.15), 1.005),
               xlabel="FAR (impostor pairs accepted)", ylabel="VAL (genuine pairs accepted)")
     curve.set_title(title, parse_math=False)  # a file's name may hold $
     histogram.set(xlabel="L2 distance of the embeddings", ylabel="pairs", title="Distances, and the same thresholds")
-    histogram.margins(y=0.12)
-    for axes, place in ((curve, "lower right"), (histogram, "upper left")):
+    for axes in (curve, histogram):
         axes.grid(alpha=0.3, which="both")
-        axes.legend(loc=place)
+    add_legend(figure, curve, histogram, columns=2)
     save_figure(figure, path)
 
 
-def plot_history(rows, columns, ylabel, path):
-    """rows: the dicts of log.csv; columns: {column: label}. A curve per column that holds any number."""
+def plot_history(rows, columns, best_epoch, path):
+    """rows: the dicts of log.csv; columns: {column: label}. A curve per column that holds any number.
+
+    The picture shows what its file is named after, such as loss.png, of the run whose folder it lies in.
+    """
+    path = Path(path).absolute()
     figure = new_figure()
-    axes = figure.add_subplot(xlabel="epoch", ylabel=ylabel)
+    axes = figure.add_subplot(ylabel=path.stem)
     for column, label in columns.items():
         points = [(row["epoch"], row[column]) for row in rows if math.isfinite(row[column])]
         if points:
             axes.plot(*zip(*points), marker="." if len(points) < 40 else "", label=label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    if best_epoch is not None:
+        axes.axvline(best_epoch, color="tab:gray", linestyle=":", label=f"best.pth: epoch {best_epoch}")
+    axes.set_title(path.parent.name, parse_math=False)  # a folder's name may hold $
+    number_epochs(axes)
     axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
+    add_legend(figure, axes, columns=3)
     save_figure(figure, path)

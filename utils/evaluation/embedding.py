@@ -9,12 +9,21 @@ from torch.fx.experimental.optimization import fuse
 
 from nets.depthwise import DepthwiseConv2d
 from utils.faces.images import normalise, preprocess
+from utils.machine.errors import UserError
 
 # Pictures per forward pass on a CPU: few, so that they stay in its cache. MobileFaceNet, img/s on 2 cores by number:
 #                    1    4    8   16   32   64
 # AMD EPYC, Zen 4  160  280  293  270  240  232
 # Intel Xeon       167  298  351  380  373  366
 CPU_BATCH = 16
+
+
+# Two pictures that differ by more than LIKE of 255 a pixel, on average, have embeddings further apart than EQUAL.
+LIKE, EQUAL = 1, 1e-6
+
+
+class UselessEmbeddings(UserError):
+    """The network is to blame, and no picture."""
 
 
 def inference_copy(net):
@@ -44,13 +53,33 @@ def embed(net, sources, settings, progress=None, crop=None):
     embedding of the mirrored picture, and bf16: run in bfloat16 (cosine to the float32 embedding: above 0.999).
     progress: wraps the batches, called as progress(iterable, total=count), such as tqdm.
     crop: from a source to the picture of a face that is preprocessed, such as FaceCrop; called in those threads.
-    Raises UserError for a picture that does not open.
+    Raises UserError for a picture that does not open, and UselessEmbeddings as check_embeddings() does.
     """
     batches = [sources[start:start + settings.batch_size] for start in range(0, len(sources), settings.batch_size)]
     decoded = decode_ahead(batches, settings, crop)
     if progress is not None:
         decoded = progress(decoded, total=len(batches))
-    return torch.cat([embed_batch(net, images, settings.flip, settings.bf16) for images in decoded])
+    embeddings = []
+    for images in decoded:
+        embeddings.append(embed_batch(net, images, settings.flip, settings.bf16))
+        check_embeddings(embeddings[-1], images)
+    return torch.cat(embeddings)
+
+
+def check_embeddings(embeddings, images):
+    """Raises UselessEmbeddings where one of (B, D) is not finite, or the same for two unlike images (B, H, W, 3).
+
+    Neighbours are compared: a network that tells no pictures apart gives them all one embedding.
+    """
+    finite = embeddings.isfinite().all(1)
+    if not finite.all():
+        raise UselessEmbeddings(f"these weights give {(~finite).sum()} of {len(finite)} pictures an embedding that is "
+                                "not finite: use others, they are damaged or training went wrong")
+    equal = (embeddings[1:] - embeddings[:-1]).abs().amax(1) < EQUAL
+    for place in equal.nonzero().flatten().tolist():
+        if (images[place].float() - images[place + 1]).abs().mean() > LIKE:
+            raise UselessEmbeddings("these weights give every picture the same embedding: use others, they are damaged "
+                                    "or training went wrong")
 
 
 @torch.inference_mode()

@@ -2,32 +2,44 @@
 
     DIR/alice/1.jpg  DIR/alice/2.jpg  DIR/bob.jpg     a folder per person, or loose pictures named after them, or both
 
-The embeddings are kept in DIR/.embeddings.npz. A picture is known by its path, size and time of change; what else an
-embedding depends on (weights, preprocessing) is the key of the whole file.
+The embeddings are kept in the folder (gallery_cache.py). A picture is known by its path, size and time of change; what
+else an embedding depends on (weights, preprocessing) is the key of the whole file.
 """
 import json
 import os
+from array import array
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from utils.evaluation.embedding import UselessEmbeddings
+from utils.evaluation.gallery_cache import PARTS, read_cache, write_part
+from utils.faces.face_crop import NoDetector
 from utils.faces.images import EXTENSIONS
 from utils.machine.errors import UserError
-from utils.machine.files import atomic_write
 
-CACHE_NAME = ".embeddings.npz"
-PART = 256  # pictures embedded at once; where one of them is bad its part is halved until that one is found
+NAME = attrgetter("name")
+PART = 256            # pictures embedded at once; where one of them is bad its part is halved until that one is found
+BLOCK = 2_000_000     # products of embeddings at once: 8 MB
+MANY_PEOPLE = 1000    # from so many on the people tell how near they come to each other: see thresholds.py
+ASKED_PEOPLE = 2000   # and so many of them are enough to tell
+# Pictures by their names, which are not read, and so must not be missed in silence.
+OTHER_PICTURES = {".arw", ".avif", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".orf",
+                  ".pef", ".pgm", ".ppm", ".psd", ".raf", ".raw", ".rw2", ".svg", ".tga"} - EXTENSIONS
 
 
 class Gallery(NamedTuple):
     folder: Path
-    paths: list             # N pictures, relative to the folder, with "/" between its parts; sorted
-    people: list            # N names
-    embeddings: np.ndarray  # float32 (N, D)
-    embedded: int           # how many of them were not in the cache
-    skipped: list           # one line for each picture or folder that was left out
-    note: str | None        # why the embeddings could not be kept, in one line
+    paths: list                 # N pictures, relative to the folder, with "/" between its parts
+    people: list                # P names
+    person: np.ndarray          # int32 (N,): the place in `people` of whom a picture shows
+    embeddings: np.ndarray      # float32 (N, D)
+    embedded: int               # how many of them were not in the cache
+    skipped: list               # one line for each picture, folder or kind of file that was left out
+    note: str | None            # why the embeddings could not be kept, in one line
+    nearest_others: np.ndarray  # float64: what nearest_others() found, (0,) for fewer than MANY_PEOPLE
 
 
 def open_gallery(folder, embed, settings, progress=None):
@@ -41,104 +53,140 @@ def open_gallery(folder, embed, settings, progress=None):
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: make one with a folder of pictures per person in it")
-    stamps, skipped = scan(folder)
-    cache, key = folder / CACHE_NAME, json.dumps(settings, sort_keys=True)
-    known = read_cache(cache, key, embed([]).shape[1])
-    embeddings = {path: known[path][1] for path, stamp in stamps.items() if path in known and known[path][0] == stamp}
-    kept = len(embeddings)
-    new = [path for path in stamps if path not in embeddings]
+    paths, stamps, skipped = scan(folder)
+    key = json.dumps(settings, sort_keys=True)
+    size = embed([]).shape[1]
+    cache = read_cache(folder, key, size)
+    rows = rows_of(cache, paths, stamps)
+    kept, usable = int((rows >= 0).sum()), rows >= 0
+    unchanged = cache.parts and kept == len(cache.paths)
+    embeddings = np.empty((len(paths), size), np.float32)
+    if kept:  # take(), not an index, which would make another array of this size
+        np.take(cache.embeddings, rows, 0, embeddings, "clip")
+
+    new = np.flatnonzero(rows < 0).tolist()
     parts = [new[start:start + PART] for start in range(0, len(new), PART)]
     for part in progress(parts, total=len(parts)) if progress and parts else parts:
-        found, unusable = embed_usable(part, lambda paths: embed([folder / path for path in paths]))
-        embeddings |= found
+        found, unusable = embed_usable(part, lambda places: embed([folder / paths[place] for place in places]))
+        for place, embedding in found.items():
+            embeddings[place], usable[place] = embedding, True
         skipped += unusable
-    if not embeddings:
+    if not usable.any():
         why = f" ({len(skipped)} skipped, the first: {skipped[0]})" if skipped else ""
         raise UserError(f"{folder} holds no picture to compare with{why}: put a folder of pictures per person in it")
-    paths = sorted(embeddings)
-    rows, note = np.stack([embeddings[path] for path in paths]), None
-    if len(paths) > kept or len(known) > kept:
-        note = write_cache(cache, key, paths, [stamps[path] for path in paths], rows)
-    return Gallery(folder, paths, [person_of(path) for path in paths], rows, len(paths) - kept, skipped, note)
+    if not usable.all():
+        paths = [path for path, good in zip(paths, usable) if good]
+        stamps, embeddings, rows = stamps[usable], embeddings[usable], rows[usable]
+
+    people, person = people_of(paths)
+    embedded, note = len(paths) - kept, None
+    if unchanged and not embedded:
+        nearest = cache.nearest_others
+    else:
+        nearest = nearest_others(embeddings, person, len(people))
+        append = unchanged and cache.parts <= PARTS and embedded < kept
+        chosen = np.flatnonzero(rows < 0) if append else np.arange(len(paths))
+        note = write_part(folder, cache.parts if append else 0, key, [paths[place] for place in chosen],
+                          stamps[chosen], embeddings[chosen], nearest)
+    return Gallery(folder, paths, people, person, embeddings, embedded, skipped, note, nearest)
 
 
 def scan(folder):
-    """-> ({relative path: [size in bytes, time of change in ns]}, a line for each thing that cannot be read)."""
-    stamps, skipped, folders = {}, [], [("", folder)]
+    """-> (relative paths, int64 (N, 2) of [bytes, time of change in ns], a line for what was left out).
+
+    Loose pictures come first, then those of each folder, both sorted.
+    """
+    paths, stamps, skipped, deep, others = [], array("q"), [], [], {}
+    folders = [("", folder)]
     for prefix, path in folders:  # grows by the folders inside the first one
         try:
-            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(path), key=NAME)
         except OSError as error:
             skipped.append(f"{path} cannot be read ({error.strerror})")
             continue
         for entry in entries:
-            if entry.name.startswith("."):
+            name = entry.name
+            if name.startswith("."):
                 continue
+            ending = name[name.rfind("."):].lower()
             if entry.is_dir():
-                folders += [] if prefix else [(f"{entry.name}/", entry.path)]
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                deep.append(entry.path) if prefix else folders.append((f"{name}/", entry.path))
+            elif ending in EXTENSIONS:
                 try:
                     stat = entry.stat()
-                    stamps[prefix + entry.name] = [stat.st_size, stat.st_mtime_ns]
+                    paths.append(prefix + name)
+                    stamps.extend((stat.st_size, stat.st_mtime_ns))
                 except OSError as error:  # a link that leads nowhere
                     skipped.append(f"{entry.path} cannot be read ({error.strerror})")
-    return stamps, skipped
+            elif ending in OTHER_PICTURES:
+                others.setdefault(ending, []).append(entry.path)
+    skipped += [f"{len(left)} {ending} files, which are not read ({left[0]} is the first): save them as .jpg or .png"
+                for ending, left in sorted(others.items())]
+    if deep:
+        skipped.append(f"{len(deep)} folders inside a person's folder ({deep[0]} is the first): people's folders must "
+                       f"stand in {folder} itself")
+    return paths, np.array(stamps, np.int64).reshape(-1, 2), skipped
 
 
-def person_of(path):
-    """"alice/1.jpg" and "alice.jpg" -> "alice"."""
-    folder, _, file = path.rpartition("/")
-    return folder or os.path.splitext(file)[0]
+def rows_of(cache, paths, stamps):
+    """-> the row of each picture in the cache, int64 (N,), -1 where it is new or has changed."""
+    row_of = {path: row for row, path in enumerate(cache.paths)}
+    rows = np.array([row_of.get(path, -1) for path in paths], np.int64)
+    known = np.flatnonzero(rows >= 0)
+    rows[known[(cache.stamps[rows[known]] != stamps[known]).any(1)]] = -1
+    return rows
 
 
-def embed_usable(paths, embed):
-    """-> ({path: embedding} of the pictures that can be embedded, a line for each of the others)."""
+def people_of(paths):
+    """-> (names, the place among them of the person of each path, int32): "alice/1.jpg" and "alice.jpg" are alice."""
+    numbers = {}
+    person = [numbers.setdefault(folder or os.path.splitext(file)[0], len(numbers))
+              for folder, _, file in (path.rpartition("/") for path in paths)]
+    return list(numbers), np.array(person, np.int32)
+
+
+def embed_usable(sources, embed):
+    """-> ({source: embedding} of the pictures that can be embedded, a line for each of the others)."""
     try:
-        return dict(zip(paths, embed(paths))), []
+        return dict(zip(sources, embed(sources))), []
+    except (NoDetector, UselessEmbeddings):  # not one of the pictures is to blame
+        raise
     except UserError as error:
-        if len(paths) == 1:
+        if len(sources) == 1:
             return {}, [str(error)]
-    middle = len(paths) // 2
-    (first, bad), (second, also_bad) = embed_usable(paths[:middle], embed), embed_usable(paths[middle:], embed)
+    middle = len(sources) // 2
+    (first, bad), (second, also_bad) = embed_usable(sources[:middle], embed), embed_usable(sources[middle:], embed)
     return first | second, bad + also_bad
 
 
-def read_cache(path, key, size):
-    """-> {relative path: ([bytes, time of change in ns], embedding (size,))}; {} where the file is of no use."""
-    try:
-        with np.load(path, allow_pickle=False) as cache:
-            if str(cache["key"]) != key:
-                return {}
-            paths = bytes(cache["paths"]).decode("utf-8", "surrogateescape").split("\0")
-            stamps, rows = cache["stamps"], cache["embeddings"]
-        if rows.dtype != np.float32 or rows.shape != (len(paths), size) or not np.isfinite(rows).all():
-            return {}
-        return {path: (stamp, row) for path, stamp, row in zip(paths, stamps.tolist(), rows, strict=True)}
-    except Exception:  # no file, or a damaged one, which may raise almost anything: it is made anew
-        return {}
+def nearest_others(embeddings, person, people):
+    """The distances of up to ASKED_PEOPLE people, by a picture each, to the nearest picture of another, float64 (n,).
 
-
-def write_cache(path, key, paths, stamps, embeddings):
-    """-> a line that says why it cannot be written, None where it is."""
-    names = "\0".join(paths).encode("utf-8", "surrogateescape")
-    try:
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, key=key, paths=np.frombuffer(names, np.uint8), stamps=np.array(stamps, np.int64),
-                     embeddings=embeddings)
-    except UserError as error:
-        return f"{error}: the next query will embed the pictures again"
+    What strangers who are like these people would come to. None, (0,), for fewer than MANY_PEOPLE.
+    """
+    if people < MANY_PEOPLE:
+        return np.zeros(0)
+    asked = np.unique(np.linspace(0, people - 1, min(people, ASKED_PEOPLE)).astype(np.int32))
+    first_of = np.unique(person, return_index=True)[1][asked]
+    cosines, rows = [], max(1, BLOCK // len(person))
+    for start in range(0, len(asked), rows):
+        block = slice(start, start + rows)
+        products = embeddings[first_of[block]] @ embeddings.T
+        products[asked[block, None] == person] = -1
+        cosines.append(products.max(1))
+    return np.sqrt(np.maximum(0, 2 - 2 * np.concatenate(cosines).astype(np.float64)))
 
 
 def nearest_people(embedding, gallery, top):
     """An embedding (D,) -> the `top` nearest people, [(name, L2 distance, relative path of their nearest picture)]."""
-    order = np.argsort(-(gallery.embeddings @ embedding), kind="stable")
-    nearest = {}
-    for row in order.tolist():
-        nearest.setdefault(gallery.people[row], row)
-        if len(nearest) == top:
-            break
+    cosines = gallery.embeddings @ embedding
+    of_person = np.full(len(gallery.people), -np.inf, np.float32)
+    np.maximum.at(of_person, gallery.person, cosines)
+    top = min(top, len(of_person))
+    nearest = np.argpartition(-of_person, top - 1)[:top]
+    rows = [max(np.flatnonzero(gallery.person == person), key=cosines.__getitem__) for person in nearest]
     # The product in float32 cannot tell distances below 5e-4 from 0; the difference can.
-    differences = gallery.embeddings[list(nearest.values())].astype(np.float64) - embedding
-    distances = np.linalg.norm(differences, axis=1).tolist()
-    return sorted(((name, distance, gallery.paths[row]) for (name, row), distance in zip(nearest.items(), distances)),
-                  key=lambda found: found[1])
+    distances = np.linalg.norm(gallery.embeddings[rows].astype(np.float64) - embedding, axis=1).tolist()
+    found = [(gallery.people[person], distance, gallery.paths[row])
+             for person, distance, row in zip(nearest, distances, rows)]
+    return sorted(found, key=lambda candidate: candidate[1])

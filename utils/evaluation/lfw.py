@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.evaluation.embedding import embed
+from utils.evaluation.embedding import UselessEmbeddings, embed
 from utils.evaluation.metrics import verification
 from utils.faces.alignment import align
 from utils.faces.detector import subject
@@ -33,9 +33,10 @@ def read_pairs(pairs_path, folder):
     """The official list (first line: folds, genuine pairs per fold) and the folder of pictures -> Pairs.
 
     A line is `name n m` for a genuine pair and `name n name m` for an impostor pair; picture n of a person
-    is <folder>/<name>/<name>_000n.jpg. Raises UserError for a malformed line, and where pictures are missing.
+    is <folder>/<name>/<name>_000n.jpg. Where tabs divide it, names may hold spaces.
+    Raises UserError for a malformed line, and where pictures are missing.
     """
-    lines = [line.split() for line in read_lines(pairs_path, "it comes with the repository, give --lfw-pairs")]
+    lines = [split_line(line) for line in read_lines(pairs_path, "it comes with the repository, give --lfw-pairs")]
     try:
         folds, per_fold = map(int, lines[0])
         if folds < 2 or per_fold < 1:
@@ -63,6 +64,11 @@ def read_pairs(pairs_path, folder):
         raise UserError(f"{pairs_path}: fold {uneven[0] + 1} is not {per_fold} genuine and {per_fold} impostor pairs")
     check_pictures(list(numbers), folder)
     return Pairs(list(numbers), np.array(first), np.array(second), np.array(genuine), folds)
+
+
+def split_line(line):
+    fields = [field.strip() for field in line.strip().split("\t")]
+    return fields if len(fields) in (3, 4) else line.split()
 
 
 def check_pictures(paths, folder):
@@ -101,25 +107,45 @@ class SubjectCrop:
         return align(image, landmarks)
 
 
-def pair_distances(embeddings, pairs):
-    """Embeddings (len(pairs.paths), D) -> L2 distances (N,), float64."""
-    embeddings = np.asarray(embeddings, np.float64)
-    return np.linalg.norm(embeddings[pairs.first] - embeddings[pairs.second], axis=1)
+def pair_distances(embeddings, pairs, part=8192):
+    """Embeddings (len(pairs.paths), D) -> L2 distances (N,), float64; `part` pairs at once, 25 MB of 512 numbers each.
+    """
+    embeddings, distances = np.asarray(embeddings), np.empty(len(pairs.first))
+    for start in range(0, len(distances), part):
+        pairs_of_part = slice(start, start + part)
+        first, second = (embeddings[side[pairs_of_part]].astype(np.float64) for side in (pairs.first, pairs.second))
+        distances[pairs_of_part] = np.linalg.norm(first - second, axis=1)
+    return distances
+
+
+def embed_pairs(net, pairs, settings, progress=None, crop=None):
+    """-> embeddings (len(pairs.paths), D), float32. settings: as for embed. Under torchrun every process takes a share.
+
+    crop: a SubjectCrop for original pictures.
+    Raises UserError where the network gives none to tell pictures apart by.
+    """
+    processes, rank = distributed.world_size(), distributed.rank()
+    try:
+        share = embed(net, pairs.paths[rank::processes], settings, progress, crop)
+    except UselessEmbeddings as error:  # raised by every process, so that none waits for another
+        share = UselessEmbeddings(f"no figures on {pairs.name}: {error}")
+    embeddings = np.empty((len(pairs.paths), net.embedding_size), np.float32)
+    for place, part in enumerate(distributed.gather(share)):
+        if isinstance(part, UselessEmbeddings):
+            raise part
+        embeddings[place::processes] = part
+    return embeddings
+
+
+def measure(embeddings, pairs, far):
+    """-> (Verification, distances (N,)). Raises UserError where the distances allow no figures."""
+    distances = pair_distances(embeddings, pairs)
+    try:
+        return verification(distances, pairs.genuine, pairs.folds, far), distances
+    except ValueError as error:
+        raise UserError(f"no figures on {pairs.name}: {error}") from None
 
 
 def evaluate(net, pairs, settings, progress=None, crop=None):
-    """-> (Verification, distances (N,)). settings: as for embed, and far. Under torchrun every process takes a share.
-
-    crop: a SubjectCrop for original pictures.
-    Raises UserError where the distances allow no figures.
-    """
-    processes, rank = distributed.world_size(), distributed.rank()
-    embeddings = np.empty((len(pairs.paths), net.embedding_size), np.float32)
-    for share, part in enumerate(distributed.gather(
-            embed(net, pairs.paths[rank::processes], settings, progress, crop))):
-        embeddings[share::processes] = part
-    distances = pair_distances(embeddings, pairs)
-    try:
-        return verification(distances, pairs.genuine, pairs.folds, settings.far), distances
-    except ValueError as error:
-        raise UserError(f"no figures on {pairs.name}: {error}") from None
+    """embed_pairs() and measure(). settings: as for embed, and far."""
+    return measure(embed_pairs(net, pairs, settings, progress, crop), pairs, settings.far)

@@ -100,6 +100,11 @@ def threshold_at_far(impostor_distances, far_target):
     return np.partition(impostor_distances, allowed)[allowed]
 
 
+def can_measure_far(genuine, far):
+    """Whether there are enough impostor pairs for this false accept rate: one of them is more than it where not."""
+    return far * np.sum(~np.asarray(genuine, bool)) >= 1 - 1e-9
+
+
 def roc(distances, genuine):
     """-> (false positive rate, true positive rate, threshold), each (K+1,), a point per distinct distance.
 

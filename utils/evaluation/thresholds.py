@@ -1,7 +1,11 @@
 """The thresholds measured for a weight file, in a JSON file beside it: eval_LFW.py writes them, arcface.py uses them.
 
     model_data/x.pth   model_data/x.json   {"thresholds": {"best accuracy": 1.167, "FAR 0.01": ..., "FAR 0.001": ...},
+                                            "impostors": {"pairs": ..., "measured": {"0.1": 1.279, ...}, ...},
                                             "weights_sha256": ..., and how they were measured}
+
+Two pictures are judged by an operating point, a gallery by the distances that impostors come to in so many pictures
+(utils/evaluation/impostors.py).
 """
 import json
 import math
@@ -9,33 +13,63 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.evaluation.metrics import verification
+import numpy as np
+
+from utils.evaluation.impostors import distance_at
+from utils.evaluation.metrics import can_measure_far, verification
 from utils.machine.download import hash_file
 from utils.machine.errors import UserError
 from utils.machine.files import write_text
 
 FARS = (0.01, 0.001)
 OPERATING_POINTS = {"best-accuracy": "best accuracy"} | {f"far-{far:g}": f"FAR {far:g}" for far in FARS}
+SURE = "FAR 0.001"         # one person by best accuracy and not by this one: not sure
 DEFAULT_THRESHOLD = 1.167  # for weights without a measurement: best accuracy of the published MobileFaceNet on LFW
+DEFAULT_IMPOSTORS = {      # and its impostor curve there
+    0.1: 1.27940, 0.01: 1.16093, 0.001: 1.06511, 1e-4: 0.98220, 1e-5: 0.90947, 1e-6: 0.84265}
 BY_DEFAULT = "by default, not measured for these weights"
 REMEDY = "`python eval_LFW.py --save-threshold` measures them"
+WORDS = {"same": "same person", "not sure": "not sure", "different": "different people"}
+
+# Of a gallery: the share of strangers who may be named, if no operating point says another; up to ten times that one
+# the verdict is "not sure".
+STRANGERS = 0.01
+UNSURE = 10
+# Part of that share that is aimed at, since galleries differ: at the whole of it 100 people of LFW with 5 pictures each
+# named 0.98% (bundled weights) and 1.02% (published) of strangers, and 0.9% to 1.2% for most draws of them.
+MARGIN = 0.75
+# Own people, nearest to others, that decide a gallery's threshold. The share of strangers named by a threshold from the
+# tenth of 1,000 varies by a third of itself from draw to draw, of 100 people by the whole of it.
+DECIDING = 10
 
 
 class Threshold(NamedTuple):
-    value: float      # on the L2 distance
-    meaning: str      # what to read after it: "= best accuracy on LFW"
-    note: str | None  # why the file beside the weights is not used, in one line
+    value: float                 # on the L2 distance
+    meaning: str                 # what to read after it: "= best accuracy on LFW"
+    note: str | None = None      # why the file beside the weights is not used, in one line
+    unsure: tuple | None = None  # (from, to): the distances at which the verdict is "not sure"
+
+
+def judge(distance, threshold, unsure=None):
+    """-> "same", "not sure" or "different": a key of WORDS."""
+    if unsure and unsure[0] <= distance < unsure[1]:
+        return "not sure"
+    return "same" if distance < threshold else "different"
 
 
 def measure_thresholds(distances, genuine, folds):
     """Distances (N,) and genuine flags (N,), in the order of the folds -> {operating point: threshold}.
 
     Each is the mean over folds of the threshold chosen on the other folds, as eval_LFW.py prints it
-    (utils/evaluation/metrics.py says how it is chosen).
+    (utils/evaluation/metrics.py says how it is chosen). A FAR for which the other folds hold too few impostor pairs
+    is left out.
     """
-    at_far = {far: verification(distances, genuine, folds, far) for far in FARS}
-    return {"best accuracy": at_far[FARS[0]].threshold} | {
-        f"FAR {far:g}": figures.far_threshold for far, figures in at_far.items()}
+    thresholds = {"best accuracy": verification(distances, genuine, folds).threshold}
+    by_fold = np.reshape(genuine, (folds, -1))
+    for far in FARS:
+        if all(can_measure_far(np.delete(by_fold, fold, 0), far) for fold in range(folds)):
+            thresholds[f"FAR {far:g}"] = verification(distances, genuine, folds, far).far_threshold
+    return thresholds
 
 
 def thresholds_path(weights_path):
@@ -45,49 +79,110 @@ def thresholds_path(weights_path):
 def save_thresholds(weights_path, record):
     """Write `record` (thresholds, and how they were measured) beside the weights. -> the path of the file.
 
-    Other keys of a file that is there already are kept. Raises UserError where it is no JSON object.
+    Other keys of a file that is there already are kept; those that are None in `record` go, as what was measured before
+    is not of this measurement. Raises UserError where it is no JSON object.
     """
     path = thresholds_path(weights_path)
-    kept = read_object(path)
-    record = {"weights_sha256": hash_file(weights_path)} | record | {"date": time.strftime("%Y-%m-%d")}
-    write_text(path, json.dumps(kept | record, indent=2, ensure_ascii=False) + "\n")
+    written = {"weights_sha256": hash_file(weights_path)} | record | {"date": time.strftime("%Y-%m-%d")}
+    written = {name: value for name, value in (read_object(path) | written).items() if value is not None}
+    write_text(path, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     return path
 
 
-def choose_threshold(weights_path, operating_point="best-accuracy", given=None):
-    """-> Threshold: the `given` one, else the one measured for these weights, else a default that says that it is one.
+def choose_threshold(weights_path, operating_point=None, given=None):
+    """For two pictures -> Threshold.
 
-    Raises UserError for an unknown operating point, and where another than best-accuracy was not measured.
+    The `given` one, else that of the operating point as measured for these weights. Where neither is asked for it is
+    that of best accuracy, else a default that says that it is one, and between FAR 0.001 and best accuracy the verdict
+    is "not sure". Raises UserError for an unknown operating point and for one that was not measured.
     """
-    if operating_point not in OPERATING_POINTS:
-        raise UserError(f"operating point {operating_point}: choose among {', '.join(OPERATING_POINTS)}")
+    check_operating_point(operating_point)
     if given is not None:
-        return Threshold(float(given), "on the distance", None)
-    try:
-        measured, benchmark = read_thresholds(weights_path)
-        note = None
-    except UserError as error:
-        measured, note = {}, f"{error}: {REMEDY}"
-    name = OPERATING_POINTS[operating_point]
-    if name in measured:
-        return Threshold(measured[name], f"= {name} on {benchmark}", None)
-    if operating_point != "best-accuracy":
-        raise UserError(note or f"no threshold at {name} is known for {weights_path}: {REMEDY}")
+        return Threshold(float(given), "on the distance")
+    record, note = read_if_usable(weights_path)
+    thresholds, name = record.get("thresholds", {}), OPERATING_POINTS[operating_point or "best-accuracy"]
+    if name in thresholds:
+        value, sure = thresholds[name], thresholds.get(SURE, math.inf)
+        unsure = (sure, value) if operating_point is None and sure < value else None
+        return Threshold(value, f"= {name} on {record.get('benchmark', 'LFW')}", None, unsure)
+    if name != "best accuracy":
+        raise UserError(note or f"{name} was not measured for {weights_path}: {REMEDY}, with as many impostor pairs as "
+                                "that takes")
     return Threshold(DEFAULT_THRESHOLD, BY_DEFAULT, note)
 
 
-def read_thresholds(weights_path):
-    """-> ({operating point: threshold}, name of the benchmark); ({}, "") where none were measured.
+def choose_gallery_threshold(weights_path, people, pictures, nearest_others, operating_point=None, given=None):
+    """For one picture against a gallery of so many people and pictures -> Threshold.
+
+    The `given` one, else one at which at most 1% of strangers are named; far-0.01 and far-0.001 ask for that share. It
+    is the distance to which so few of the gallery's own people come to another's pictures, where there are enough of
+    them, else that at which an impostor pair has this share divided by the number of pictures as its FAR: a stranger
+    is compared with every one of them (Boole's inequality).
+    nearest_others: (n,) the distances of some of its people, by a picture each, to the nearest picture of another.
+    Raises UserError for another operating point.
+    """
+    check_operating_point(operating_point)
+    if given is not None:
+        return Threshold(float(given), "on the distance")
+    if operating_point == "best-accuracy":
+        raise UserError("operating point best-accuracy is for two pictures and would name most strangers: for a "
+                        "gallery leave it out, choose far-0.01 or far-0.001, or give --threshold")
+    aim = float(operating_point.removeprefix("far-")) if operating_point else STRANGERS
+    record, note = read_if_usable(weights_path)
+    if aim * len(nearest_others) >= DECIDING:
+        source = "by its own people"
+        value, unsure = (own_quantile(nearest_others, share * MARGIN) for share in (aim, UNSURE * aim))
+    else:
+        curve, resolved, source = impostor_curve_of(record)
+        value, unsure = (distance_at(curve, share * MARGIN / pictures) for share in (aim, UNSURE * aim))
+        if aim * MARGIN / pictures < resolved:
+            source += ", extrapolated"
+    meaning = (f"for {count(people, 'person', 'people')}, {count(pictures, 'picture', 'pictures')}, so that at most "
+               f"{100 * aim:g}% of strangers are named, {source}")
+    return Threshold(value, meaning, note, (value, unsure) if operating_point is None else None)
+
+
+def own_quantile(nearest_others, share):
+    """The m-th smallest, which the next of the same kind stays below with probability m / (n + 1), at most `share`."""
+    return float(np.sort(nearest_others)[math.floor(share * (len(nearest_others) + 1)) - 1])
+
+
+def impostor_curve_of(record):
+    """-> ({FAR: distance}, the lowest FAR that was measured, where they are from in words)."""
+    if "impostors" not in record:
+        return DEFAULT_IMPOSTORS, min(DEFAULT_IMPOSTORS), BY_DEFAULT
+    measured, extrapolated = ({float(far): distance for far, distance in record["impostors"].get(kind, {}).items()}
+                              for kind in ("measured", "extrapolated"))
+    return measured | extrapolated, min(measured), f"by the impostor pairs of {record.get('benchmark', 'LFW')}"
+
+
+def count(number, one, several):
+    return f"{number} {one if number == 1 else several}"
+
+
+def check_operating_point(name):
+    if name is not None and name not in OPERATING_POINTS:
+        raise UserError(f"operating point {name}: choose among {', '.join(OPERATING_POINTS)}")
+
+
+def read_if_usable(weights_path):
+    """-> (what was measured for these weights, None); ({}, why that is not used, in one line) where it cannot be."""
+    try:
+        return read_measured(weights_path), None
+    except UserError as error:
+        return {}, f"{error}: {REMEDY}"
+
+
+def read_measured(weights_path):
+    """-> what save_thresholds() wrote; {} where nothing was measured.
 
     Raises UserError where the file beside the weights cannot be used.
     """
     path = thresholds_path(weights_path)
     record = read_object(path)
     if "thresholds" not in record:
-        return {}, ""
-    thresholds = record["thresholds"]
-    if not isinstance(thresholds, dict) or not all(
-            type(value) in (int, float) and math.isfinite(value) for value in thresholds.values()):
+        return {}
+    if not are_numbers(record["thresholds"]) or not ("impostors" not in record or is_curve(record["impostors"])):
         raise UserError(f"the thresholds in {path} are not used, they are no numbers")
     if record.get("weights_sha256") != hash_file(weights_path):
         raise UserError(f"the thresholds in {path} are not used, they are of other weights (the SHA-256 differs)")
@@ -95,7 +190,26 @@ def read_thresholds(weights_path):
         raise UserError(f"the thresholds in {path} are not used, they were measured on pictures that are not aligned")
     if record.get("flip"):
         raise UserError(f"the thresholds in {path} are not used, they were measured with --flip")
-    return thresholds, record.get("benchmark", "LFW")
+    return record
+
+
+def are_numbers(values):
+    """Whether this is a dict of finite numbers."""
+    return isinstance(values, dict) and all(
+        type(value) in (int, float) and math.isfinite(value) for value in values.values())
+
+
+def is_curve(impostors):
+    """Whether this is what impostor_curve() makes: distances that fall with the FAR."""
+    try:
+        parts = [impostors["measured"], impostors.get("extrapolated", {})]
+        points = sorted((float(far), distance) for part in parts for far, distance in part.items())
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return False
+    if not all(map(are_numbers, parts)) or not parts[0] or len(points) < 2:
+        return False
+    fars, distances = zip(*points)
+    return fars[0] > 0 and fars[-1] < 1 and all(np.diff(fars) > 0) and all(np.diff(distances) >= 0)
 
 
 def read_object(path):

@@ -1,28 +1,30 @@
 """From a picture as it comes to the picture of one face that preprocess() takes."""
-import os
 import threading
-from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 from utils.faces.alignment import align
-from utils.faces.images import open_image
+from utils.faces.images import name_of, open_image
 from utils.machine.errors import UserError
+
+
+class NoDetector(UserError):
+    """What finds faces in photographs is not there: no picture's fault, and no picture is done without it."""
 
 
 class Look(NamedTuple):
     """What was seen in a picture. Without faces it was taken as it is, and is its own crop."""
-    image: object        # RGB PIL image, upright
+    image: object        # RGB PIL image, with its faces upright
     crop: object         # RGB PIL image for preprocess()
     faces: list = []     # of a photograph, the largest first
     face: object = None  # the one of the crop, with refined landmarks
+    turned: int = 0      # degrees clockwise, from the picture as it came to `image`: 0, 90, 180 or 270
 
 
 class FaceCrop:
     """`crop(source)` -> an RGB PIL image: the `face`-th largest face of a photograph, aligned; else the picture itself.
 
-    align: True: every picture is a photograph. False: none is. "auto": what looks_aligned() is taken as it is, and so
-    is everything where the face detector is not to be had, which is said once.
+    align: True: every picture is a photograph. False: none is. "auto": all but what looks_aligned().
+    `turned` holds {name of a photograph: degrees clockwise} of those whose faces were upright only then.
     Raises ValueError for other settings. The detector is made for the first photograph, so that aligned crops never
     wait for OpenCV.
     """
@@ -30,7 +32,7 @@ class FaceCrop:
     def __init__(self, align="auto", face=1):
         if align not in ("auto", True, False) or face < 1:
             raise ValueError(f"align={align!r}, face={face!r}: choose 'auto', True or False, and a face from 1")
-        self.align, self.face = align, face
+        self.align, self.face, self.turned = align, face, {}
         self.detector, self.lock = None, threading.Lock()
 
     def __call__(self, source):
@@ -39,33 +41,54 @@ class FaceCrop:
     def look(self, source):
         """What open_image takes -> Look.
 
-        Raises UserError, which names the file, for a photograph with too few faces; with align=True also for want of
-        the detector.
+        Raises UserError, which names the file, for a photograph with too few faces, and NoDetector for one where the
+        face detector is not to be had.
         """
-        image = open_image(source)
-        if (self.align == "auto" and looks_aligned(image.size)) or not self.has_detector():
+        image, name = open_image(source), name_of(source)
+        if self.align is False or (self.align == "auto" and looks_aligned(image.size)):
             return Look(image, image)
-        faces = self.detector.detect(image)
+        try:
+            image, faces, turned = self.find_detector().detect_upright(image)
+        except NoDetector as error:
+            raise NoDetector(f"{name} is a photograph; {error}, or give --align no if it is an aligned crop") from None
         if len(faces) < self.face:
-            name = source if isinstance(source, (str, os.PathLike)) else "the picture"
             if not faces:
                 raise UserError(f"{name} shows no face: give another, or --align no if it is an aligned crop")
-            raise UserError(f"{name} shows {len(faces)} face(s), not {self.face}: give --face 1 to {len(faces)}")
+            shown, remedy = ("1 face", "1") if len(faces) == 1 else (f"{len(faces)} faces", f"1 to {len(faces)}")
+            raise UserError(f"{name} shows {shown}, not {self.face}: give --face {remedy}")
+        if turned:
+            self.turned[name] = turned
         face = self.detector.refine(image, faces[self.face - 1])
-        return Look(image, align(image, face.landmarks), faces, face)
+        return Look(image, align(image, face.landmarks), faces, face, turned)
 
-    def has_detector(self):
+    def check_shows_face(self, source):
+        """Raises UserError, which names the file, where the crop shows no face, or where that cannot be looked at."""
+        name = name_of(source)
+        try:
+            found = self.find_detector().shows_face(self(source))
+        except NoDetector as error:
+            raise UserError(f"{name} may show no face: the network sees little in it; {error}") from None
+        if not found:
+            raise UserError(f"{name} shows no face: give a photograph of one, or one aligned to the 112x112 template")
+
+    def find_detector(self):
+        """-> the FaceDetector, made when it is first needed. Raises NoDetector."""
         with self.lock:
-            if self.align is not False and self.detector is None:
+            if self.detector is None:
                 from utils.faces.detector import FaceDetector  # here: aligned crops need neither it nor what it imports
                 try:
                     self.detector = FaceDetector()
                 except UserError as error:
-                    if self.align is True:
-                        raise
-                    print(f"alignment is off, photographs are taken as aligned crops: {error}")
-                    self.align = False
-            return self.detector is not None
+                    raise NoDetector(error) from None
+            return self.detector
+
+
+def faces_of_two(face):
+    """A number, or one for each of two pictures -> (number, number). Raises ValueError for anything else."""
+    faces = tuple(face) if isinstance(face, (tuple, list)) else (face, face)
+    if len(faces) != 2 or any(type(number) is not int or number < 1 for number in faces):
+        raise ValueError(f"face={face!r}: give a number from 1, or one for each of two pictures")
+    return faces
 
 
 def looks_aligned(size):
@@ -75,9 +98,3 @@ def looks_aligned(size):
     VGGFace2's, show more than the template and are photographs here.
     """
     return max(size) <= 128 and max(size) <= 1.25 * min(size)
-
-
-def detector_installed():
-    """Whether photographs will be aligned, told without importing OpenCV."""
-    from utils.faces.detector import MODEL_PATH
-    return find_spec("cv2") is not None and Path(MODEL_PATH).is_file()

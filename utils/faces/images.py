@@ -1,46 +1,121 @@
 """From a picture to the network's input: the one preprocessing of training, evaluation and prediction."""
+import logging
 import math
+import os
+import re
+import stat
+import warnings
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from utils.machine.errors import UserError
 
-EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+# What Pillow may take a file for, whatever its name is: by itself it hands a PostScript file to Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF")
+EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".avif"}
+# Pictures that people have and that are not read here, by the first bytes. AVIF needs a Pillow that was built with it.
+FOREIGN = {"HEIC": rb"....ftyp(he[iv]|.{,40}heic)", "AVIF": rb"....ftypavi", "JPEG XL": rb"\xff\x0a|....JXL ",
+           "JPEG 2000": rb"....jP  |\xff\x4f\xff\x51", "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6", "PDF": rb"%PDF"}
+MOST_PIXELS = 128_000_000  # a phone's largest picture has 108 million; 0.4 GB once decoded
 GREY = (128, 128, 128)
+
+# By EXIF's orientation, as Pillow's exif_transpose() has it. That one also writes the EXIF anew, and fails on a
+# damaged block that reads well enough.
+TURN = Image.Transpose
+TURNS = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_270,
+         7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
+
+# A picture decodes, or is a UserError that names it; what Pillow adds to that names no file.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def open_image(source):
     """A path, an open binary file, a PIL image or a uint8 array (H, W, 3) or (H, W) -> an upright RGB PIL image.
 
-    Upright by its EXIF. Raises UserError, which names the file, where there is none or it does not decode.
+    Upright by its EXIF. Raises UserError, which names the file, where there is none, where it does not decode, and
+    before decoding where it has more than MOST_PIXELS. Raises TypeError for what is no picture at all.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim not in (2, 3):
             raise TypeError(f"an image array must be uint8 (H, W, 3) or (H, W), not {source.dtype} {source.shape}")
         source = Image.fromarray(source)
-    if isinstance(source, Image.Image):
-        return to_rgb(source)
+    if isinstance(source, (str, os.PathLike)):
+        check_is_file(source)
+    elif not isinstance(source, Image.Image) and not hasattr(source, "read"):
+        raise TypeError(f"a picture is a path, an open file, a PIL image or an array, not {source!r}")
     try:
-        with Image.open(source) as image:
+        if isinstance(source, Image.Image):
+            return to_rgb(source)
+        Image.preinit()
+        with Image.open(source, formats=FORMATS) as image:
             return to_rgb(image)
+    except Exception as error:  # Pillow raises almost anything for a damaged picture
+        raise UserError(f"{name_of(source)} {why_not_read(error, source)}") from None
+
+
+def name_of(source):
+    """How a message calls what open_image takes."""
+    return source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", None) or "the picture"
+
+
+def check_is_file(path):
+    """Raises UserError where a path leads to no file, told without opening it: a pipe would wait for ever."""
+    try:
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
-        raise UserError(f"{source} does not exist: give the path of a picture") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise UserError(f"{source} does not decode ({reason}): replace or remove it") from None
+        raise UserError(f"{path} does not exist: give the path of a picture") from None
+    except (OSError, ValueError) as error:  # the second: a null character
+        raise UserError(f"{path} cannot be read ({error}): give the path of a picture") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise UserError(f"{path} is {kind}: give the path of a picture")
+
+
+def why_not_read(error, source):
+    """What Pillow raised for a source -> what is wrong with it, and the remedy."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"is too large ({str(error).partition(',')[0]}): make it smaller"
+    kind = foreign_format(source)
+    if kind and (kind != "AVIF" or isinstance(error, Image.UnidentifiedImageError)):
+        return f"is {kind}, which is not read here: convert it to JPEG"
+    reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
+    return f"does not decode ({reason or type(error).__name__}): replace or remove it"
+
+
+def foreign_format(path):
+    """Which of FOREIGN a file is, None for another and for what is no path."""
+    if isinstance(path, (str, os.PathLike)):
+        with open(path, "rb") as file:
+            head = file.read(64)
+        return next((name for name, start in FOREIGN.items() if re.match(start, head, re.DOTALL)), None)
 
 
 def to_rgb(image):
     """Any PIL mode -> upright RGB. 16-bit grey is scaled to 8, transparency becomes the letterbox's grey."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose() alone would copy every picture
-        image = ImageOps.exif_transpose(image)
+    if image.width * image.height > MOST_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels where {MOST_PIXELS:,} are read")
+    image.load()  # first: TIFF turns itself then, and the EXIF of a PNG may come after its pixels
+    turn = exif_turn(image)
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I"):  # convert() would clip 16 bits to white instead of scaling them
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*GREY, 255)), image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info = {}  # with the EXIF: who opens this again must not turn it again
+    return image
+
+
+def exif_turn(image):
+    """The Image.Transpose that a loaded picture's EXIF (or XMP) asks for; None for none, and for what is no number."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # a damaged block may raise almost anything; other programs show such a picture as it is
+        return None
 
 
 def resize(image, input_shape, letterbox):

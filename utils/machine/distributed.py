@@ -10,13 +10,18 @@ import torch.distributed as dist
 
 from utils.machine.device import available_cores
 
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's
+
 
 def start(device):
     """Join the other processes that torchrun started, if it did. -> the device of this process.
 
+    Part of torchrun's variables, as other launchers and leftover shells set them, are not a torchrun: that is said.
     NCCL on CUDA, gloo on the CPU. Only rank 0 prints to stdout from here on.
     """
-    if "RANK" not in os.environ:
+    if missing := [name for name in VARIABLES if name not in os.environ]:
+        if "RANK" in os.environ:
+            print(f"RANK is set and {', '.join(missing)} not: one process, torchrun would set them all")
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

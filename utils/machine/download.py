@@ -1,19 +1,27 @@
 """Fetching a file from the internet: whole, checked, and never over a good one."""
 import hashlib
+import time
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 
 from tqdm import tqdm
 
 from utils.machine.errors import UserError
 from utils.machine.files import atomic_write, write_text
 
+ATTEMPTS = 4      # three after the first
+PAUSE = 1.0       # seconds between them
+SILENCE = 30.0    # seconds without a byte after which an attempt has failed
+LONGEST = 3600.0  # seconds for all of it: iResNet-50 has 174 MB, and a server may send a byte now and then for ever
 
-def download(url, path, sha256=None):
+
+def download(url, path, sha256=None, is_right=None):
     """Fetch `url` into `path` unless it is there already. -> its SHA-256, checked where `sha256` is given.
 
-    Where it is not known the one found is written to <path>.sha256, and a later download must agree with it.
+    Where it is not known the one found is written to <path>.sha256, and a later download must agree with it. Before,
+    is_right(path of what came) has to be true.
     Raises UserError, which says what to put where, without a network or with a file that is not the right one;
     `path` is then as it was.
     """
@@ -25,30 +33,78 @@ def download(url, path, sha256=None):
     by_hand = f"or download {url} elsewhere and put it at {path}"
     with atomic_write(path) as temporary:
         with open(temporary, "wb") as file:
-            for block in receive(url, path.name, f"try again with a network, {by_hand}"):
+            for offset, block in receive(url, path.name, f"try again with a network, {by_hand}"):
+                file.seek(offset)
                 file.write(block)
+            file.truncate()  # a first attempt may have been longer
         found = check_hash(temporary, expected, f"what came from {url} is not {right}: try again, {by_hand}")
+        if expected is None and is_right and not is_right(temporary):
+            raise UserError(f"what came from {url} is not what it is to be, but may be the page of a network that asks "
+                            f"for a login: try again, {by_hand}")
     if expected is None:
         write_text(record, f"{found}  {path.name}\n")  # the format of sha256sum
     return found
 
 
 def receive(url, name, remedy):
-    """Yield the content of `url` in blocks, behind a progress bar called `name`. Raises UserError unless all comes."""
-    try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            size = int(answer.headers.get("Content-Length") or 0)
-            with tqdm(desc=name, total=size or None, unit="B", unit_scale=True, disable=None) as bar:
-                received = 0
-                while block := answer.read(1 << 20):
-                    received += len(block)
-                    bar.update(len(block))
-                    yield block
-        if received < size:
-            raise ConnectionError(f"{received} of {size} bytes came")
-    except (OSError, ValueError, HTTPException) as error:  # URLError, timeouts and resets are OSErrors
-        reason = " ".join(str(error).split()) or type(error).__name__  # a server's own words may hold line ends
-        raise UserError(f"cannot download {url} ({reason}): {remedy}") from None
+    """Yield (offset, block) of the content of `url`, behind a progress bar called `name`.
+
+    An attempt that breaks off is followed by another, which goes on there where the server can, else from the start.
+    Raises UserError unless all comes.
+    """
+    began, received, version = time.monotonic(), 0, None
+    with tqdm(desc=name, unit="B", unit_scale=True, disable=None) as bar:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with urllib.request.urlopen(ask(url, received, version), timeout=SILENCE) as answer:
+                    offset, bar.total = what_comes(answer, received)
+                    bar.update(offset - received)
+                    received, version = offset, answer.headers.get("ETag")
+                    while block := answer.read1(1 << 20):
+                        yield received, block
+                        received += len(block)
+                        bar.update(len(block))
+                        if time.monotonic() - began > LONGEST:
+                            raise TimeoutError(f"{received} bytes in {LONGEST / 60:.0f} minutes")
+                if received < (bar.total or 0):
+                    raise ConnectionError(f"{received} of {bar.total} bytes came")
+                return
+            except (OSError, ValueError, HTTPException) as error:  # URLError, timeouts and resets are OSErrors
+                if attempt == ATTEMPTS or is_final(error) or time.monotonic() - began > LONGEST:
+                    reason = " ".join(str(error).split()) or type(error).__name__  # a server's words may have line ends
+                    raise UserError(f"cannot download {url} ({reason}): {remedy}") from None
+            time.sleep(PAUSE)
+
+
+def ask(url, received, version):
+    """-> the request for what is missing of `url` after `received` bytes of this version (its ETag, or None)."""
+    headers = {}
+    if received:
+        headers["Range"] = f"bytes={received}-"
+        if version and not version.startswith("W/"):
+            headers["If-Range"] = version  # of another version all is to come
+    return urllib.request.Request(url, headers=headers)
+
+
+def what_comes(answer, received):
+    """-> (the offset of the first byte of an answer, at most `received`, the size of the whole or None).
+
+    Raises ValueError for a web page, which is no file that this program asks for, and for a gap.
+    """
+    if answer.headers.get_content_type() == "text/html":
+        raise ValueError("a web page came instead of the file, as from a network that asks for a login")
+    length = answer.headers.get("Content-Length")
+    offset = int(answer.headers["Content-Range"].split()[1].split("-")[0]) if answer.status == 206 else 0
+    if offset > received:
+        raise ValueError(f"bytes from {offset} on came instead of those from {received} on")
+    return offset, offset + int(length) if length else None
+
+
+def is_final(error):
+    """Whether another attempt would end as this one did: an answer that was understood and is not the file."""
+    if isinstance(error, HTTPError):
+        return error.code < 500 and error.code not in (408, 429)  # too slow, too many requests
+    return isinstance(error, ValueError)
 
 
 def read_record(path):

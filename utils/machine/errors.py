@@ -2,6 +2,7 @@
 import argparse
 import functools
 import gc
+import os
 import sys
 from pathlib import Path
 
@@ -11,14 +12,21 @@ class UserError(Exception):
 
 
 def script(main):
-    """Decorate a script's main(): a UserError is reported in one line, Ctrl-C ends quietly.
+    """Decorate a script's main(): a UserError is reported in one line, Ctrl-C and a reader who leaves end quietly.
 
     main() returns None, or the status to exit with.
     """
     @functools.wraps(main)
     def run():
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # names may hold what the terminal or the pipe cannot show
+                stream.reconfigure(errors="backslashreplace")
         try:
             status = main()
+            sys.stdout.flush()
+        except BrokenPipeError:  # such as `predict.py ... | head -1`
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for what Python flushes at exit
+            status = 1
         except UserError as error:
             # An error raised in a DataLoader worker arrives with the worker's traceback above its own last line.
             message = str(error).strip().splitlines()[-1].removeprefix("utils.machine.errors.UserError: ")

@@ -1,9 +1,28 @@
-"""Writing files so that an interrupted run never leaves half of one."""
+"""Where files are, and writing them so that an interrupted run never leaves half of one."""
+import functools
 import os
+import re
+import secrets
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.machine.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+A_DAY = 24 * 3600
+
+
+def locate(path):
+    """The path of a file, relative to the caller -> where it is.
+
+    What is under model_data/ and not there is the repository's own, beside the code: the scripts and Arcface work from
+    any folder.
+    """
+    path = Path(path)
+    if path.exists() or path.parts[:1] != ("model_data",) or Path.cwd() == REPOSITORY:
+        return path
+    return REPOSITORY / path
 
 
 @contextmanager
@@ -16,12 +35,14 @@ def atomic_write(path, durable=True):
     path = Path(path)
     if not path.name:
         raise UserError(f"cannot write {str(path)!r}: that is no file name")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number, which two computers or containers may share, as may threads.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
         yield temporary
         if durable:
-            with open(temporary, "rb") as file:
+            with open(temporary, "r+b") as file:  # Windows does not sync a file that is open for reading
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -29,6 +50,17 @@ def atomic_write(path, durable=True):
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def remove_leftovers(folder):
+    """Remove the temporary files of killed processes from a folder: those older than a day, once per process."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if re.fullmatch(r"\..+\.[0-9a-f]+\.tmp", entry.name, re.DOTALL):
+                with suppress(OSError):
+                    if time.time() - entry.stat().st_mtime > A_DAY:
+                        os.unlink(entry)
 
 
 def write_text(path, text):

@@ -21,6 +21,16 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
 
+def leave_deaths_to_the_loader():
+    """Undo the SIGCHLD handler that the first DataLoader with workers installs.
+
+    When a worker was killed it raises wherever the main process is, also half-way through an optimizer step. The
+    loader itself finds a dead worker too, within 5 seconds, but only while it waits for a batch.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def leave_signals_to_main(worker):
     """For DataLoader workers: Ctrl-C and a SIGTERM to the group reach every process of it, but only main decides.
 

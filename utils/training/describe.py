@@ -1,6 +1,9 @@
 """What a training run is about to do, in words."""
+import math
+
 from utils.machine import distributed
 from utils.machine.device import describe_device
+from utils.training.schedule import LIMITS, REFERENCE_BATCH
 
 GROUPS = ("body", "embedding layer and head", "BatchNorm, PReLU and biases")
 
@@ -26,6 +29,12 @@ def describe(training, batches, val_loader, settings):
     if settings.scale_lr:
         yield (f"learning rate: {settings.effective_lr:g}, which is --init-lr scaled with the batch and kept within "
                "the published limits (--no-scale-lr: as it is)")
+        asked = settings.init_lr * batches.batch_size * settings.accumulate / REFERENCE_BATCH
+        if not math.isclose(asked, settings.effective_lr):
+            lowest, highest = LIMITS[settings.optimizer_type]
+            yield (f"--init-lr {settings.init_lr:g} is not what is used: scaled with the batch it is {asked:g}, beyond "
+                   f"the published limits of {settings.optimizer_type}, {lowest:g} to {highest:g} "
+                   "(--no-scale-lr: as it is)")
     if settings.teacher:
         stages = len(training.objective.student.stages)
         compared = (f"{stages} stages, apart in the first {training.hint_steps} steps" if stages > 1

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from nets.arcface import ArcfaceNet
 from utils.data.augmentation import augment
+from utils.data.dataset import batches_of
 from utils.evaluation.embedding import inference_copy
 from utils.faces.images import normalise
 from utils.machine import distributed
@@ -58,54 +59,104 @@ class Training:
 
 
 class Diverged(UserError):
-    """A loss or gradient that is not finite; the step was not taken.
+    """A loss, a gradient or weights that are not finite; such a step is not taken, such weights are not saved.
 
-    `facts`: step, lr, loss, gradient norm and pictures of the first process that has one.
+    `facts`: step, epoch and learning rate, and what there is to know of the step.
     """
 
-    def __init__(self, facts):
-        super().__init__(f"the loss is {facts['loss']} and the gradient norm {facts['gradient_norm']} at step "
-                         f"{facts['step']}, learning rate {facts['lr']:.3g}: lower --init-lr, or set --grad-clip 5")
+    def __init__(self, fault, facts):
+        super().__init__(f"{fault} at step {facts['step']}, learning rate {facts['lr']:.3g}: lower --init-lr, or set "
+                         "--grad-clip 5")
         self.facts = facts
+
+
+class Interrupted(UserError):
+    """What ended an epoch after its state was saved."""
 
 
 def new_sums():
     return {"images": 0, "loss": 0.0, "correct": 0, "seconds": 0.0, "waiting": 0.0}
 
 
-def train_one_epoch(training, loader, report, save):
+def train_one_epoch(training, loader, report, save, bad_pictures):
     """Train on what is left of the epoch, or until a signal asks to stop: then the state is saved.
 
     loader: a DataLoader over EpochBatches. report: called after each step with the means of the epoch so far.
-    save: called without arguments when a checkpoint is due. The sums are of this process's share alone.
-    Raises Diverged, and UserError for collapsed embeddings or a loss scale at its floor.
+    save: called without arguments when a checkpoint is due. bad_pictures: the run's BadPictures.
+    The sums are of this process's share alone.
+    Raises Diverged, UserError for collapsed embeddings or a loss scale at its floor, and Interrupted for what keeps the
+    next batch from coming; that and any other error come after save().
     """
     loader.batch_sampler.epoch, loader.batch_sampler.start = training.epoch, training.batch
     enter_training_mode(training)
     sums = training.sums = training.sums or new_sums()
-    batches, left = iter(loader), len(loader)
+    batches, left, steps = batches_of(loader), len(loader), 0
     saved = start = time.perf_counter()
-    while left:
-        group = list(islice(batches, min(training.accumulate, left)))
-        waited = time.perf_counter() - start
-        loss, correct = train_one_step(training, group, loader.dataset)
-        training.batch, left = training.batch + len(group), left - len(group)
+    while True:
+        group, bad, fault = fetch(batches, min(training.accumulate, left), training.batch, loader)
+        fetched = time.perf_counter()
+        due = steps and training.checkpoint_every and fetched - saved > training.checkpoint_every
+        signal, due, failed, met = distributed.reduce(
+            [training.stop.received, bool(due), fault is not None, len(bad)], training.device, largest=True)
+        if met and not failed:
+            fault = bad_pictures.refusal(bad)
+        if signal or due or failed or fault:
+            save()
+            saved = time.perf_counter()
+        if failed or fault:
+            raise interruption(training, fault)
+        if signal:
+            training.stop.received = int(signal)
+            return
+        if not left:
+            return
+        begin = time.perf_counter()
+        loss, correct = train_or_save(training, group, loader.dataset, save)
+        training.batch, left, steps = training.batch + len(group), left - len(group), steps + 1
         now = time.perf_counter()
         images = sum(len(labels) for _, labels, _ in group)
         for name, value in (("images", images), ("loss", loss * images), ("correct", correct),
-                            ("seconds", now - start), ("waiting", waited)):
+                            ("seconds", fetched - start + now - begin), ("waiting", fetched - start)):
             sums[name] += value
         start = now
         report(epoch_means(sums))
-        due = training.checkpoint_every and now - saved > training.checkpoint_every
-        signal, due = distributed.reduce([training.stop.received, bool(due)], training.device, largest=True)
-        if signal:
-            training.stop.received = int(signal)
+
+
+def fetch(batches, count, first, loader):
+    """-> (the next batches as a list, the BadPictures in them, None), or ([], [], the error that came instead).
+
+    first: the number in the epoch of the next batch.
+    """
+    try:
+        group = list(islice(batches, count))
+        return group, [one for number, (_, _, used) in enumerate(group, first) for one in loader.dataset.replaced(
+            loader.batch_sampler.pictures_of(number), used.tolist())], None
+    except Exception as error:  # it is raised when the state is saved
+        return [], [], error
+
+
+def interruption(training, fault):
+    """-> what to raise after saving. fault: the error of this process; None where another has one."""
+    if fault is None or isinstance(fault, UserError):
+        return Interrupted(f"{fault or 'another process has no next batch'}; the state after step {training.step} is "
+                           "saved")
+    return fault
+
+
+def train_or_save(training, group, dataset, save):
+    """train_one_step, whose errors, such as a device out of memory, come after save().
+
+    Not a UserError, which says that the state is not worth keeping; and not with several processes, where the others
+    cannot know of it. A step that is resumed after such an error is not bit-exact: BatchNorm has seen its pictures.
+    """
+    try:
+        return train_one_step(training, group, dataset)
+    except UserError:
+        raise
+    except Exception:
+        if distributed.world_size() == 1:
             save()
-            return
-        if due:
-            save()
-            saved = start = time.perf_counter()
+        raise
 
 
 def enter_training_mode(training):
@@ -184,7 +235,8 @@ def check_finite(training, loss, norm, rate, group, dataset):
         facts = distributed.gather({
             "step": training.step, "epoch": training.epoch + 1, "lr": rate, "loss": loss, "gradient_norm": norm,
             "pictures": [dataset.paths[i] for _, _, indices in group for i in indices]})
-        raise Diverged(next((fact for fact in facts if not math.isfinite(fact["loss"])), facts[0]))
+        first = next((fact for fact in facts if not math.isfinite(fact["loss"])), facts[0])
+        raise Diverged(f"the loss is {first['loss']} and the gradient norm {first['gradient_norm']}", first)
 
 
 def check_collapse(training, embeddings):
@@ -208,22 +260,27 @@ def epoch_means(sums):
 
 
 @torch.inference_mode()
-def validate(training, loader):
+def validate(training, loader, bad_pictures):
     """-> {"loss", "accuracy"} of the evaluated network on the validation set, every picture once over all processes.
 
     Without augmentation and, for accuracy, without the margin; the loss with the whole margin, so that the epochs of
-    --margin-warmup-epochs compare.
+    --margin-warmup-epochs compare. Raises UserError where the loss is not finite.
     """
     net = inference_copy(training.evaluated)
     net.head = training.evaluated.head
     net.head.m = training.margin.m
-    loss, correct, count = 0.0, 0.0, 0
-    for images, labels, _ in loader:
+    loss, correct, count, bad = 0.0, 0.0, 0, []
+    for images, labels, used in batches_of(loader):
+        bad += loader.dataset.replaced(range(count, count + len(used)), used.tolist())
         images, labels = normalise(images.to(training.device)), labels.to(training.device)
         with training.autocast():
             outcome = training.objective.evaluate(net, images, labels)
         loss += outcome.loss.item() * len(labels)
         correct += outcome.correct.sum().item()
         count += len(labels)
+    bad_pictures.note(bad)
     loss, correct, count = distributed.reduce([loss, correct, count], training.device)
+    if not math.isfinite(loss):  # with weights that are finite: what is between them and the embeddings is not
+        raise UserError(f"the validation loss is {loss / count} after epoch {training.epoch}: lower --init-lr, or "
+                        "train without --fp16 and --bf16")
     return {"loss": loss / count, "accuracy": correct / count}

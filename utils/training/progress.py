@@ -2,6 +2,7 @@
 import math
 import sys
 import time
+from datetime import timedelta
 
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ class Progress:
     def report(self, means):
         now, step = time.perf_counter(), self.training.step
         left = (now - self.began) / max(1, step - self.first_step) * (self.total_steps - step)
-        eta = f"{left // 3600:.0f}:{left // 60 % 60:02.0f}:{left % 60:02.0f}"
+        eta = timedelta(seconds=round(left))  # "0:05:00", "2 days, 3:04:05"
         accuracy = "" if math.isnan(means["accuracy"]) else f"acc {means['accuracy']:.3f} "  # none without labels
         text = (f"loss {means['loss']:.3f} {accuracy}lr {self.training.learning_rate(step - 1):.2g} "
                 f"{means['images_per_second'] * distributed.world_size():.0f} img/s ETA {eta}")

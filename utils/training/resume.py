@@ -7,13 +7,19 @@ import torch
 
 from utils.machine import distributed
 from utils.machine.errors import UserError
+from utils.training.engine import Diverged
 from utils.weights import checkpoint
+from utils.weights.integrity import Implausible, find_implausible
 
 OF_ONE_START = {"resume", "force"}  # what is said of this start alone, and not kept
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
-FREE = {"num_workers", "device", "save_dir", "save_period", "checkpoint_every", "annotation_path"}
+FREE = {"num_workers", "device", "save_dir", "save_period", "checkpoint_every", "annotation_path",
+        "datasets_path", "max_bad_pictures"}
 # Settings that what is saved is made for.
 FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate"}
+# What last.pt holds.
+KINDS = {"model": dict, "maps": dict, "optimizer": dict, "scaler": dict, "average": dict | None, "step": int,
+         "epoch": int, "batch": int, "sums": list, "random": list, "rows": list, "settings": dict, "data": str}
 
 
 def find_checkpoint(resume, save_dir):
@@ -33,10 +39,28 @@ def find_checkpoint(resume, save_dir):
 
 
 def read_checkpoint(path):
+    """-> what save_checkpoint wrote. Raises UserError for a file that is damaged or holds something else."""
     state = checkpoint.read(path, "give the last.pt of a run")
     if not isinstance(state, dict) or "rows" not in state:
         raise UserError(f"{path} holds weights, not the state of a run: use --model-path to start from them")
+    wrong = [name for name, kind in KINDS.items() if not isinstance(state.get(name), kind)]
+    if wrong:
+        raise UserError(f"{path} is not the state of a run of this program ({', '.join(wrong)} missing or of another "
+                        "kind): start a new run, from its best.pth with --model-path")
+    if name := find_implausible(state):
+        raise UserError(f"{path} is not a good state to go on from ({name} holds values that are not finite or huge): "
+                        "start a new run, from an earlier epoch's weights with --model-path")
     return state
+
+
+def what_is_left(run, step):
+    """What can be gone on from after `step` has diverged, in words."""
+    path = run.folder / "last.pt"
+    if not path.is_file():
+        return "no state was saved yet (--checkpoint-every)"
+    if read_checkpoint(path)["step"] == step:
+        return "last.pt holds the state that it diverges from: start a new run, from an earlier epoch's weights"
+    return "last.pt holds the last good state"
 
 
 def check_settings(saved, now, force):
@@ -55,26 +79,35 @@ def check_settings(saved, now, force):
 
 
 def save_checkpoint(training, run, settings, data_sha256):
-    """Write last.pt. Every process has to call it; rank 0 writes. data_sha256: of the annotation file."""
+    """Write last.pt. Every process has to call it; rank 0 writes. data_sha256: of the annotation file.
+
+    Raises Diverged for a state with values that are not finite or huge; last.pt stays as it was.
+    """
     sums = distributed.gather(training.sums)
     random_states = distributed.gather(get_random_state(training.device))
     kept = {name: value for name, value in settings.items() if name not in OF_ONE_START}
-    if distributed.is_main():
-        checkpoint.save({
-            "model": training.net.state_dict(),
-            "maps": training.objective.maps.state_dict(),
-            "optimizer": training.optimizer.state_dict(),
-            "scaler": training.scaler.state_dict(),
-            "average": training.average.state_dict() if training.average else None,
-            "step": training.step, "epoch": training.epoch, "batch": training.batch, "sums": sums,
-            "random": random_states, "rows": run.rows, "settings": kept, "data": data_sha256,
-        }, run.folder / "last.pt")
+    if not distributed.is_main():
+        return
+    state = {
+        "model": training.net.state_dict(),
+        "maps": training.objective.maps.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "scaler": training.scaler.state_dict(),
+        "average": training.average.state_dict() if training.average else None,
+        "step": training.step, "epoch": training.epoch, "batch": training.batch, "sums": sums,
+        "random": random_states, "rows": run.rows, "settings": kept, "data": data_sha256,
+    }
+    try:
+        checkpoint.save(state, run.folder / "last.pt")
+    except Implausible as error:
+        raise Diverged(str(error), {"step": training.step, "epoch": training.epoch + 1,
+                                    "lr": training.learning_rate(max(0, training.step - 1))}) from None
 
 
 def restore(training, run, state, data_sha256, force):
     """Put a checkpoint's state into a new Training and Run, and say where it goes on.
 
-    Raises UserError where the training pictures are others, unless `force`.
+    Raises UserError where the training pictures are others, unless `force`, and where the state is not of this network.
     """
     if state["data"] != data_sha256:
         message = f"the annotation file is not the one of {run.folder}"
@@ -85,13 +118,18 @@ def restore(training, run, state, data_sha256, force):
         if not force:
             raise UserError(f"{message} (--force goes on all the same)")
         print(message)
-    training.net.load_state_dict(state["model"])
-    training.objective.maps.load_state_dict(state["maps"])
-    restore_optimizer(training.optimizer, state["optimizer"])
-    if training.scaler.is_enabled() and state["scaler"]:
-        training.scaler.load_state_dict(state["scaler"])
-    if training.average and state["average"]:
-        training.average.load_state_dict(state["average"])
+    try:
+        training.net.load_state_dict(state["model"])
+        training.objective.maps.load_state_dict(state["maps"])
+        restore_optimizer(training.optimizer, state["optimizer"])
+        if training.scaler.is_enabled() and state["scaler"]:
+            training.scaler.load_state_dict(state["scaler"])
+        if training.average and state["average"]:
+            training.average.load_state_dict(state["average"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{run.folder / 'last.pt'} does not fit what is to be trained ({reason}): start a new run, "
+                        "from its best.pth with --model-path") from None
     training.step, training.epoch, training.batch = state["step"], state["epoch"], state["batch"]
     run.rows = state["rows"]
     print(f"going on after step {training.step}, in epoch {training.epoch + 1}")

@@ -2,19 +2,21 @@
 import csv
 import functools
 import io
+import itertools
 import json
 import math
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 from utils.drawing.pictures import draw_batch
 from utils.drawing.plots import plot_history
 from utils.machine import distributed
-from utils.machine.files import atomic_write, write_text
+from utils.machine.errors import UserError
+from utils.machine.files import REPOSITORY, atomic_write, write_text
 from utils.weights import checkpoint
 
-REPOSITORY = Path(__file__).parents[2]
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
            "lfw_accuracy", "val_at_far", "images_per_second", "data_wait")
 
@@ -30,32 +32,35 @@ def on_main(method):
 def best_row(rows):
     """The row of the best epoch: by LFW accuracy; without LFW by validation loss; without validation the last one.
 
-    Of equal ones the first counts.
+    Of equal ones the first counts. One with a loss or figure that is infinite, or without a training loss, never does:
+    None where there is no other.
     """
+    finite = [row for row in rows if math.isfinite(row["train_loss"]) and not any(map(math.isinf, row.values()))]
     for column, sign in (("lfw_accuracy", 1), ("val_loss", -1)):
-        measured = [row for row in rows if not math.isnan(row[column])]
+        measured = [row for row in finite if not math.isnan(row[column])]
         if measured:
             return max(measured, key=lambda row: sign * row[column])
-    return rows[-1]
+    return finite[-1] if finite else None
 
 
 class Run:
-    """Everything a run writes, from rank 0. `rows`: the epochs so far, dicts of COLUMNS; NaN is not measured."""
+    """Everything a run writes, from rank 0. `rows`: the epochs so far, dicts of COLUMNS; NaN is not measured.
+
+    Once it trains, what cannot be written is said once and the run goes on: the next epoch tries again.
+    """
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self.rows = []
         self.origin = {}  # of the weights: what best.json says beside the figures of their epoch
         self.tensorboard = None
+        self.warned = set()  # what was said not to be written
 
     @classmethod
     def start(cls, settings):
         """Make <save_dir>/<time>_<backbone>/ and write settings.json there."""
-        name = time.strftime("%Y_%m_%d_%H_%M_%S") + "_" + settings.backbone
-        folder, number = Path(settings.save_dir, name), 2
-        while folder.exists():
-            folder, number = Path(settings.save_dir, f"{name}_{number}"), number + 1
-        run = cls(distributed.gather(folder)[0])  # the clocks of the processes may differ by a second
+        folder = make_folder(settings.save_dir, settings.backbone) if distributed.is_main() else None
+        run = cls(distributed.gather(folder)[0])
         run.write_json("settings.json", vars(settings))
         return run
 
@@ -77,20 +82,49 @@ class Run:
     def log(self, row):
         """Add one epoch's row to log.csv, the curves and TensorBoard."""
         self.rows.append(row)
+        written = self.attempt("log.csv", self.write_log)
+        self.attempt("loss.png", self.plot_losses)
+        self.attempt("accuracy.png", self.plot_accuracies)
+        if self.tensorboard and written:  # on a full disk its thread would die, and flush() wait for it for ever
+            self.attempt("TensorBoard's events", self.write_events)
+
+    def attempt(self, what, write):
+        """-> whether write() succeeds. A full disk, or a file that another program holds open, costs a warning."""
+        try:
+            write()
+            return True
+        except Exception as error:  # matplotlib and TensorBoard may raise anything
+            if what not in self.warned:
+                reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                print(f"{what} of epoch {self.rows[-1]['epoch']} not written ({reason}); the run goes on, and this is "
+                      "said once", file=sys.stderr, flush=True)
+            self.warned.add(what)
+            return False
+
+    def write_log(self):
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
             writer.writerow({name: "" if math.isnan(value) else f"{value:.6g}" for name, value in row.items()})
         write_text(self.folder / "log.csv", text.getvalue())
-        plot_history(self.rows, {"train_loss": "train", "val_loss": "validation"}, "loss", self.folder / "loss.png")
-        plot_history(self.rows, {"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
-                                 "val_at_far": "LFW VAL at FAR 0.001"}, "accuracy", self.folder / "accuracy.png")
-        if self.tensorboard:
-            for name, value in self.rows[-1].items():
-                if name != "epoch" and not math.isnan(value):
-                    self.tensorboard.add_scalar(name, value, self.rows[-1]["epoch"])
-            self.tensorboard.flush()
+
+    def plot_losses(self):
+        self.plot({"train_loss": "train", "val_loss": "validation"}, "loss.png")
+
+    def plot_accuracies(self):
+        self.plot({"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
+                   "val_at_far": "LFW VAL at FAR 0.001"}, "accuracy.png")
+
+    def plot(self, columns, name):
+        best = best_row(self.rows)
+        plot_history(self.rows, columns, best and best["epoch"], self.folder / name)
+
+    def write_events(self):
+        for name, value in self.rows[-1].items():
+            if name != "epoch" and not math.isnan(value):
+                self.tensorboard.add_scalar(name, value, self.rows[-1]["epoch"])
+        self.tensorboard.flush()
 
     @on_main
     def save_weights(self, state, period, last_epoch):
@@ -101,18 +135,36 @@ class Run:
         row = self.rows[-1]
         if row["epoch"] % period == 0 or row["epoch"] == last_epoch:
             name = f"ep{row['epoch']:03d}-loss{row['train_loss']:.3f}-val_loss{row['val_loss']:.3f}.pth"
-            checkpoint.save(state, self.folder / name)
+            self.attempt("the weights", lambda: checkpoint.save(state, self.folder / name))
         if best_row(self.rows) is row:
-            checkpoint.save(state, self.folder / "best.pth")
-            measured = {name: value for name, value in row.items() if not math.isnan(value)}
-            self.write_json("best.json", {"training": self.origin | measured})
+            self.attempt("best.pth", lambda: self.save_best(state))
+
+    def save_best(self, state):
+        checkpoint.save(state, self.folder / "best.pth")
+        measured = {name: value for name, value in self.rows[-1].items() if not math.isnan(value)}
+        self.write_json("best.json", {"training": self.origin | measured})
 
     @on_main
-    def save_batch_picture(self, images, labels):
-        """A float batch (B, 3, H, W) in [-1, 1] -> batch.png, as the network sees it."""
+    def save_batch_picture(self, images, names):
+        """A float batch (B, 3, H, W) in [-1, 1] and whose faces they are -> batch.png, as the network sees it."""
         pixels = ((images[:64] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         with atomic_write(self.folder / "batch.png") as temporary:
-            draw_batch(pixels, [str(label) for label in labels[:64].tolist()]).save(temporary, format="png")
+            draw_batch(pixels, names[:64]).save(temporary, format="png")
+
+
+def make_folder(save_dir, backbone):
+    """Make <save_dir>/<time>_<backbone>/, of which no other run has the name. -> its path."""
+    name = time.strftime("%Y_%m_%d_%H_%M_%S") + "_" + backbone
+    for number in itertools.count(1):
+        folder = Path(save_dir, name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # another run has started in this second
+            if not folder.is_dir():
+                raise UserError(f"cannot make {folder}: a file has its name, or that of a folder above it") from None
+        except OSError as error:
+            raise UserError(f"cannot make {folder} ({error.strerror}): choose another --save-dir") from None
 
 
 def commit():

@@ -3,6 +3,7 @@ import torch
 
 from nets.arcface import ArcfaceNet
 from utils.machine import distributed
+from utils.machine.files import locate
 from utils.machine.interrupt import StopRequest
 from utils.training.average import average_weights
 from utils.training.distillation import Distillation, Weights, matched_stages, one_stage
@@ -28,7 +29,7 @@ def load_weights(net, settings):
     if settings.model_path:
         print(checkpoint.load_for_training(net, settings.model_path))
     elif settings.pretrained:
-        print(checkpoint.load_pretrained_backbone(net, f"model_data/{settings.backbone}_backbone_weights.pth"))
+        print(checkpoint.load_pretrained_backbone(net, locate(f"model_data/{settings.backbone}_backbone_weights.pth")))
 
 
 def make_objective(net, settings, device):

@@ -7,42 +7,76 @@ import torch
 
 from nets.arcface import BACKBONES, ArcfaceNet
 from utils.machine.errors import UserError
-from utils.machine.files import atomic_write
+from utils.machine.files import atomic_write, locate
+from utils.weights.integrity import (
+    Implausible,
+    check_checksums,
+    check_recorded_hash,
+    check_values,
+    find_implausible,
+    first_line,
+)
+from utils.weights.wrapping import unwrap
 
 
 def save(content, path):
-    """Write a state dict or a checkpoint of plain types and tensors: all of it or nothing."""
+    """Write a state dict or a checkpoint of plain types and tensors: all of it or nothing.
+
+    Raises Implausible for values that no network has, and UserError where the file cannot be written.
+    """
+    if name := find_implausible(content):
+        raise Implausible(f"{name} holds values that are not finite or huge, {path} is not written")
     with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # what torch's writer raises on a full disk, without saying so
+            raise OSError(f"is the disk full? {first_line(error)}") from error
 
 
 def read(path, remedy="give the path of a .pth file"):
-    """What `save` wrote, on the CPU. Nothing in the file is executed. Raises UserError where it does not load."""
+    """What `save` wrote, on the CPU. Nothing in the file is executed.
+
+    Raises UserError where it does not load or does not fit its checksums.
+    """
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: {remedy}")
     try:
+        check_checksums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to load a plain pickle unsafely
             return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file may raise almost anything, IndexError and struct.error among it
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is not a file of weights ({reason}): {remedy}") from None
+        raise UserError(f"{path} is not a file of weights ({first_line(error)}): {remedy}") from None
 
 
 def read_weights(path, remedy="give the path of a .pth file"):
-    """A bare state dict {name: tensor}. Raises UserError where the file holds something else."""
-    state = read(path, remedy)
-    if isinstance(state, dict) and "model" in state and "settings" in state:
+    """A state dict {name: tensor} of float32, and int64 for BatchNorm's counts, with the names of this repository.
+
+    Other programs' files are made so, and that is printed (utils/weights/wrapping.py). Raises UserError for a
+    damaged file (utils/weights/integrity.py) and where the file holds something else.
+    """
+    content = read(path, remedy)
+    if isinstance(content, dict) and "model" in content and "settings" in content:
         raise UserError(f"{path} is a training checkpoint, not weights: use the best.pth beside it")
-    if not isinstance(state, dict) or not all(
-            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
-        raise UserError(f"{path} is not a bare state dict: {remedy}")
+    check_recorded_hash(path)
+    state, done = unwrap(content)
+    if state is None:
+        held = shorten(list(map(str, content))) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise UserError(f"{path} is no state dict, it holds {held}: {remedy}")
+    check_values(state, path)
+    if done:
+        print(f"{path}: {'; '.join(done)}")
     return state
 
 
 def find_weights(path):
-    """A weight file or the folder of a run, whose best.pth is meant -> the file. Raises UserError where it has none."""
-    path = Path(path)
+    """A weight file or the folder of a run, whose best.pth is meant -> the file. Raises UserError where it has none.
+
+    One under model_data/ that the caller has not is the repository's (utils/machine/files.py).
+    """
+    path = locate(path)
     if not path.is_dir():
         return path
     if not (path / "best.pth").is_file():

@@ -1,9 +1,9 @@
 """The weights that bubbliiiing/arcface-pytorch published, trained on CASIA-WebFace."""
-from pathlib import Path
-
 from nets.arcface import backbone_name
 from utils.machine.download import download
 from utils.machine.errors import UserError
+from utils.machine.files import locate
+from utils.weights.checkpoint import read_weights
 
 ADDRESS = "https://github.com/bubbliiiing/arcface-pytorch/releases/download/v1.0"
 SHA256 = {  # by backbone; None: not known, so the first download is recorded
@@ -13,8 +13,8 @@ SHA256 = {  # by backbone; None: not known, so the first download is recorded
 }
 
 
-def published_weights(backbone, folder="model_data"):
-    """-> the path of a backbone's published weights, downloaded where they are not there yet, and checked.
+def published_weights(backbone):
+    """-> the path of a backbone's published weights, downloaded into model_data/ where they are not there yet.
 
     Raises UserError for a backbone without published weights, and as `download` does.
     """
@@ -24,6 +24,13 @@ def published_weights(backbone, folder="model_data"):
         raise UserError(str(error)) from None
     if backbone not in SHA256:
         raise UserError(f"no weights are published for {backbone}: choose --backbone {', '.join(SHA256)}")
-    path = Path(folder, f"published_{backbone}.pth")
-    download(f"{ADDRESS}/arcface_{backbone}.pth", path, SHA256[backbone])
+    path = locate(f"model_data/published_{backbone}.pth")
+    download(f"{ADDRESS}/arcface_{backbone}.pth", path, SHA256[backbone], is_right=holds_weights)
     return path
+
+
+def holds_weights(path):
+    try:
+        return bool(read_weights(path))
+    except UserError:
+        return False

@@ -1,0 +1,174 @@
+"""utils/data/scan.py: what a folder of faces holds, and what looks like a mistake in it."""
+import os
+import signal
+
+import pytest
+from PIL import Image
+from scanning import Bar, draw, make_people, reasons, scan
+
+from utils.data import scan as module
+from utils.data.dataset import FaceDataset
+from utils.machine.errors import UserError
+
+
+def write(path, text):
+    path.write_bytes(text.encode("utf-8"))
+    return path
+
+
+def test_labels_go_by_sorted_folder_name_and_paths_are_sorted(tmp_path):
+    for name in ("zoe", "Adam", "bob", "10", "9", "李雷"):
+        for file in ("b.png", "a.png", "B.png"):
+            draw(tmp_path / name / file)
+    people = scan(tmp_path).people
+    assert list(people) == ["10", "9", "Adam", "bob", "zoe", "李雷"]
+    assert people["bob"] == [str(tmp_path / "bob" / file) for file in ("B.png", "a.png", "b.png")]
+    assert scan(tmp_path).people == people
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPG", "jpeg", "JPEG", "jfif", "png", "PNG", "bmp", "webp", "tif", "TIFF"])
+def test_every_picture_extension_is_taken_in_any_case(tmp_path, suffix):
+    draw(tmp_path / "ann" / f"face.{suffix}")
+    assert [os.path.basename(path) for path in scan(tmp_path).people["ann"]] == [f"face.{suffix}"]
+
+
+def test_strays_never_become_classes_and_each_is_told_with_its_reason(tmp_path):
+    make_people(tmp_path, ann=2, bob=2)
+    for folder in (tmp_path, tmp_path / "ann"):
+        write(folder / "README.md", "notes")
+        write(folder / "Thumbs.db", "\0")
+        write(folder / ".DS_Store", "\0")
+    draw(tmp_path / "ann" / ".hidden.png")
+    draw(tmp_path / "ann" / "nested" / "face.png")
+    draw(tmp_path / ".cache" / "face.png")
+    draw(tmp_path / "face beside the folders.png")
+    (tmp_path / "cy").mkdir()
+    (tmp_path / "dee").mkdir()
+    write(tmp_path / "dee" / "only.txt", "x")
+    write(tmp_path / "bob" / "empty.jpg", "")
+    write(tmp_path / "bob" / "text.jpg", "not a picture")
+    whole = draw(tmp_path / "bob" / "truncated.jpg").read_bytes()
+    (tmp_path / "bob" / "truncated.jpg").write_bytes(whole[:-100])
+
+    scanned = scan(tmp_path)
+    assert {name: len(images) for name, images in scanned.people.items()} == {"ann": 2, "bob": 2}
+    found = reasons(scanned, tmp_path)
+    assert found.keys() == {
+        "README.md", "Thumbs.db", ".DS_Store", "face beside the folders.png", ".cache", "cy", "dee", "dee/only.txt",
+        "ann/README.md", "ann/Thumbs.db", "ann/.DS_Store", "ann/.hidden.png", "ann/nested",
+        "bob/empty.jpg", "bob/text.jpg", "bob/truncated.jpg"}
+    assert "beside" in found["README.md"] and "hidden" in found[".cache"] and "folder" in found["ann/nested"]
+    assert "no picture" in found["cy"] and "no picture" in found["dee"]
+    assert "truncated" in found["bob/truncated.jpg"] and "not a picture" in found["bob/text.jpg"]
+    assert str(tmp_path) not in "".join(found.values())
+
+
+@pytest.mark.parametrize("break_", ["\n", "\r", "\r\n"])
+def test_a_line_break_in_a_name_is_skipped(tmp_path, break_):
+    make_people(tmp_path, ann=1)
+    draw(tmp_path / "ann" / f"a{break_}b.png")
+    draw(tmp_path / f"bob{break_}by" / "face.png")
+    scanned = scan(tmp_path)
+    assert scanned.people == {"ann": [str(tmp_path / "ann" / "0.png")]}
+    assert [reason for _, reason in scanned.skipped if "line break" in reason] == ["a line break in the name"] * 2
+
+
+def test_a_dangling_link_is_skipped_and_a_link_to_a_folder_followed(tmp_path):
+    make_people(tmp_path / "elsewhere", ann=1)
+    root = make_people(tmp_path / "faces", bob=1)
+    (root / "ann").symlink_to(tmp_path / "elsewhere" / "ann")
+    (root / "bob" / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    scanned = scan(root)
+    assert list(scanned.people) == ["ann", "bob"]
+    assert reasons(scanned, root) == {"bob/gone.jpg": "does not exist"}
+
+
+def test_progress_knows_the_people_from_the_start_and_sees_the_pictures(tmp_path):
+    make_people(tmp_path, ann=2, bob=3)
+    seen = []
+
+    class Watched(Bar):
+        def update(self, count):
+            super().update(count)
+            seen.append((self.n, self.total))
+
+        def set_postfix_str(self, text, refresh):
+            seen.append(text)
+
+    scan(tmp_path, progress=Watched)
+    assert (1, 2) in seen and (2, 2) in seen and "5 pictures" in seen
+
+
+def jpeg(path, size=(112, 112), color="red", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path, **options)
+    return path
+
+
+def damage(path):
+    """Bytes too many before the end: libjpeg warns of them and decodes."""
+    path.write_bytes(path.read_bytes()[:-2] + b"\x12" * 40 + b"\xff\xd9")
+
+
+def test_a_damaged_jpeg_that_decodes_is_listed_and_told_by_its_name_alone(tmp_path, capfd):
+    damage(jpeg(tmp_path / "ann" / "1.jpg"))
+    jpeg(tmp_path / "ann" / "2.jpg")
+    jpeg(tmp_path / "bob" / "1.jpg")
+    found = scan(tmp_path)
+    assert [len(pictures) for pictures in found.people.values()] == [2, 1] and not found.skipped
+    [(path, warning)] = found.damaged
+    assert path == str(tmp_path / "ann" / "1.jpg") and "Corrupt JPEG data: 36 extraneous bytes" in warning
+    assert any(line.startswith("1 damaged pictures decode in part") for line in found.hints)
+    pixels = FaceDataset([path], [0], [112, 112], True)[0][0]
+    assert pixels.shape == (112, 112, 3) and capfd.readouterr() == ("", "")
+
+
+def test_other_processes_find_what_this_one_does_and_in_the_same_order(tmp_path, monkeypatch):
+    for number in range(23):
+        for other in range(number % 5):
+            path = jpeg(tmp_path / f"{number:02d}" / f"{other}.jpg")
+            if other == 2:
+                damage(path)
+            if other == 3:
+                path.write_bytes(b"no picture")
+    here = scan(tmp_path)
+    monkeypatch.setattr(module, "FEW", 0)
+    monkeypatch.setattr(module, "PART", 2)
+    monkeypatch.setattr(module, "AHEAD", 2)
+    assert scan(tmp_path) == here and len(here.damaged) == 8 and len(here.people) == 18
+    assert scan(tmp_path, check=False).people["03"] == here.people["03"]
+    assert len(scan(tmp_path, check=False).people["04"]) == 4
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_process_is_a_user_error(tmp_path, monkeypatch):
+    make_people(tmp_path, ann=1)
+    monkeypatch.setattr(module, "FEW", 0)
+    monkeypatch.setattr(module, "decode_color_jpeg", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match="was killed, most often for want of memory"):
+        scan(tmp_path)
+
+
+def test_a_set_at_the_wrong_depth_is_told(tmp_path):
+    make_people(tmp_path / "sets" / "casia", ann=2, bob=2)
+    make_people(tmp_path / "sets", cy=1)
+    draw(tmp_path / "sets" / "loose.png")
+    deep, loose = scan(tmp_path / "sets").hints
+    assert deep.startswith("1 of the person folders hold folders") and deep.endswith(
+        f"--datasets-path {tmp_path / 'sets' / 'casia'}")
+    assert loose.startswith("1 pictures lie in") and "loose.png first" in loose
+    assert scan(tmp_path / "sets" / "casia").hints == []
+
+
+def test_photographs_and_formats_that_are_not_read_are_told(tmp_path):
+    for number in range(5):
+        jpeg(tmp_path / "ann" / f"{number}.jpg", (250, 250) if number else (112, 112))
+    for name in ("a.HEIC", "b.heic", "c.jxl", "notes.txt"):
+        write(tmp_path / "ann" / name, "x")
+    formats, photographs = scan(tmp_path).hints
+    assert "2 .heic, 1 .jxl: save them as .jpg or .png" in formats and "txt" not in formats
+    assert photographs.startswith("4 of 5 pictures are larger than aligned crops") and "--align-to" in photographs
+    (tmp_path / "ann" / "1.jpg").unlink()
+    for number in range(4):
+        jpeg(tmp_path / "bob" / f"{number}.jpg", (96, 112))
+    assert scan(tmp_path).hints == [formats]

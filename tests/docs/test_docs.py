@@ -1,0 +1,243 @@
+"""README and docs/: what they name exists, what they show happens, and both languages say the same, once."""
+import contextlib
+import functools
+import importlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+ENGLISH = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+CHINESE = ["README.zh-CN.md", *(f"docs/zh-CN/{Path(page).name}" for page in ENGLISH[1:])]
+SCRIPTS = ["txt_annotation.py", "train.py", "eval_LFW.py", "predict.py",
+           *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py")))]
+# What the user brings, or a command writes.
+MADE = {
+    "cls_train.txt", "cls_classes.txt", "datasets/", "lfw/", "people/", "people/.embeddings.npz",
+    "datasets_alignment.csv", "bad_pictures.csv", "best.pth", "best.json", "last.pt", "log.csv", "loss.png",
+    "accuracy.png", "batch.png", "settings.json", "diverged.json", "metadata.json", "model_data/roc_test.png",
+    "model_data/face_detection_yunet_2026may.onnx", "arcface.pt2", "train.rec", "train.idx", "agedb_30.bin",
+    "cfp_fp.bin", "calfw.bin", "cplfw.bin", "vgg2_fp.bin", "lfw.bin", "nets/tinynet.py"}
+# Named already, and not there yet.
+COMING = ("--face 1 2", "--max-bad-pictures", "train.py --datasets-path",
+          "arcface_mobilefacenet.json --columns")
+
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
+INLINE = re.compile(r"`([^`\n]+)`")
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+COMMENT = re.compile(r"(?:^| )\s*#.*$", re.MULTILINE)
+
+
+def read(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page):
+    """-> [(language, text)] of the fenced blocks."""
+    return FENCE.findall(read(page))
+
+
+def prose(page):
+    return FENCE.sub("", read(page))
+
+
+def sections(page):
+    """-> the prose between two headings each, without tables, addresses and pictures."""
+    text = re.sub(r"^\|.*$", "", prose(page), flags=re.MULTILINE)
+    text = re.sub(r"\]\([^)]*\)|https?://[^\s)）]+", "]", text)
+    return HEADING.split(text)[::3]
+
+
+def tables(page):
+    """-> a list of tables, each a list of rows, each a list of cells."""
+    found = re.findall(r"(?:^\|.*\n)+", prose(page), flags=re.MULTILINE)
+    return [[row.strip("|\n ").split("|") for row in table.splitlines()] for table in found]
+
+
+def numbers(text):
+    return [number.rstrip(",") for number in NUMBER.findall(text)]
+
+
+def commands(page):
+    """-> the commands of the blocks and of inline code, each a list of words."""
+    lines = []
+    for language, text in blocks(page):
+        if language == "console":
+            lines += re.findall(r"^\$ (.*)$", text, re.MULTILINE)
+        elif language == "bash":
+            variables = dict(re.findall(r'^(\w+)="([^"]*)"$', text, re.MULTILINE))
+            text = re.sub(r'^\w+="[^"]*"$', "", text, flags=re.MULTILINE)
+            for name, value in variables.items():
+                text = text.replace(f"${name}", " ".join(value.split()))
+            lines += COMMENT.sub("", text.replace("\\\n", " ")).splitlines()
+    lines += [re.sub(r"[][]", "", code) for code in INLINE.findall(prose(page))
+              if re.match(r"(time )?(python|pip|torchrun|\w+\.py) ", code)]
+    return [shlex.split(part.strip().removeprefix("time ")) for line in lines for part in line.split("&&")
+            if part.strip() and not any(word in line for word in COMING)]
+
+
+def parse(script, arguments):
+    """What the script makes of its arguments, without doing it; what it prints where it refuses them is raised."""
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        patch.setattr(sys, "argv", [script, *arguments])
+        try:
+            if script == "train.py":  # parse_settings() would read the run of --resume
+                parser = module.make_parser()
+                settings = parser.parse_args()
+                settings.model_path = settings.model_path and str(ROOT / "model_data/arcface_mobilefacenet.pth")
+                module.check_settings(settings, parser)
+            else:
+                module.parse_settings()
+        except SystemExit as end:
+            if end.code:
+                raise AssertionError(f"{shlex.join([script, *arguments])}: {said.getvalue()}") from None
+    return said.getvalue()
+
+
+@functools.cache
+def flags(script):
+    found = re.findall(r"^  (?:-h, )?(--[\w-]+)(?:, (--[\w-]+))?", parse(script, ["--help"]), re.MULTILINE)
+    return {flag for pair in found for flag in pair if flag}
+
+
+def slugs(page):
+    """The anchors that GitHub makes of the headings."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for _, title in HEADING.findall(prose(page))}
+
+
+def sentences(page):
+    for section in sections(page):
+        for sentence in re.split(r"(?<=[.:;!?])\s|(?<=[。：；！？])", section):
+            yield re.sub(r"\s+", " ", sentence).strip(" \n*-")
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_readme_is_read_to_its_end(page):
+    assert len(read(page).splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", ENGLISH + CHINESE)
+def test_commands_are_understood(page):
+    for program, *arguments in commands(page):
+        if program == "torchrun":
+            at = next(place for place, word in enumerate(arguments) if word.endswith(".py"))
+            program, arguments = arguments[at], arguments[at + 1:]
+        elif program == "python":
+            program, *arguments = arguments
+        if program == "pip":
+            assert arguments[:2] == ["install", "-r"] and (ROOT / arguments[2]).is_file(), arguments
+        elif program.endswith(".py"):
+            assert program in SCRIPTS, program
+            parse(program, arguments)
+            for word in arguments:
+                assert not word.startswith(("img/", "nets/", "utils/")) or (ROOT / word).exists(), word
+        else:
+            assert program in ("-m", "-c", "ruff", "mkdir", "cp"), program
+
+
+@pytest.mark.parametrize("page", ENGLISH + CHINESE)
+def test_flags_and_files_exist(page):
+    known = set().union(*map(flags, SCRIPTS)) | {"--no-"}
+    for code in INLINE.findall(prose(page)):
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
+            assert flag in known or flag in COMING, f"{page}: {code}"
+        if re.fullmatch(r"[\w./-]+(/|\.(py|md|txt|png|jpg|json|csv|pth|pt|pt2|onnx|npz|bin|rec|idx))", code):
+            assert code in MADE or (ROOT / code).exists() or code.startswith("."), f"{page}: {code}"
+
+
+@pytest.mark.parametrize("page", ENGLISH + CHINESE)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", prose(page)):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            there = (ROOT / page).parent / path if path else ROOT / page
+            assert there.exists(), f"{page}: {target}"
+            assert not anchor or anchor in slugs(there.resolve().relative_to(ROOT)), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("pages", [ENGLISH, CHINESE], ids=["English", "Chinese"])
+def test_every_page_is_reached_from_readme(pages):
+    known, reached, left = {ROOT / page for page in pages}, set(), {ROOT / pages[0]}
+    while left:
+        page = left.pop()
+        reached.add(page)
+        found = {(page.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+\.md)", read(page))}
+        left |= (found & known) - reached
+    assert known - reached == set()
+
+
+@pytest.mark.parametrize("page, other", zip(ENGLISH, CHINESE), ids=ENGLISH)
+def test_both_languages_say_the_same(page, other):
+    def headings(page):
+        return [len(level) for level, _ in HEADING.findall(prose(page))]
+
+    def shapes(page):
+        return [[[numbers(cell) for cell in row] for row in table] for table in tables(page)]
+
+    def code(page):
+        return [(language, [line.rstrip() for line in COMMENT.sub("", text).splitlines() if line.strip()])
+                for language, text in blocks(page)]
+
+    assert headings(page) == headings(other)
+    assert shapes(page) == shapes(other)
+    assert code(page) == code(other)
+    for one, two in zip(sections(page), sections(other), strict=True):
+        assert sorted(INLINE.findall(one)) == sorted(INLINE.findall(two))
+        assert one.count("]") == two.count("]")
+        one, two = INLINE.sub("", one), INLINE.sub("", two)
+        assert sorted(numbers(one)) == sorted(numbers(two)), one
+
+
+@pytest.mark.parametrize("pages, length", [(ENGLISH, 40), (CHINESE, 16)], ids=["English", "Chinese"])
+def test_no_sentence_is_said_twice(pages, length):
+    said = {}
+    for page in pages:
+        for sentence in sentences(page):
+            if len(sentence) >= length:
+                assert sentence not in said, f"{page} and {said[sentence]}: {sentence}"
+                said[sentence] = page
+
+
+def test_the_settings_page_has_every_flag_of_train():
+    told = set(re.findall(r"`(--[\w-]+)`", read("docs/settings.md")))
+    base = {flag for flag in flags("train.py") if not (flag.startswith("--no-") or flag == "--help")}
+    assert base - told == set() and told - base <= {"--help", "--no-", "--datasets-path", *COMING}
+
+
+def assert_shown(printed, shown):
+    """The lines are the same but for the device and the last digits of a number."""
+    printed, shown = (re.sub(r" on .*threads?\)", "", text).strip().splitlines() for text in (printed, shown))
+    assert len(printed) == len(shown), "\n".join(printed)
+    for real, line in zip(printed, shown):
+        assert NUMBER.sub("N", real).split() == NUMBER.sub("N", line).split()
+        assert [float(number) for number in NUMBER.findall(real)] == pytest.approx(
+            [float(number) for number in NUMBER.findall(line)], abs=0.01), f"{real}\n{line}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/predicting.md"])
+def test_what_a_page_shows_happens(call_script, face_model, tmp_path, page):
+    (tmp_path / "img").symlink_to(ROOT / "img")
+    for path in (ROOT / "model_data").glob("arcface_mobilefacenet.*"):
+        (tmp_path / "model_data" / path.name).symlink_to(path)
+    ran = 0
+    for language, text in blocks(page):
+        for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+            if command.startswith("python "):
+                result = call_script(*shlex.split(command)[1:])
+                assert result.returncode == 0, result.stderr
+                assert_shown(result.stdout, shown)
+            else:
+                subprocess.run(command, shell=True, check=True)
+            ran += 1
+        if language == "python":
+            exec(text, {})
+            ran += 1
+    assert ran

@@ -1,0 +1,139 @@
+"""A run: what it says of itself, what it writes, and what it does where it cannot write."""
+import errno
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.machine.errors import UserError
+from utils.training import progress
+from utils.training import run as module
+from utils.training.progress import Progress
+from utils.training.run import COLUMNS, Run, make_folder
+from utils.weights import checkpoint
+
+
+@pytest.mark.parametrize("seconds, eta", [
+    (0.2, "0:00:00"), (59.7, "0:01:00"), (299.6, "0:05:00"), (299.4, "0:04:59"), (3599.6, "1:00:00"),
+    (86399.9, "1 day, 0:00:00"), (3 * 86400 + 4000, "3 days, 1:06:40")])
+def test_the_time_left_is_whole_minutes_and_hours(monkeypatch, capsys, seconds, eta):
+    """With half of 200 steps done, as much is left as has passed; a line is printed a minute later at the earliest."""
+    clock = iter([0.0, seconds])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    training = SimpleNamespace(epoch=0, batch=0, step=0, learning_rate=lambda step: 0.1)
+    bar = Progress(training, 200, 1, 200)
+    bar.written = -100
+    training.step = 100
+    bar.report({"loss": 1.0, "accuracy": math.nan, "images_per_second": 5.0})
+    assert capsys.readouterr().out.endswith(f" ETA {eta}\n")
+
+
+@pytest.mark.parametrize("figures, best", [
+    ([(0.5, 0.7), (0.4, 0.8), (0.3, 0.8)], 2), ([(0.5, math.nan), (0.3, math.nan), (0.3, math.nan)], 2),
+    ([(math.nan, math.nan)] * 3, 3), ([(0.1, math.nan), (0.4, 0.5), (0.2, 0.4)], 2)])
+def test_the_curves_mark_the_epoch_of_best_pth(tmp_path, monkeypatch, figures, best):
+    marked = {}
+    monkeypatch.setattr(module, "plot_history", lambda rows, columns, epoch, path: marked.update({path: epoch}))
+    found = Run(tmp_path)
+    for epoch, (val_loss, lfw_accuracy) in enumerate(figures, 1):
+        found.log(dict.fromkeys(COLUMNS, 0.5) | {"epoch": epoch, "val_loss": val_loss, "lfw_accuracy": lfw_accuracy})
+    assert marked == {tmp_path / "loss.png": best, tmp_path / "accuracy.png": best}
+
+
+def test_the_batch_picture_has_a_caption_for_each_face(tmp_path, monkeypatch):
+    written = []
+    draw_batch = module.draw_batch
+    monkeypatch.setattr(module, "draw_batch", lambda pixels, names: (
+        written.append((pixels, names)), draw_batch(pixels, names))[1])
+    Run(tmp_path).save_batch_picture(torch.linspace(-1, 1, 70).reshape(70, 1, 1, 1).expand(70, 3, 8, 8), ["王"] * 70)
+    (pixels, names), = written
+    assert len(pixels) == len(names) == 64 and pixels.dtype == np.uint8 and pixels[0].max() == 0
+    with Image.open(tmp_path / "batch.png") as picture:
+        assert picture.width > 8 * 112 and picture.height > 8 * 112
+
+
+
+def row(epoch):
+    return dict.fromkeys(COLUMNS, 0.5) | {"epoch": epoch, "lfw_accuracy": math.nan}
+
+
+def refuse(monkeypatch, ending, number):
+    """Let os.replace fail for files whose names end so, as on Windows where a program holds one open."""
+    replace = os.replace
+
+    def replace_or_fail(source, target):
+        if str(target).endswith(ending):
+            raise OSError(number, os.strerror(number), str(target))
+        replace(source, target)
+    monkeypatch.setattr(os, "replace", replace_or_fail)
+
+
+@pytest.mark.parametrize("ending, number", [("log.csv", errno.EACCES), ("loss.png", errno.ENOSPC),
+                                            (".pth", errno.ENOSPC), ("best.json", errno.EROFS)])
+def test_what_cannot_be_written_is_said_once_and_the_rest_is_written(tmp_path, monkeypatch, capsys, ending, number):
+    refuse(monkeypatch, ending, number)
+    run = Run(tmp_path)
+    for epoch in (1, 2):
+        run.log(row(epoch))
+        run.save_weights({"weight": torch.tensor([1.0])}, period=1, last_epoch=2)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == (2 if ending == ".pth" else 1)  # those of the epoch, and the best
+    assert all("of epoch 1 not written" in line and os.strerror(number) in line and ending in line for line in said)
+    written = {path.name for path in tmp_path.iterdir()}
+    expected = {"log.csv", "loss.png", "accuracy.png", "best.pth", "best.json"}
+    assert expected - written == {name for name in expected if name.endswith(ending)} | (
+        {"best.json"} if ending == ".pth" else set())
+    assert not any(name.endswith(".tmp") for name in written)
+
+
+def test_the_next_epoch_tries_again(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    monkeypatch.setattr(module, "plot_history", lambda *arguments: None)
+    with monkeypatch.context() as context:
+        refuse(context, "log.csv", errno.EACCES)
+        run.log(row(1))
+    run.log(row(2))
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+
+
+def test_a_plot_that_fails_in_its_library_costs_a_warning(tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise ValueError("no such font")
+    monkeypatch.setattr(module, "plot_history", fail)
+    Run(tmp_path).log(row(1))
+    assert "loss.png of epoch 1 not written (ValueError: no such font)" in capsys.readouterr().err
+    assert (tmp_path / "log.csv").is_file()
+
+
+def test_a_full_disk_is_one_line_whatever_torch_calls_it(tmp_path, monkeypatch):
+    """torch's own writer raises a RuntimeError of many lines."""
+    def fail(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0\nmore\n")
+    checkpoint.save({"a": torch.ones(1)}, tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(UserError, match=r"cannot write .*last\.pt: is the disk full\? .*enforce fail") as caught:
+        checkpoint.save({"a": torch.ones(1)}, tmp_path / "last.pt")
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == ["last.pt"]
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_runs_that_start_in_one_second_have_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda form: "2026_01_01_00_00_00")
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: make_folder(tmp_path / "logs", "mobilefacenet"), range(24)))
+    assert len(set(folders)) == 24 == len(os.listdir(tmp_path / "logs"))
+    assert Run.start(SimpleNamespace(save_dir=str(tmp_path / "logs"), backbone="mobilefacenet")).folder not in folders
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot make .*file"):
+        make_folder(tmp_path / "file", "mobilefacenet")

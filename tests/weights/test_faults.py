@@ -1,0 +1,117 @@
+"""Mutated weight files: each loads as the weights that it was made of, or is a UserError of one line."""
+import random
+import warnings
+
+import pytest
+import torch
+from conftest import ROOT
+
+from utils.machine.errors import UserError
+from utils.weights.checkpoint import load_embedder
+
+BUNDLED = ROOT / "model_data" / "arcface_mobilefacenet.pth"
+
+
+@pytest.fixture(scope="module")
+def state():
+    return torch.load(BUNDLED, weights_only=True)
+
+
+# What may happen to the bytes of a file: (content, random numbers) -> content.
+
+def flip_bits(content, rng):
+    for _ in range(rng.choice((1, 1, 1, 8))):
+        place = rng.randrange(len(content))
+        if rng.random() < 0.3:  # where the archive's own words are
+            place = rng.choice((place % 2000, len(content) - 1 - place % 60_000))
+        content[place] ^= 1 << rng.randrange(8)
+    return content
+
+
+def cut(content, rng):
+    return content[:rng.choice((rng.randrange(len(content)), len(content) - rng.randrange(1, 200)))]
+
+
+def overwrite(content, rng):
+    size = rng.choice((16, 512, 4096, 100_000))
+    start = rng.randrange(len(content) - size)
+    content[start:start + size] = rng.choice((bytes(size), rng.randbytes(size)))
+    return content
+
+
+def lose(content, rng):
+    start = rng.randrange(len(content) - 5000)
+    del content[start:start + rng.choice((1, 512, 4096))]
+    return content
+
+
+# What may be wrong within a file that is whole: (state dict, random numbers) -> state dict.
+
+def swap_names(state, rng):
+    """Of two tensors of another shape, or of a layer's mean and variance."""
+    first = rng.choice(list(state))
+    second = first.replace("running_mean", "running_var")
+    if second == first:
+        second = rng.choice([name for name in state if state[name].shape != state[first].shape])
+    return state | {first: state[second], second: state[first]}
+
+
+def change_type(state, rng):
+    name = rng.choice(list(state))
+    return state | {name: state[name].to(rng.choice((torch.int8, torch.int32, torch.bool, torch.complex64,
+                                                     torch.float64)))}
+
+
+def spoil_values(state, rng):
+    name = rng.choice([name for name in state if state[name].is_floating_point()])
+    spoiled = state[name].clone().reshape(-1)
+    spoiled[rng.randrange(len(spoiled))] = rng.choice((torch.nan, torch.inf, -torch.inf, 1e20, -3e38))
+    return state | {name: spoiled.reshape(state[name].shape)}
+
+
+def lose_names(state, rng):
+    gone = rng.sample(list(state), rng.choice((1, 5, 100)))
+    return {name: value for name, value in state.items() if name not in gone}
+
+
+def reshape(state, rng):
+    name = rng.choice([name for name in state if state[name].ndim])
+    return state | {name: state[name][:-1] if rng.random() < 0.5 else state[name].flatten()[None]}
+
+
+OF_BYTES = (flip_bits, flip_bits, cut, overwrite, lose)
+OF_NAMES = (swap_names, change_type, spoil_values, lose_names, reshape)
+
+
+def outcome(path, state, mutation, seed):
+    """Write a mutated file and read it. -> "the same", "refused", or what is wrong about the answer."""
+    rng = random.Random(seed)
+    if mutation in OF_BYTES:
+        path.write_bytes(mutation(bytearray(BUNDLED.read_bytes()), rng))
+    else:
+        torch.save(mutation(state, rng), path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = load_embedder(path, "mobilefacenet").state_dict()
+    except UserError as error:
+        return "refused" if str(path) in str(error) and "\n" not in str(error) else f"unclear: {error}"
+    except Exception as error:
+        return repr(error)
+    return "the same" if all(torch.equal(found[name], value) for name, value in state.items()) else "other weights"
+
+
+def wrong(state, path, seeds):
+    """-> {(mutation, seed): what is wrong}."""
+    outcomes = {(mutation.__name__, seed): outcome(path, state, mutation, seed)
+                for seed in seeds for mutation in OF_BYTES + OF_NAMES}
+    return {which: what for which, what in outcomes.items() if what not in ("the same", "refused")}
+
+
+def test_a_mutated_file_loads_as_it_was_or_is_refused(state, tmp_path):
+    assert wrong(state, tmp_path / "mutated.pth", range(2)) == {}
+
+
+@pytest.mark.faults
+def test_three_hundred_mutated_files_load_as_they_were_or_are_refused(state, tmp_path):
+    assert wrong(state, tmp_path / "mutated.pth", range(30)) == {}
