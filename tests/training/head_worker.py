@@ -131,7 +131,8 @@ def sampled(rate):
     before = None if before is None else before.clone()
     losses = train(training, 1)
     moved = training.optimizer.state[training.net.head.weight]["momentum_buffer"].ne(0).any(1)
-    return result_of(training, settings, losses) | {"before": before, "moved": distributed.gather(moved.tolist())}
+    return result_of(training, settings, losses) | {"before": before, "moved": distributed.gather(moved.tolist()),
+                                                    "labels": pictures()[1]}
 
 
 def overflow():
@@ -201,7 +202,7 @@ def work(folder, processes):
             str(case): errors_of_one_batch(*case)
             for case in ((101, 6, False), (101, 6, True), (7, 1, False), (3, 5, False), (3, 5, True))}
         results["overflow"] = overflow()
-    results["sampled"] = sampled(0.1)
+    results["sampled"] = sampled(0.5)
     return results
 
 
