@@ -30,7 +30,7 @@ from utils.evaluation.embedding import inference_copy
 from utils.evaluation.metrics import can_measure_far
 from utils.faces.images import check_input_shape
 from utils.machine import distributed
-from utils.machine.device import DEVICES, choose_device, keep_freed_memory
+from utils.machine.device import DEVICES, choose_device, describe_device, emulates_bf16, keep_freed_memory, tune_cuda
 from utils.machine.download import hash_file
 from utils.machine.errors import SettingsParser, UserError, script
 from utils.machine.files import locate
@@ -231,13 +231,19 @@ def check_settings(settings, parser):
 
 def prepare_machine(settings):
     """-> the device, after joining the other processes where torchrun started some."""
-    keep_freed_memory()
     device = distributed.start(choose_device(settings.device))
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif device.type == "cuda":
+        tune_cuda(device)
+    if settings.bf16 and emulates_bf16(device):
+        print(f"{describe_device(device)} has no instructions for bfloat16 and emulates them: --bf16 is slower there "
+              "than float32, --fp16 is not")
     if settings.fp16 and device.type == "cpu":
         raise UserError("--fp16 needs CUDA: on a CPU use --bf16")
     if settings.sample_rate < 1 and distributed.world_size() > 1 and not settings.shard_head:
         raise UserError("--sample-rate with several processes needs a head that is divided over them: add --shard-head")
-    if settings.sync_bn and device.type == "cpu":
+    if settings.sync_bn and device.type != "cuda":
         raise UserError("--sync-bn needs CUDA: add --no-sync-bn")
     if settings.batch_size % distributed.world_size():
         raise UserError(f"--batch-size {settings.batch_size} is for all processes together: make it a multiple of "

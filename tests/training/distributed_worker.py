@@ -73,7 +73,7 @@ def main(output, teacher):
     pixels = torch.randint(0, 256, (PICTURES, 112, 112, 3), dtype=torch.uint8, generator=generator)
     group = [(pixels[indices], torch.tensor(indices) % 4, torch.tensor(indices)) for indices in batches]
     loss, correct = train_one_step(training, group, Pictures)
-    loss, correct = distributed.reduce([loss / distributed.world_size(), correct], device)
+    loss, correct = distributed.reduce([loss / distributed.world_size(), correct])
     flat = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
     training.model.train()
     train_one_step(training, group, Pictures)

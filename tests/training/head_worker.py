@@ -28,6 +28,7 @@ from utils.machine import distributed
 from utils.training import resume
 from utils.training.engine import train_one_step, validate
 from utils.training.head_files import whole_weight
+from utils.training.loss_scale import LossScale
 from utils.training.optimizer import clip_gradients
 from utils.training.setup import make_net, make_training
 
@@ -92,7 +93,7 @@ def train(training, steps):
         numbers = [torch.tensor(batches.pictures_of((2 * step + half) % 4)) for half in range(2)]
         training.batch = 2 * step
         loss, correct = train_one_step(training, [(pixels[one], labels[one], one) for one in numbers], Faces)
-        results.append(distributed.reduce([loss / distributed.world_size(), correct], CPU))
+        results.append(distributed.reduce([loss / distributed.world_size(), correct]))
     return results
 
 
@@ -138,13 +139,13 @@ def sampled(rate):
 def overflow():
     """-> what all processes know of a step in which the last one's part of the head has an infinite gradient."""
     training, _ = make("--shard-head")
-    training.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=True)
+    training.scale = LossScale(True, 1024.0)
     if distributed.rank() == distributed.world_size() - 1:
         training.net.head.weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
     before = [parameter.detach().clone() for parameter in training.net.parameters()]
     train(training, 1)
     same = all(map(torch.equal, before, training.net.parameters()))
-    return distributed.gather([training.step, same, training.scaler.get_scale(), training.average.n_averaged.item()])
+    return distributed.gather([training.step, same, training.scale.value, training.average.n_averaged.item()])
 
 
 def by_logits(head, embeddings, labels, share):
@@ -184,11 +185,11 @@ def errors_of_one_batch(people, pictures, mixup):
     body.bias.grad = None
     norm = clip_gradients([*body.parameters(), head.weight], head, 0)
     expected_norm = torch.stack([gradient.square().sum() for gradient in right_gradients]).sum().sqrt()
-    mean, = distributed.reduce([losses.mean().item() / processes], CPU)
+    mean, = distributed.reduce([losses.mean().item() / processes])
     errors = [abs(mean / expected.item() - 1), relative(head.weight.grad, right_gradients[0][first:last]),
               relative(body.weight.grad, right_gradients[1]), relative(norm, expected_norm),
               (correct != right[own]).sum().item()]
-    return distributed.reduce(errors, CPU, largest=True)
+    return distributed.reduce(errors, largest=True)
 
 
 def relative(found, expected):

@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch import nn
 
-from utils.training.average import average_weights
+from utils.training.average import MovingAverage
 
 
 def test_the_average_forgets_the_start_and_then_moves_by_one_minus_the_decay():
     net = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
-    average = average_weights(net, decay=0.25)
+    average = MovingAverage(net, decay=0.25)
     expected = None
     for updates in range(5):
         value = float(10 ** updates)

@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from utils.data.dataset import mix_seeds
 from utils.faces.images import normalise
 from utils.machine import distributed
+from utils.machine.device import send
 
 ROTATION, SCALE, SHIFT = math.radians(10), 0.1, 0.1     # at most; the shift in halves of the picture
 CONTRAST, BRIGHTNESS, SATURATION = 0.25, 0.2, 0.5       # at most; the brightness in halves of the range
 ERASED = 0.4                                            # at most, of a side
+MOST_DRAWS = 5                                          # of one kind
 
 
 def augment(images, seed, epoch, batch, kinds=()):
@@ -23,7 +25,7 @@ def augment(images, seed, epoch, batch, kinds=()):
     What happens to picture i of the global batch depends on (seed, epoch, batch, i) alone: neither the number
     of workers or processes nor an interruption changes it (but mixup blends within one process's share).
     """
-    draw = Draw(mix_seeds(seed, epoch, batch), len(images), images.device)
+    draw = Draw(mix_seeds(seed, epoch, batch), 1 + MOST_DRAWS * len(kinds), len(images), images.device)
     images = normalise(images)
     images = torch.where(draw(0, 1)[:, None, None, None] < 0.5, images.flip(3), images)
     for kind in kinds:
@@ -33,15 +35,18 @@ def augment(images, seed, epoch, batch, kinds=()):
 
 
 class Draw:
-    """`draw(lowest, highest)` -> a uniform random number for each picture, float32 (B,)."""
+    """`draw(lowest, highest)`, up to `most` times -> a uniform random number for each picture, float32 (B,).
 
-    def __init__(self, seed, count, device):
-        self.generator = torch.Generator().manual_seed(seed)
-        self.count, self.device = count, device
+    All are drawn at first, on the CPU, and go to the device in one copy.
+    """
+
+    def __init__(self, seed, most, count, device):
+        generator = torch.Generator().manual_seed(seed)
+        numbers = torch.rand(most, distributed.world_size(), count, generator=generator)[:, distributed.rank()]
+        self.numbers = iter(send(numbers, device))
 
     def __call__(self, lowest, highest):
-        numbers = torch.rand(distributed.world_size(), self.count, generator=self.generator)[distributed.rank()]
-        return (lowest + (highest - lowest) * numbers).to(self.device)
+        return lowest + (highest - lowest) * next(self.numbers)
 
 
 def affine(images, draw):

@@ -221,6 +221,7 @@ def make_loaders(pictures, labels, settings, device):
         raise UserError(f"{len(training)} pictures in batches of {settings.batch_size} are fewer than two a process: "
                         "BatchNorm needs more")
     return (make_loader(training, batch_sampler=batches),
-            make_loader(validation[distributed.rank()::distributed.world_size()], batch_size=settings.batch_size)
+            make_loader(validation[distributed.rank()::distributed.world_size()],
+                        batch_size=settings.batch_size // distributed.world_size())
             if len(validation) else None)
 

@@ -11,6 +11,15 @@ class UserError(Exception):
     """Something the user can mend: the message names the file and the remedy."""
 
 
+def tell(line):
+    """Print a line on stderr; of torchrun's processes rank 0 alone does, or the first other one where it has none."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        print(line, file=sys.stderr)
+    else:
+        from utils.machine.distributed import tell_once  # it imports this file
+        tell_once(line)
+
+
 def script(main):
     """Decorate a script's main(): a UserError is reported in one line, Ctrl-C and a reader who leaves end quietly.
 
@@ -36,7 +45,7 @@ def script(main):
         # Here the traceback is gone, and with it what it held: DataLoaders have ended their workers in order.
         gc.collect()
         if status == 2:
-            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+            tell(f"{Path(sys.argv[0]).name}: {message}")
         if status:
             sys.exit(status)
     return run
@@ -57,5 +66,5 @@ class SettingsParser(argparse.ArgumentParser):
                          formatter_class=HelpFormatter, **kwargs)
 
     def error(self, message):
-        print(f"{self.prog}: {message} (see python {self.prog} --help)", file=sys.stderr)
+        tell(f"{self.prog}: {message} (see python {self.prog} --help)")
         sys.exit(2)

@@ -15,7 +15,7 @@ def describe(training, batches, val_loader, settings):
     processes = distributed.world_size()
     weights, logits = classes * dimensions * 4 / 1e6, batches.batch_size // processes * classes * 4 / 1e6
     copies = 2 + (1 if settings.optimizer_type == "sgd" else 2) + bool(training.average)
-    validated, = distributed.reduce([len(val_loader.dataset) if val_loader else 0], training.device)
+    validated, = distributed.reduce([len(val_loader.dataset) if val_loader else 0])
     for name, group in zip(GROUPS, training.optimizer.param_groups):
         count = sum(parameter.numel() for parameter in group["params"])
         yield f"weight decay {group['weight_decay']:g} on {name}: {len(group['params'])} tensors, {count:,} parameters"

@@ -62,6 +62,7 @@ class Distillation(nn.Module):
     def __init__(self, net, stages, weights):
         super().__init__()
         self.net, self.weights, self.apart = net, weights, False
+        self.leaves_parameters_out = len(stages.student) > 1 or not weights.label
         pointwise = partial(nn.Conv2d, kernel_size=1)
         entries = [nn.Identity(), *(linear_map(theirs, ours, pointwise) for ours, theirs in stages.widths[:-1])]
         self.exits = nn.ModuleList([*(linear_map(*pair, pointwise) for pair in stages.widths[:-1]),

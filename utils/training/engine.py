@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import mul
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from nets.arcface import ArcfaceNet
 from nets.head import NOBODY
@@ -16,9 +16,12 @@ from utils.data.dataset import batches_of, mix_seeds
 from utils.evaluation.embedding import inference_copy
 from utils.faces.images import normalise
 from utils.machine import distributed
+from utils.machine.device import send
 from utils.machine.errors import UserError
 from utils.machine.interrupt import StopRequest
-from utils.training.optimizer import clip_gradients, share_overflow
+from utils.training.average import MovingAverage
+from utils.training.loss_scale import LossScale
+from utils.training.optimizer import clip_gradients
 from utils.training.sampling import sampled_head
 from utils.training.schedule import Margin
 
@@ -39,8 +42,8 @@ class Training:
     accumulate: int                           # batches per optimizer step
     grad_clip: float                          # largest gradient norm; 0: no limit
     autocast_dtype: torch.dtype | None        # None: float32
-    scaler: torch.amp.GradScaler
-    average: AveragedModel | None             # the moving average of the weights
+    scale: LossScale                          # of fp16
+    average: MovingAverage | None             # the moving average of the weights
     stop: StopRequest
     memory_format: torch.memory_format        # of the network and its images
     checkpoint_every: float                   # seconds; 0: at the end of each epoch only
@@ -101,7 +104,7 @@ def train_one_epoch(training, loader, report, save, bad_pictures):
         fetched = time.perf_counter()
         due = steps and training.checkpoint_every and fetched - saved > training.checkpoint_every
         signal, due, failed, met = distributed.reduce(
-            [training.stop.received, bool(due), fault is not None, len(bad)], training.device, largest=True)
+            [training.stop.received, bool(due), fault is not None, len(bad)], largest=True)
         if met and not failed:
             fault = bad_pictures.refusal(bad)
         if signal or due or failed or fault:
@@ -164,24 +167,28 @@ def train_or_save(training, group, dataset, save):
 
 
 def enter_training_mode(training):
-    """Training mode, but for BatchNorm's statistics in the epochs in which they stay as they are."""
+    """Training mode, but for BatchNorm's statistics in the epochs in which they stay as they are: those of rank 0."""
     training.model.train()
     if training.epoch >= training.freeze_bn_from:
+        distributed.copy_buffers_of_main(training.net)
         for module in training.net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
 
 def train_one_step(training, group, dataset):
-    """One optimizer step on a list of batches. -> (mean loss, number of correct predictions without the margin)."""
+    """One optimizer step on a list of batches. -> (mean loss, number of correct predictions without the margin).
+
+    It waits for the device once, where read() does; tests/training/test_waits.py counts.
+    """
     rate = training.learning_rate(training.step)
     for parameters in training.optimizer.param_groups:
         parameters["lr"] = rate
     training.net.head.m = training.margin(training.step)
     training.objective.apart = training.step < training.hint_steps
     training.optimizer.zero_grad(set_to_none=True)
-    with sampled_head(training.net.head, training.optimizer, torch.cat([labels for _, labels, _ in group]).to(
-            training.device), training.sample_rate, mix_seeds(training.seed, training.step)):
+    with sampled_head(training.net.head, training.optimizer, send(torch.cat([labels for _, labels, _ in group]),
+                      training.device), training.sample_rate, mix_seeds(training.seed, training.step)):
         loss, correct, taken = take_step(training, group, dataset, rate)
     if taken:
         training.step += 1
@@ -192,77 +199,86 @@ def train_one_step(training, group, dataset):
 
 def take_step(training, group, dataset, rate):
     """-> loss and number correct as train_one_step, and whether the weights were moved."""
-    losses, correct = [], []
+    outcomes = []
     for number, (images, labels, _) in enumerate(group):
-        images = images.to(training.device, non_blocking=True)
-        labels = labels.to(training.device, non_blocking=True)
+        images, labels = send(images, training.device), send(labels, training.device)
         # Without this, DistributedDataParallel would average the gradients once a batch instead of once a step.
         training.model.require_backward_grad_sync = number == len(group) - 1
         images, share = augment(images, training.seed, training.epoch, training.batch + number, training.augmentations)
-        outcome = backward(training, images.contiguous(memory_format=training.memory_format), labels, share,
-                           weight=1 / len(group))
-        losses.append(outcome.loss.detach())
-        correct.append(outcome.correct.sum())
-    head, learned = training.net.head, list(training.model.parameters())
-    if training.scaler.is_enabled() and head.shard.processes > 1:
-        share_overflow(learned, head)
-    training.scaler.unscale_(training.optimizer)
-    norm = clip_gradients(learned, head, training.grad_clip)
-    # Read together: every read waits for the device.
-    loss, norm, correct = torch.stack([torch.stack(losses).mean(), norm, torch.stack(correct).sum()]).tolist()
+        outcomes.append(backward(training, images.contiguous(memory_format=training.memory_format), labels, share,
+                                 weight=1 / len(group)))
+    learned = list(training.model.parameters())
+    training.scale.unscale_(learned)
+    norm = clip_gradients(learned, training.net.head, training.grad_clip)
+    loss, correct, norm, spread = read(torch.stack([outcome.loss for outcome in outcomes]).mean(),
+                                       torch.stack([outcome.correct.sum() for outcome in outcomes]).sum(), norm,
+                                       least_spread(outcomes) if training.step % CHECK_EVERY == 0 else None)
+    check_collapse(training, spread)
     check_finite(training, loss, norm, rate, group, dataset)
-    return loss, correct, update_weights(training)
+    return loss, correct, update_weights(training, overflow=not math.isfinite(norm))
 
 
-def update_weights(training):
+def read(*numbers):
+    """Scalar tensors, or None -> floats, or None. All at once: a read waits until the device has computed them."""
+    values = iter(torch.stack([number.detach() for number in numbers if number is not None]).tolist())
+    return [None if number is None else next(values) for number in numbers]
+
+
+def update_weights(training, overflow):
     """-> whether the step was taken: not where gradients overflow fp16, which lowers the loss scale instead.
 
     Raises UserError for a loss scale at its floor.
     """
-    before = training.scaler.get_scale()
-    training.scaler.step(training.optimizer)
-    training.scaler.update()
-    after = training.scaler.get_scale()  # 1 both times without fp16
-    if after < 1:
+    if not overflow:
+        training.optimizer.step()
+    training.scale.update(overflow)
+    if training.scale.value < 1:
         raise UserError(f"the loss scale fell below 1 at step {training.step}: the gradients exceed fp16, go on with "
                         "--resume --no-fp16 --bf16 --force")
-    return after >= before
+    return not overflow
 
 
 def backward(training, images, labels, share, weight):
     """Forward and backward passes of one batch, its loss multiplied by `weight`. -> Outcome."""
     with training.autocast():
         outcome = training.model(images, labels, share)
-    training.scaler.scale(outcome.loss * weight).backward()
-    if training.step % CHECK_EVERY == 0:
-        check_collapse(training, outcome.embeddings)
-    return outcome
+    (outcome.loss * (weight * training.scale.value)).backward()
+    return outcome._replace(loss=outcome.loss.detach())
 
 
 def check_finite(training, loss, norm, rate, group, dataset):
     """Raises Diverged in every process when one has a loss or a gradient that is not finite.
 
-    Infinite gradients are normal with a loss scaler, which skips such a step; an infinite loss is not.
+    Infinite gradients are normal with a loss scale, which skips such a step; an infinite loss is not.
     """
-    bad = not math.isfinite(loss) or not (math.isfinite(norm) or training.scaler.is_enabled())
-    if any(distributed.reduce([bad], training.device)):
-        # The gradient is that of all processes, so a loss that is not finite tells whose pictures are to blame.
-        facts = distributed.gather({
-            "step": training.step, "epoch": training.epoch + 1, "lr": rate, "loss": loss, "gradient_norm": norm,
-            "pictures": [dataset.name(i) for _, _, indices in group for i in indices]})
+    bad = [not math.isfinite(loss) or not (math.isfinite(norm) or training.scale.enabled)]
+    # The gradient is that of all processes, and what spoils a loss spoils it too: only then do they ask each other. A
+    # loss that is infinite with a finite gradient ends its process alone, and the launcher the others.
+    together = not math.isfinite(norm)
+    if any(distributed.reduce(bad) if together else bad):
+        facts = {"step": training.step, "epoch": training.epoch + 1, "lr": rate, "loss": loss, "gradient_norm": norm,
+                 "pictures": [dataset.name(i) for _, _, indices in group for i in indices]}
+        facts = distributed.gather(facts) if together else [facts]
+        # The loss that is not finite tells whose pictures are to blame.
         first = next((fact for fact in facts if not math.isfinite(fact["loss"])), facts[0])
         raise Diverged(f"the loss is {first['loss']} and the gradient norm {first['gradient_norm']}", first)
 
 
-def check_collapse(training, embeddings):
-    if len(embeddings) > 1 and (embeddings - embeddings[0]).abs().max() < 1e-4:
+def least_spread(outcomes):
+    """How far an embedding is from the first of its batch, in its largest component, in the batch of the least."""
+    return torch.stack([(outcome.embeddings - outcome.embeddings[0]).abs().max() for outcome in outcomes]).min()
+
+
+def check_collapse(training, spread):
+    """spread: that of least_spread(); None where there is nothing to look at."""
+    if spread is not None and spread < 1e-4:
         raise UserError(f"all embeddings of a batch are equal at step {training.step}, the network has collapsed: "
                         "lower --init-lr")
 
 
 def epoch_totals(training):
     """The sums of the epoch so far over all processes; seconds are those of one."""
-    totals = dict(zip(training.sums, distributed.reduce(training.sums.values(), training.device)))
+    totals = dict(zip(training.sums, distributed.reduce(training.sums.values())))
     for name in ("seconds", "waiting"):
         totals[name] /= distributed.world_size()
     return totals
@@ -274,12 +290,12 @@ def epoch_means(sums):
             "images_per_second": sums["images"] / sums["seconds"], "waiting": sums["waiting"] / sums["seconds"]}
 
 
-def filled_up(batches, loader, device):
+def filled_up(batches, loader):
     """Yield as many and as large batches in every process, as a head whose classes are divided needs.
 
     What is added is grey, has the label NOBODY and is not among the numbers of the pictures.
     """
-    most, = map(int, distributed.reduce([len(loader.dataset)], device, largest=True))
+    most, = map(int, distributed.reduce([len(loader.dataset)], largest=True))
     shape = (*loader.dataset.input_shape[:2], 3)
     nothing = torch.zeros(0, *shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     for first in range(0, most, loader.batch_size):
@@ -299,20 +315,22 @@ def validate(training, loader, bad_pictures):
     net = inference_copy(training.evaluated)
     net.head = training.evaluated.head
     net.head.m = training.margin.m
-    loss, correct, count, bad = 0.0, 0.0, 0, []
+    losses, correct, counts, bad = [], [], [], []
     batches = batches_of(loader)
     if net.head.shard.processes > 1:
-        batches = filled_up(batches, loader, training.device)
+        batches = filled_up(batches, loader)
     for images, labels, used in batches:
-        bad += loader.dataset.replaced(range(count, count + len(used)), used.tolist())
-        images, labels = normalise(images.to(training.device)), labels.to(training.device)
+        first = sum(counts)
+        bad += loader.dataset.replaced(range(first, first + len(used)), used.tolist())
+        images, labels = normalise(send(images, training.device)), send(labels, training.device)
         with training.autocast():
             outcome = training.objective.evaluate(net, images, labels)
-        loss += outcome.loss.item() * len(used)
-        correct += outcome.correct.sum().item()
-        count += len(used)
+        losses.append(outcome.loss)
+        correct.append(outcome.correct.sum())
+        counts.append(len(used))
     bad_pictures.note(bad)
-    loss, correct, count = distributed.reduce([loss, correct, count], training.device)
+    figures = read(*losses, *correct)  # once, at the end
+    loss, correct, count = distributed.reduce([sum(map(mul, figures, counts)), sum(figures[len(counts):]), sum(counts)])
     if not math.isfinite(loss):  # with weights that are finite: what is between them and the embeddings is not
         raise UserError(f"the validation loss is {loss / count} after epoch {training.epoch}: lower --init-lr, or "
                         "train without --fp16 and --bf16")

@@ -23,6 +23,7 @@ class LabelLoss(nn.Module):
     def __init__(self, net):
         super().__init__()
         self.net, self.maps, self.apart = net, nn.ModuleList(), False
+        self.leaves_parameters_out = False  # whether there are steps whose loss does not depend on all parameters
 
     def compiled_modules(self):
         """What torch.compile speeds up."""

@@ -29,10 +29,9 @@ def make_optimizer(named_parameters, settings, learning_rate):
     layer = BACKBONES[settings.backbone].embedding_layer
     groups = decay_groups(named_parameters, layer, settings.weight_decay, on_head)
     if settings.optimizer_type == "sgd":
-        # Fused SGD fails on parameters whose gradients begin later than the others', as the head's may with a teacher,
-        # and a first step that overflows fp16 leaves it momentum that was never written.
+        # Fused SGD fails on parameters whose gradients begin later than the others', as the head's may with a teacher.
         return torch.optim.SGD(groups, learning_rate, settings.momentum, nesterov=settings.momentum > 0,
-                               fused=not (settings.teacher or settings.fp16))
+                               fused=not settings.teacher)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer_type]
     return kind(groups, learning_rate, betas=(settings.momentum, 0.999), fused=True)
 
@@ -42,24 +41,11 @@ def clip_gradients(parameters, head, largest):
 
     Of a head whose classes are divided the other processes' parts count too, and in all processes alike.
     """
-    if head.shard.processes == 1:
-        return nn.utils.clip_grad_norm_(parameters, largest or torch.inf)
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    replicated = nn.utils.clip_grad_norm_([one for one in parameters if one is not head.weight], torch.inf)
-    norm = torch.hypot(replicated, norm_of_shards(head))
+    divided = head.shard.processes > 1
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None
+                                    and not (divided and parameter is head.weight)])
+    if divided:
+        norm = torch.hypot(norm, head.shard.sum_(torch.linalg.vector_norm(head.weight.grad).square()).sqrt())
     if largest:
-        torch._foreach_mul_([parameter.grad for parameter in parameters], (largest / (norm + 1e-6)).clamp_max(1))
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
-
-
-def norm_of_shards(head):
-    return head.shard.sum_(torch.linalg.vector_norm(head.weight.grad).square()).sqrt()
-
-
-def share_overflow(parameters, head):
-    """Make a gradient that is not finite in one process's part of the head known to GradScaler in all of them.
-
-    It looks at the gradients of its own process, and would skip the step in that one alone.
-    """
-    first = next(one for one in parameters if one.grad is not None and one is not head.weight)
-    first.grad.view(-1)[:1].add_(norm_of_shards(head) * 0)  # inf * 0 is NaN

@@ -93,7 +93,7 @@ def save_checkpoint(training, run, settings, data_sha256):
     head = training.net.head
     state = {
         "model": model, "maps": training.objective.maps.state_dict(), "optimizer": optimizer,
-        "scaler": training.scaler.state_dict(), "average": average, "shards": head.shard.processes,
+        "scaler": training.scale.state_dict(), "average": average, "shards": head.shard.processes,
         "people": head.classes, "step": training.step, "epoch": training.epoch, "batch": training.batch, "sums": sums,
         "random": random_states, "rows": run.rows, "settings": kept, "data": data_sha256,
     }
@@ -128,8 +128,7 @@ def restore(training, run, state, data_sha256, force):
         training.net.load_state_dict(state["model"])
         training.objective.maps.load_state_dict(state["maps"])
         restore_optimizer(training.optimizer, copy.deepcopy(state["optimizer"]))  # else it would stay on the disk
-        if training.scaler.is_enabled() and state["scaler"]:
-            training.scaler.load_state_dict(state["scaler"])
+        training.scale.load_state_dict(state["scaler"])
         if training.average and state["average"]:
             training.average.load_state_dict(state["average"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -177,7 +176,8 @@ def get_random_state(device):
     """Every generator of this process, as plain types and tensors."""
     numpy = np.random.get_state()
     return {"python": random.getstate(), "numpy": [numpy[0], numpy[1].tolist(), *numpy[2:]],
-            "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
+            "torch": torch.get_rng_state(),
+            "cuda": None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()}  # or of "mps"
 
 
 def set_random_state(state, device):
@@ -185,5 +185,5 @@ def set_random_state(state, device):
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state((state["numpy"][0], np.array(state["numpy"][1], np.uint32), *state["numpy"][2:]))
     torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type != "cpu" and state["cuda"] is not None:
+        torch.get_device_module(device).set_rng_state(state["cuda"])

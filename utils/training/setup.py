@@ -6,9 +6,10 @@ from nets.shards import WHOLE, Shard
 from utils.machine import distributed
 from utils.machine.files import locate
 from utils.machine.interrupt import StopRequest
-from utils.training.average import average_weights
+from utils.training.average import MovingAverage
 from utils.training.distillation import Distillation, Weights, matched_stages, one_stage
 from utils.training.engine import Training
+from utils.training.loss_scale import LossScale
 from utils.training.objective import LabelLoss
 from utils.training.optimizer import make_optimizer
 from utils.training.schedule import LearningRate, Margin, scale_learning_rate
@@ -77,8 +78,8 @@ def make_training(net, batches, settings, device):
         margin=Margin(settings.m, settings.margin_warmup_epochs * steps_per_epoch),
         device=device, seed=settings.seed, accumulate=settings.accumulate, grad_clip=settings.grad_clip,
         autocast_dtype=torch.float16 if settings.fp16 else torch.bfloat16 if settings.bf16 else None,
-        scaler=torch.amp.GradScaler(device.type, enabled=settings.fp16),
-        average=average_weights(net, settings.ema) if settings.ema else None, stop=StopRequest(),
+        scale=LossScale(settings.fp16),
+        average=MovingAverage(net, settings.ema) if settings.ema else None, stop=StopRequest(),
         memory_format=memory_format(settings), augmentations=tuple(settings.augment),
         freeze_bn_from=settings.epochs - settings.freeze_bn_epochs,
         hint_steps=round(settings.hint_epochs * steps_per_epoch), checkpoint_every=60 * settings.checkpoint_every,

@@ -1,4 +1,5 @@
 """Weight files (bare state dicts, the published format) and training checkpoints, read and written safely."""
+import copy
 import functools
 import warnings
 from pathlib import Path
@@ -21,10 +22,11 @@ from utils.weights.wrapping import unwrap
 
 
 def save(content, path):
-    """Write a state dict or a checkpoint of plain types and tensors: all of it or nothing.
+    """Write a state dict or a checkpoint of plain types and tensors: all of it or nothing, and all on the CPU.
 
     Raises Implausible for values that no network has, and UserError where the file cannot be written.
     """
+    content = on_cpu(content)
     if name := find_implausible(content):
         raise Implausible(f"{name} holds values that are not finite or huge, {path} is not written")
     with atomic_write(path) as temporary:
@@ -32,6 +34,18 @@ def save(content, path):
             torch.save(content, temporary)
         except RuntimeError as error:  # what torch's writer raises on a full disk, without saying so
             raise OSError(f"is the disk full? {first_line(error)}") from error
+
+
+def on_cpu(content):
+    """Nested dicts and lists -> the same with every tensor on the CPU."""
+    if isinstance(content, torch.Tensor):
+        return content.cpu()
+    if not isinstance(content, dict | list):
+        return content
+    moved = copy.copy(content)  # a state dict stays one
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        moved[key] = on_cpu(value)
+    return moved
 
 
 def read(path, remedy="give the path of a .pth file", mmap=False):
