@@ -1,7 +1,7 @@
 """utils/training/average.py: the moving average of a network's weights."""
 import pytest
 import torch
-from torch import nn
+from torch import nn, optim
 
 from utils.training.average import MovingAverage
 
@@ -23,3 +23,12 @@ def test_the_average_forgets_the_start_and_then_moves_by_one_minus_the_decay():
         assert average.module[0].weight.item() == pytest.approx(expected, rel=1e-5)
         assert average.module[1].running_mean.item() == pytest.approx(expected, rel=1e-5)
         assert average.module[1].num_batches_tracked.item() == updates
+
+
+def test_its_state_is_that_of_pytorchs_averaged_model():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    theirs = optim.swa_utils.AveragedModel(net, use_buffers=True)
+    theirs.update_parameters(net)
+    ours = MovingAverage(net, 0.9)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.n_averaged == 1 and ours.state_dict().keys() == theirs.state_dict().keys()

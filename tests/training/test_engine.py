@@ -91,6 +91,21 @@ def test_a_loss_scale_at_its_floor_is_named_at_once(batch):
         train_one_step(training, [batch], PICTURES)
 
 
+def test_the_loss_scale_grows_after_many_good_steps_and_goes_on_from_a_grad_scalers_state():
+    scale = LossScale(True, 1024.0)
+    scale.load_state_dict({"scale": 512.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000,
+                           "_growth_tracker": 1998})
+    values = []
+    for overflow in (False, False, False, True):
+        scale.update(overflow)
+        values.append(scale.value)
+    assert values == [512, 1024, 1024, 512] and scale.state_dict() == {"scale": 512.0, "_growth_tracker": 0}
+    off = LossScale(False)
+    off.load_state_dict({})
+    off.update(False)
+    assert off.value == 1 and off.state_dict() == {}
+
+
 @pytest.mark.parametrize("error, saved", [
     (torch.OutOfMemoryError("out of memory"), 1), (UserError("the network has collapsed"), 0)])
 def test_an_error_of_a_step_comes_after_the_state_is_saved_unless_it_is_of_the_state(batch, tmp_path, error, saved):
