@@ -26,7 +26,7 @@ from utils.training.engine import (
 from utils.training.run import Run
 from utils.training.setup import make_net, make_training
 
-PICTURES = SimpleNamespace(paths=[f"picture {number}" for number in range(8)])
+PICTURES = SimpleNamespace(name=lambda number: f"picture {number}")
 
 
 def make(*arguments):
@@ -48,7 +48,7 @@ def batch():
 
 class loader_of(list):
     """Stands for a DataLoader of such batches, whose pictures all open."""
-    dataset = SimpleNamespace(paths=PICTURES.paths, replaced=lambda asked, used: [])
+    dataset = SimpleNamespace(name=PICTURES.name, replaced=lambda asked, used: [])
     batch_sampler, num_workers = EpochBatches(8, 4, 1), 0
 
 
