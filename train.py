@@ -24,6 +24,7 @@ from utils.data.annotation import check_there, check_trainable, read_annotation,
 from utils.data.augmentation import KINDS, augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
+from utils.data.records import holds_records, read_records_of
 from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
 from utils.evaluation.metrics import can_measure_far
@@ -53,6 +54,8 @@ def make_parser():
     data.add_argument("--annotation-path", default="cls_train.txt", help="the list that txt_annotation.py wrote")
     data.add_argument("--datasets-path", metavar="DIR", help="where the folders of the people are now, if they have "
                       "moved since (default: where the list says)")
+    data.add_argument("--rec", metavar="DIR", help="instead of a list: the folder of insightface's train.rec, or of "
+                      "several .rec files of one set, which are read as they are")
     data.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"),
                       help="height and width that every picture is brought to")
     data.add_argument("--letterbox-image", action=switch, default=True,
@@ -294,6 +297,22 @@ def print_best(run):
           f"    python predict.py A.jpg B.jpg --model-path {folder}", flush=True)
 
 
+def read_training_set(settings):
+    """-> (PackedPaths or Records, int32 tensor of labels, the names of the people, a SHA-256 that tells the set)."""
+    folder = settings.rec or (settings.annotation_path if holds_records(settings.annotation_path) else None)
+    if folder:
+        pictures, labels, skipped = read_records_of(folder)
+        for record, reason in skipped:
+            print(f"skipped {record}: {reason}")
+        check_trainable(labels, folder)
+        return pictures, labels, [str(label) for label in range(int(labels.max()) + 1)], pictures.sha256(labels)
+    path = settings.annotation_path
+    pictures, labels = read_annotation(path, settings.datasets_path)
+    check_trainable(labels, path)
+    check_there(pictures, path, settings.max_bad_pictures)
+    return pictures, labels, read_names(path, int(labels.max()) + 1), hash_file(path)
+
+
 def find_benchmark(settings):
     """-> the Pairs to evaluate after each epoch, or None where there are none and none are asked for."""
     there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
@@ -313,15 +332,12 @@ def main():
     settings, state = parse_settings()
     check_input_shape(settings.input_shape)
     device = prepare_machine(settings)
-    paths, labels = read_annotation(settings.annotation_path, settings.datasets_path)
-    check_trainable(labels, settings.annotation_path)
-    check_there(paths, settings.annotation_path, settings.max_bad_pictures)
-    data_sha256 = hash_file(settings.annotation_path)
+    pictures, labels, names, data_sha256 = read_training_set(settings)
     pairs = find_benchmark(settings)
-    net = make_net(settings, max(labels) + 1, device)
+    net = make_net(settings, len(names), device)
     if state is None:
         load_weights(net, settings)
-    loader, val_loader = make_loaders(paths, labels, settings, device)
+    loader, val_loader = make_loaders(pictures, labels, settings, device)
     batches = loader.batch_sampler
     training = make_training(net, batches, settings, device)
     images, sample_labels, _ = default_collate([loader.dataset[index] for index in batches.pictures_of(0)])
@@ -337,7 +353,6 @@ def main():
     print("\n".join([*describe(training, batches, val_loader, settings), *batches.advice()]))
 
     images, _ = augment(images.to(device), settings.seed, 0, 0, settings.augment)
-    names = read_names(settings.annotation_path, max(labels) + 1)
     run.save_batch_picture(images, [names[label] for label in sample_labels])
     left = (settings.epochs - training.epoch) * len(batches) - training.batch
     print(compile_if_wanted(training, settings, left * batches.batch_size, images, sample_labels.to(device)))

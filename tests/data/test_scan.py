@@ -8,6 +8,7 @@ from scanning import Bar, draw, make_people, reasons, scan
 
 from utils.data import scan as module
 from utils.data.dataset import FaceDataset
+from utils.data.packed_paths import pack
 from utils.machine.errors import UserError
 
 
@@ -119,7 +120,7 @@ def test_a_damaged_jpeg_that_decodes_is_listed_and_told_by_its_name_alone(tmp_pa
     [(path, warning)] = found.damaged
     assert path == str(tmp_path / "ann" / "1.jpg") and "Corrupt JPEG data: 36 extraneous bytes" in warning
     assert any(line.startswith("1 damaged pictures decode in part") for line in found.hints)
-    pixels = FaceDataset([path], [0], [112, 112], True)[0][0]
+    pixels = FaceDataset(pack([path]), [0], [112, 112], True)[0][0]
     assert pixels.shape == (112, 112, 3) and capfd.readouterr() == ("", "")
 
 
