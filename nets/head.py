@@ -5,9 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nets.class_sums import ClassSums
+
 
 class MarginHead(nn.Module):
     """Embeddings (B, in_features) and labels (B,) -> scaled logits (B, out_features), float32.
+
+    `losses` is what training uses: the same without the logits, in a third of their memory.
 
     logits = s * cos(theta) between the embedding and each identity's row of `weight`, except the target's, which is
     s * margin(cos(theta)). A head is a class that defines `margin`; it is chosen by its name in nets/arcface.py.
@@ -38,11 +42,33 @@ class MarginHead(nn.Module):
         self.check_labels(labels)
         # float32 whatever autocast says: a bf16 cosine is wrong by up to 0.002, 0.13 logits at s = 64.
         with torch.autocast(embeddings.device.type, enabled=False):
-            cosine = F.linear(F.normalize(embeddings.float()), F.normalize(self.weight.float()))
+            cosine = F.linear(F.normalize(embeddings.to(self.weight.dtype)), F.normalize(self.weight))
             target = cosine.gather(1, labels[:, None])
             self.target_cosine = target.detach()
             # Only the B target entries change, so the margin costs B numbers and no one-hot matrix.
             return (cosine * self.s).scatter_(1, labels[:, None], self.add_margin(target) * self.s)
+
+    def losses(self, embeddings, labels, share=None):
+        """-> (losses (B,), correct (B,) bool) of each picture: the cross-entropy of its logits, and `correct`.
+
+        share: what mixup left of each picture, (B,); the rest of it is the picture before, and counts for that one's
+        label. The logits are those of `forward`, but for what a sum of C numbers is rounded to. One backward pass:
+        another one, or a gradient of the gradient, raises RuntimeError.
+        """
+        self.check_labels(labels)
+        targets = labels[:, None] if share is None else torch.stack([labels, labels.roll(1)], 1)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = F.normalize(embeddings.to(self.weight.dtype))
+            cosine, rest, largest = ClassSums.apply(embeddings, self.weight, targets, self.s)
+            plain, shifted = cosine * self.s, self.add_margin(cosine) * self.s
+            if share is None:
+                return logistic_loss(shifted[:, 0] - rest), plain[:, 0] > largest
+            # In the loss of either target the other one is a class like all the rest, unless both are of one person.
+            same = targets[:, :1] == targets[:, 1:]
+            other = plain.flip(1).masked_fill(same, torch.finfo(plain.dtype).min)
+            losses = logistic_loss(shifted - torch.logaddexp(rest[:, None], other))
+            return (share * losses[:, 0] + (1 - share) * losses[:, 1],
+                    plain[:, 0] > torch.maximum(largest, other[:, 0]))
 
     def add_margin(self, cosine):
         """`margin`, but with easy_margin only where cos(theta) > 0."""
@@ -71,6 +97,11 @@ class MarginHead(nn.Module):
         cosine = torch.tensor([side, -side])
         shift = (self.add_margin(cosine) - cosine).mean().item()
         return math.log(classes) + self.s ** 2 / (2 * dimensions) - self.s * shift
+
+
+def logistic_loss(lead):
+    """log(1 + exp(-lead)): the cross-entropy of a target whose logit is ahead of the sum of the others by `lead`."""
+    return F.softplus(-lead, threshold=60)  # beyond it the loss is linear to the last digit even of float64
 
 
 class ArcMarginProduct(MarginHead):

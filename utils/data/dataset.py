@@ -111,10 +111,11 @@ def decode_color_jpeg(source):
 
 
 def left_to_pillow(content):
-    """Whether the bytes of a JPEG are not in colour, may be turned by EXIF or XMP, or may be too large to decode."""
+    """Whether bytes are no JPEG, or one that is not in colour, or may be turned by EXIF or XMP, or may be too large."""
     sizes = [int.from_bytes(height, "big") * int.from_bytes(width, "big")
              for height, width in COLOUR_FRAME.findall(content)]
-    return not 0 < max(sizes, default=0) <= MOST_PIXELS or b"Exif\0\0" in content or b"ns.adobe.com/xap" in content
+    return (not content.startswith(b"\xff\xd8\xff") or not 0 < max(sizes, default=0) <= MOST_PIXELS
+            or b"Exif\0\0" in content or b"ns.adobe.com/xap" in content)
 
 
 class EpochBatches:

@@ -2,7 +2,6 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 
@@ -38,10 +37,5 @@ class LabelLoss(nn.Module):
 
 def label_loss(head, embeddings, labels, share=None):
     """-> (mean cross-entropy, correct (B,) float). With mixup both people in a picture count by their shares."""
-    logits = head(embeddings, labels)
-    correct = head.correct(logits, labels).float()
-    if share is None:
-        return F.cross_entropy(logits, labels), correct
-    losses, others = F.cross_entropy(logits, labels, reduction="none"), labels.roll(1)
-    other_losses = F.cross_entropy(head(embeddings, others), others, reduction="none")
-    return (share * losses + (1 - share) * other_losses).mean(), correct
+    losses, correct = head.losses(embeddings, labels, share)
+    return losses.mean(), correct.float()
