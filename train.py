@@ -34,9 +34,10 @@ from utils.training.benchmarks import measure, read_benchmarks
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
 from utils.training.engine import Diverged, Interrupted, epoch_means, epoch_totals, train_one_epoch, validate
+from utils.training.head_files import whole_weight
 from utils.training.progress import Progress
 from utils.training.run import Run, best_row, commit
-from utils.training.setup import load_weights, make_net, make_training
+from utils.training.setup import load_weights, make_net, make_training, saves_head
 from utils.weights import checkpoint
 
 DEFAULT_BACKBONE = "mobilefacenet"
@@ -77,6 +78,10 @@ def make_parser():
                          help="ask for no margin while a picture is more than a right angle from its person")
     network.add_argument("--margin-warmup-epochs", type=float, default=0,
                          help="let the margin grow from 0 to --m over the first N epochs")
+    network.add_argument("--shard-head", action=switch, default=False,
+                         help="divide the people's rows of the head over torchrun's processes")
+    network.add_argument("--sample-rate", type=float, default=1.0, metavar="R",
+                         help="train on a batch's own people and a random part of the others, R of all (Partial FC)")
     teacher = parser.add_argument_group("learning from another network")
     teacher.add_argument("--teacher", default="", metavar="WEIGHTS",
                          help="learn to give the embeddings of this network, the teacher")
@@ -126,6 +131,9 @@ def make_parser():
     results = parser.add_argument_group("results")
     results.add_argument("--save-dir", default="logs", help="where the run makes its folder")
     results.add_argument("--save-period", type=int, default=1, help="keep the weights of every N-th epoch")
+    results.add_argument("--save-head", action=switch,
+                         help="keep the head in the weights of the epochs (default: up to 100,000 people); last.pt "
+                              "always has it")
     results.add_argument("--checkpoint-every", type=float, default=0, metavar="MINUTES",
                          help="write last.pt this often too, not only after each epoch")
     results.add_argument("--resume", nargs="?", const="", metavar="RUN",
@@ -205,6 +213,10 @@ def check_settings(settings, parser):
     settings.teacher_sha256 = hash_file(settings.teacher) if Path(settings.teacher).is_file() else None
     if settings.eval and settings.lfw_eval is not None:
         parser.error("--eval and --lfw-eval exclude each other: name lfw among those of --eval")
+    if not 0 < settings.sample_rate <= 1:
+        parser.error("--sample-rate must be above 0 and at most 1")
+    if settings.teacher and (settings.shard_head or settings.sample_rate < 1):
+        parser.error("--shard-head and --sample-rate are for training on labels: leave out --teacher")
     settings.augment = [kind for word in settings.augment for kind in word.split(",")]
     unknown = [kind for kind in settings.augment if kind not in KINDS]
     if unknown:
@@ -226,6 +238,8 @@ def prepare_machine(settings):
     device = distributed.start(choose_device(settings.device))
     if settings.fp16 and device.type == "cpu":
         raise UserError("--fp16 needs CUDA: on a CPU use --bf16")
+    if settings.sample_rate < 1 and distributed.world_size() > 1 and not settings.shard_head:
+        raise UserError("--sample-rate with several processes needs a head that is divided over them: add --shard-head")
     if settings.sync_bn and device.type == "cpu":
         raise UserError("--sync-bn needs CUDA: add --no-sync-bn")
     if settings.batch_size % distributed.world_size():
@@ -248,12 +262,19 @@ def finish_epoch(training, run, val_loader, benchmarks, bad_pictures, settings):
     row |= measure(training.evaluated, benchmarks, settings)
     row |= {"images_per_second": means["images_per_second"], "data_wait": means["waiting"]}
     run.log(row)
-    weights = training.evaluated.state_dict()
-    if not settings.label_weight:
-        del weights["head.weight"]  # of this run it has learned nothing
-    run.save_weights(weights, settings.save_period, settings.epochs)
+    run.save_weights(weights_to_save(training, settings), settings.save_period, settings.epochs)
     print(f"epoch {training.epoch}/{settings.epochs}  " + "  ".join(
         f"{name} {value:.5g}" for name, value in row.items() if name != "epoch" and not math.isnan(value)), flush=True)
+
+
+def weights_to_save(training, settings):
+    """-> the state dict of the evaluated network, whole; the head is left out where it is not wanted."""
+    weights, head = training.evaluated.state_dict(), training.evaluated.head
+    if settings.label_weight and saves_head(settings, head.classes):  # without a weight it has learned nothing
+        weights["head.weight"] = whole_weight(head)
+    else:
+        del weights["head.weight"]
+    return weights
 
 
 def train(training, run, loader, val_loader, benchmarks, data_sha256, settings):
@@ -329,9 +350,10 @@ def main():
     run = Run.start(settings) if state is None else Run(Path(settings.resume).parent)
     if state is not None:
         resume.restore(training, run, state, data_sha256, settings.force)
+        state = None  # it would keep its file open, and a second network in memory
         if training.epoch >= settings.epochs:
             raise UserError(f"{run.folder} has finished its {settings.epochs} epochs: give more --epochs, with --force")
-    run.origin = {"commit": commit(), "data_sha256": data_sha256, "people": len(net.head.weight),
+    run.origin = {"commit": commit(), "data_sha256": data_sha256, "people": net.head.classes,
                   "settings": vars(settings)}
     print(f"run: {run.folder}; all settings: settings.json; TensorBoard events: "
           f"{'yes' if run.open_tensorboard() else 'no, tensorboard is not installed'}")
