@@ -71,7 +71,7 @@ def main():
     first = draw_pictures(settings.folder, settings.first, settings.most, settings.groups)
     second = draw_pictures(settings.folder, settings.second, settings.most, settings.groups)
     crop = partial(shrink, size=settings.shrink) if settings.shrink else open_image
-    cosines = arcface.embed_anything(first, crop=crop) @ arcface.embed_anything(second).T
+    cosines = arcface.embed(first, crop=crop) @ arcface.embed(second, crop=open_image).T
     distances = np.sqrt(np.maximum(0, 2 - 2 * cosines))
     same_file = np.array(list(map(str, first)))[:, None] == list(map(str, second))
     same = people_of(first, settings.groups)[:, None] == people_of(second, settings.groups)
