@@ -78,7 +78,7 @@ class FaceDataset(Dataset):
 def load_picture(source, input_shape, letterbox):
     """What `preprocess` makes of a path or StoredPicture, bit for bit, as a uint8 tensor (H, W, 3).
 
-    In two thirds of the time.
+    In four fifths of the time (benchmarks/loader_speed.py).
     """
     with caught_stderr():  # libjpeg's warnings, which txt_annotation.py has told with the names of the files
         pixels = decode_color_jpeg(source)
