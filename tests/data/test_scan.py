@@ -69,6 +69,11 @@ def test_strays_never_become_classes_and_each_is_told_with_its_reason(tmp_path):
     assert str(tmp_path) not in "".join(found.values())
 
 
+def test_a_root_whose_name_no_line_can_hold_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="a line break in the name: give the folder another"):
+        scan(make_people(tmp_path / "a\nb", ann=1))
+
+
 @pytest.mark.parametrize("break_", ["\n", "\r", "\r\n"])
 def test_a_line_break_in_a_name_is_skipped(tmp_path, break_):
     make_people(tmp_path, ann=1)

@@ -36,7 +36,7 @@ class Person(NamedTuple):
     skipped: list         # everything that was left out
     damaged: list         # of the pictures, those of which libjpeg could not read all
     unaligned: list       # of the pictures, those larger than an aligned crop
-    changed: int          # when the folder last was, in ns, before it was listed
+    changed: int | None   # changed_at() of the folder before it was listed
 
 
 def list_root(root):
@@ -46,6 +46,8 @@ def list_root(root):
     """
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder: make one folder per person in it, or give --datasets-path")
+    if unwritable(str(root)):
+        raise UserError(f"{str(root)!a} has {unwritable(str(root))}: give the folder another")
     names, skipped = [], []
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
         reason = BESIDE if not entry.is_dir() else unwritable(entry.name) or (
@@ -74,6 +76,14 @@ def list_person(folder):
     return candidates, skipped
 
 
+def changed_at(folder):
+    """When a file was last added to a folder or removed, in ns; None for one that is not to be read."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+
+
 def unwritable(name):
     """Why a name cannot stand in a line of UTF-8 text, or None."""
     if "\n" in name or "\r" in name:
@@ -95,12 +105,12 @@ def scan_people(root, names, progress, check=True):
     with decoders() as decode, progress(total=len(names)) as bar:
         for number, name in enumerate(names, 1):
             folder = os.path.join(root, name)
-            changed = os.stat(folder).st_mtime_ns
+            changed = changed_at(folder)
             candidates, skipped = list_person(folder)
             cut = [candidates[start:start + PART] for start in range(0, len(candidates), PART)] if check else []
             waiting.append((folder, changed, candidates, skipped, [decode(part) for part in cut]))
             parts, seen = parts + len(cut), seen + len(candidates)
-            while waiting and (parts >= most or number == len(names)):
+            while waiting and (parts >= most or number == len(names) or all(part.done() for part in waiting[0][-1])):
                 parts -= len(waiting[0][-1])
                 yield judge(*waiting.popleft())
                 bar.set_postfix_str(f"{seen} pictures", refresh=False)
@@ -156,7 +166,8 @@ def examine(paths):
                 reason, aligned = None, looks_aligned(size)
             except UserError as error:
                 reason, aligned = reason_of(error, path), True
-        found.append((reason, " ".join(printed.text.split()), aligned))
+        warning = " ".join(printed.text.split()) if "JPEG" in printed.text else ""  # libtiff's are of no account
+        found.append((reason, warning, aligned))
     return found
 
 

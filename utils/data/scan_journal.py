@@ -3,7 +3,7 @@ import json
 import os
 from pathlib import Path
 
-from utils.data.scan import Person
+from utils.data.scan import Person, changed_at
 from utils.machine.errors import UserError
 
 
@@ -47,7 +47,8 @@ def count_known(root, names, path, head):
         with open(path, "rb") as file:
             for line in file:
                 fields = json.loads(line)  # ValueError for a line that was cut off
-                if length and (known == len(names) or fields[:2] != [names[known], changed_at(root, names[known])]):
+                if length and (known == len(names) or fields[:2] != [
+                        names[known], changed_at(os.path.join(root, names[known]))]):
                     break
                 if not length and fields != head:
                     break
@@ -55,11 +56,6 @@ def count_known(root, names, path, head):
     except (OSError, ValueError):
         pass
     return known, length
-
-
-def changed_at(root, name):
-    """When a file was last added to a person's folder or removed, in ns."""
-    return os.stat(os.path.join(root, name)).st_mtime_ns
 
 
 def encode(fields):
