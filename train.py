@@ -15,7 +15,6 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from torch.utils.data import default_collate
 
@@ -24,16 +23,14 @@ from utils.data.annotation import check_there, check_trainable, read_annotation,
 from utils.data.augmentation import KINDS, augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
-from utils.evaluation import lfw
-from utils.evaluation.embedding import inference_copy
-from utils.evaluation.metrics import can_measure_far
+from utils.data.records import holds_records, read_records_of
 from utils.faces.images import check_input_shape
 from utils.machine import distributed
 from utils.machine.device import DEVICES, choose_device, keep_freed_memory
 from utils.machine.download import hash_file
 from utils.machine.errors import SettingsParser, UserError, script
-from utils.machine.files import locate
 from utils.training import resume
+from utils.training.benchmarks import measure, read_benchmarks
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
 from utils.training.engine import Diverged, Interrupted, epoch_means, epoch_totals, train_one_epoch, validate
@@ -44,7 +41,7 @@ from utils.training.setup import load_weights, make_net, make_training, saves_he
 from utils.weights import checkpoint
 
 DEFAULT_BACKBONE = "mobilefacenet"
-RESULTS = "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lfw_accuracy", "val_at_far"  # columns of log.csv
+NO_RESULTS = "epoch", "lr", "images_per_second", "data_wait"  # columns of log.csv
 
 
 def make_parser():
@@ -54,6 +51,8 @@ def make_parser():
     data.add_argument("--annotation-path", default="cls_train.txt", help="the list that txt_annotation.py wrote")
     data.add_argument("--datasets-path", metavar="DIR", help="where the folders of the people are now, if they have "
                       "moved since (default: where the list says)")
+    data.add_argument("--rec", metavar="DIR", help="instead of a list: the folder of insightface's train.rec, or of "
+                      "several .rec files of one set, which are read as they are")
     data.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"),
                       help="height and width that every picture is brought to")
     data.add_argument("--letterbox-image", action=switch, default=True,
@@ -142,6 +141,11 @@ def make_parser():
     results.add_argument("--force", action="store_true", help="go on although settings or pictures differ")
     results.add_argument("--lfw-eval", action=switch,
                          help="measure the network on LFW after every epoch (default: where --lfw-dir is there)")
+    results.add_argument("--eval", nargs="+", metavar="BENCHMARK",
+                         help="measure it on these instead: lfw, and insightface's files such as agedb_30.bin "
+                              "(default: as --lfw-eval says)")
+    results.add_argument("--best-by", choices=("first", "mean"), default="first",
+                         help="which accuracy best.pth goes by: the first benchmark's, or the mean of all")
     results.add_argument("--lfw-dir", default="lfw", help="the aligned pictures of LFW")
     results.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt", help="LFW's official list of pairs")
     machine = parser.add_argument_group("machine")
@@ -207,6 +211,8 @@ def check_settings(settings, parser):
     settings.teacher = settings.teacher and str(checkpoint.find_weights(settings.teacher))
     settings.model_path = settings.model_path and str(checkpoint.find_weights(settings.model_path))
     settings.teacher_sha256 = hash_file(settings.teacher) if Path(settings.teacher).is_file() else None
+    if settings.eval and settings.lfw_eval is not None:
+        parser.error("--eval and --lfw-eval exclude each other: name lfw among those of --eval")
     if not 0 < settings.sample_rate <= 1:
         parser.error("--sample-rate must be above 0 and at most 1")
     if settings.teacher and (settings.shard_head or settings.sample_rate < 1):
@@ -242,24 +248,19 @@ def prepare_machine(settings):
     return device
 
 
-def finish_epoch(training, run, val_loader, pairs, bad_pictures, settings):
+def finish_epoch(training, run, val_loader, benchmarks, bad_pictures, settings):
     """Measure the epoch that has ended, log it and save the weights; every process takes part, rank 0 writes."""
     means = epoch_means(epoch_totals(training))
     training.epoch, training.batch, training.sums = training.epoch + 1, 0, {}
     row = {"epoch": training.epoch, "lr": training.learning_rate(training.step - 1),
            "train_loss": means["loss"], "train_accuracy": means["accuracy"],
-           "val_loss": math.nan, "val_accuracy": math.nan, "lfw_accuracy": math.nan, "val_at_far": math.nan,
-           "images_per_second": means["images_per_second"], "data_wait": means["waiting"]}
+           "val_loss": math.nan, "val_accuracy": math.nan}
     distributed.copy_buffers_of_main(training.evaluated)
     if val_loader is not None:
         val = validate(training, val_loader, bad_pictures)
         row |= {"val_loss": val["loss"], "val_accuracy": val["accuracy"]}
-    if pairs is not None:
-        figures, _ = lfw.evaluate(inference_copy(training.evaluated), pairs, SimpleNamespace(
-            input_shape=settings.input_shape, letterbox_image=settings.letterbox_image, batch_size=256,
-            num_workers=max(1, settings.num_workers), flip=False, bf16=False, far=1e-3))
-        row |= {"lfw_accuracy": figures.accuracy,
-                "val_at_far": figures.val if can_measure_far(pairs.genuine, figures.far_target) else math.nan}
+    row |= measure(training.evaluated, benchmarks, settings)
+    row |= {"images_per_second": means["images_per_second"], "data_wait": means["waiting"]}
     run.log(row)
     run.save_weights(weights_to_save(training, settings), settings.save_period, settings.epochs)
     print(f"epoch {training.epoch}/{settings.epochs}  " + "  ".join(
@@ -276,7 +277,7 @@ def weights_to_save(training, settings):
     return weights
 
 
-def train(training, run, loader, val_loader, pairs, data_sha256, settings):
+def train(training, run, loader, val_loader, benchmarks, data_sha256, settings):
     """Epoch after epoch until the last one, or until a signal. -> the status to exit with."""
     total_steps, batches = training.learning_rate.total_steps, len(loader)
     bad_pictures = BadPictures(run.folder, len(loader.dataset), settings.max_bad_pictures)
@@ -296,7 +297,7 @@ def train(training, run, loader, val_loader, pairs, data_sha256, settings):
             print(f"stopped after step {training.step}, {go_on}", flush=True)
             return 128 + training.stop.received
         save()  # what ends the evaluation, such as a picture that does not open, does not cost the epoch
-        finish_epoch(training, run, val_loader, pairs, bad_pictures, settings)
+        finish_epoch(training, run, val_loader, benchmarks, bad_pictures, settings)
         save()
     if distributed.is_main():
         print_best(run)
@@ -308,25 +309,28 @@ def print_best(run):
     row = best_row(run.rows)
     if row is None:
         return
-    figures = "  ".join(f"{name} {row[name]:.5g}" for name in RESULTS if not math.isnan(row[name]))
+    figures = "  ".join(f"{name} {value:.5g}" for name, value in row.items()
+                        if name not in NO_RESULTS and not math.isnan(value))
     folder = shlex.quote(str(run.folder))
     print(f"best.pth is of epoch {row['epoch']}: {figures}\n"
           f"    python eval_LFW.py --model-path {folder}\n"
           f"    python predict.py A.jpg B.jpg --model-path {folder}", flush=True)
 
 
-def find_benchmark(settings):
-    """-> the Pairs to evaluate after each epoch, or None where there are none and none are asked for."""
-    there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
-    if settings.lfw_eval or (settings.lfw_eval is None and there):
-        pairs = lfw.read_pairs(locate(settings.lfw_pairs), settings.lfw_dir)
-        if lfw.looks_unaligned(pairs.paths):
-            print(f"{settings.lfw_dir} {lfw.UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
-        return pairs
-    if settings.lfw_eval is None:
-        print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss, or is the "
-              "last epoch's without validation)")
-    return None
+def read_training_set(settings):
+    """-> (PackedPaths or Records, int32 tensor of labels, the names of the people, a SHA-256 that tells the set)."""
+    folder = settings.rec or (settings.annotation_path if holds_records(settings.annotation_path) else None)
+    if folder:
+        pictures, labels, skipped = read_records_of(folder)
+        for record, reason in skipped:
+            print(f"skipped {record}: {reason}")
+        check_trainable(labels, folder)
+        return pictures, labels, [str(label) for label in range(int(labels.max()) + 1)], pictures.sha256(labels)
+    path = settings.annotation_path
+    pictures, labels = read_annotation(path, settings.datasets_path)
+    check_trainable(labels, path)
+    check_there(pictures, path, settings.max_bad_pictures)
+    return pictures, labels, read_names(path, int(labels.max()) + 1), hash_file(path)
 
 
 @script
@@ -334,15 +338,12 @@ def main():
     settings, state = parse_settings()
     check_input_shape(settings.input_shape)
     device = prepare_machine(settings)
-    paths, labels = read_annotation(settings.annotation_path, settings.datasets_path)
-    check_trainable(labels, settings.annotation_path)
-    check_there(paths, settings.annotation_path, settings.max_bad_pictures)
-    data_sha256 = hash_file(settings.annotation_path)
-    pairs = find_benchmark(settings)
-    net = make_net(settings, max(labels) + 1, device)
+    pictures, labels, names, data_sha256 = read_training_set(settings)
+    benchmarks = read_benchmarks(settings)
+    net = make_net(settings, len(names), device)
     if state is None:
         load_weights(net, settings)
-    loader, val_loader = make_loaders(paths, labels, settings, device)
+    loader, val_loader = make_loaders(pictures, labels, settings, device)
     batches = loader.batch_sampler
     training = make_training(net, batches, settings, device)
     images, sample_labels, _ = default_collate([loader.dataset[index] for index in batches.pictures_of(0)])
@@ -359,7 +360,6 @@ def main():
     print("\n".join([*describe(training, batches, val_loader, settings), *batches.advice()]))
 
     images, _ = augment(images.to(device), settings.seed, 0, 0, settings.augment)
-    names = read_names(settings.annotation_path, max(labels) + 1)
     run.save_batch_picture(images, [names[label] for label in sample_labels])
     left = (settings.epochs - training.epoch) * len(batches) - training.batch
     print(compile_if_wanted(training, settings, left * batches.batch_size, images, sample_labels.to(device)))
@@ -367,7 +367,7 @@ def main():
     training.stop.listen()
 
     try:
-        status = train(training, run, loader, val_loader, pairs, data_sha256, settings)
+        status = train(training, run, loader, val_loader, benchmarks, data_sha256, settings)
     except Diverged as error:
         run.write_json("diverged.json", error.facts)
         raise UserError(f"{error}; {run.folder / 'diverged.json'} tells of the step, "

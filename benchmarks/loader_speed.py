@@ -6,7 +6,6 @@
 Every flag of train.py is one here. A run's own share of waiting is a column of its log.csv.
 """
 import math
-import random
 import statistics
 import sys
 import time
@@ -66,7 +65,7 @@ def measure_waiting(paths, labels, settings):
     """Train for two epochs, as train.py does, and print the share of the second that the loop waited for pictures."""
     keep_freed_memory()
     loader, _ = make_loaders(paths, labels, settings, CPU)
-    net = make_net(settings, max(labels) + 1, CPU)
+    net = make_net(settings, int(labels.max()) + 1, CPU)
     load_weights(net, settings)
     training = make_training(net, loader.batch_sampler, settings, CPU)
     images, sample, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
@@ -85,8 +84,8 @@ def main():
     settings = parse_settings()
     settings.val_split = 0
     paths, labels = read_annotation(settings.annotation_path)
-    chosen = random.Random(settings.seed).sample(range(len(paths)), min(settings.pictures, len(paths)))
-    paths, labels = [paths[i] for i in chosen], [labels[i] for i in chosen]
+    chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(settings.seed))[:settings.pictures]
+    paths, labels = paths.subset(chosen), labels[chosen]
     compare_decoders(paths, settings)
     measure_waiting(paths, labels, settings)
 

@@ -59,7 +59,7 @@ def measure(settings):
     batches = EpochBatches(len(paths), settings.batch_size, settings.seed)
     groups = [default_collate([dataset[i] for i in indices])
               for _, indices in zip(range(WARM_UP + settings.steps), batches)]
-    net = make_net(settings, max(labels) + 1, CPU)
+    net = make_net(settings, int(labels.max()) + 1, CPU)
     load_weights(net, settings)
     training = make_training(net, batches, settings, CPU)
     if settings.side == "ours":

@@ -121,4 +121,4 @@ def test_the_script_writes_crops_and_their_annotation(run_script, face_model, ph
     assert "5 crops written to crops, 0 were there; left out: 3, no face: 1, several faces: 1" in result.stdout
     assert str(report_path(tmp_path / "crops")) in result.stdout and "of several faces the one" in result.stdout
     paths, labels = read_annotation(tmp_path / "cls_train.txt")
-    assert {path.removeprefix(f"{tmp_path}/crops/") for path in paths} == CROPS and labels == [0, 0, 0, 0, 1]
+    assert {path.removeprefix(f"{tmp_path}/crops/") for path in paths} == CROPS and labels.tolist() == [0, 0, 0, 0, 1]

@@ -2,11 +2,15 @@
 import os
 import re
 import shutil
+import tracemalloc
 
+import numpy as np
 import pytest
+import torch
 from conftest import assert_user_error
 from scanning import draw, make_people, scan
 
+from utils.data import annotation
 from utils.data.annotation import (
     check_there,
     check_trainable,
@@ -15,7 +19,15 @@ from utils.data.annotation import (
     read_names,
     write_annotation,
 )
+from utils.data.packed_paths import pack
 from utils.machine.errors import UserError
+
+
+def read(path, root=None):
+    """read_annotation's answer as two lists."""
+    paths, labels = read_annotation(path, root)
+    assert labels.dtype == torch.int32
+    return list(paths), labels.tolist()
 
 
 def write(path, text):
@@ -29,7 +41,7 @@ def test_scan_then_write_then_read_gives_labels_without_gaps(tmp_path):
     people = scan(root).people
     output = tmp_path / "list" / "cls_train.txt"
     write_annotation(people.items(), output)
-    paths, labels = read_annotation(output)
+    paths, labels = read(output)
     assert labels == [0, 0, 1, 1, 1, 2]
     assert paths == [image for images in people.values() for image in images]
     assert all(os.path.isabs(path) and os.path.isfile(path) for path in paths)
@@ -43,7 +55,7 @@ def test_awkward_names_survive_the_round_trip(tmp_path, name):
     expected = [str(draw(root / name / f"{name}.{suffix}")) for suffix in ("JPG", "Png")]
     draw(root / "龙 comes last" / "x.bmp")
     write_annotation(scan(root).people.items(), tmp_path / "cls_train.txt")
-    paths, labels = read_annotation(tmp_path / "cls_train.txt")
+    paths, labels = read(tmp_path / "cls_train.txt")
     assert paths[:2] == expected and labels == [0, 0, 1]
 
 
@@ -62,7 +74,7 @@ def test_labels_have_the_names_of_the_class_list(tmp_path, text):
 
 def test_what_is_written_is_read_again(tmp_path):
     people = {"ann": ["a.jpg"], " a; b ": ["b.jpg"], "\u2028王": ["c.jpg"]}
-    write_annotation(people, tmp_path / "cls_train.txt")
+    write_annotation(people.items(), tmp_path / "cls_train.txt")
     assert read_names(tmp_path / "cls_train.txt", 3) == list(people)
 
 
@@ -79,7 +91,7 @@ def test_a_class_list_that_does_not_fit_leaves_the_labels_as_they_are(tmp_path, 
     "0;/a.jpg\r\n1;/小 b.jpg\r\n", "\ufeff0;/a.jpg\n1;/小 b.jpg\n", "0;/a.jpg\n1;/小 b.jpg",
     "\ufeff0;/a.jpg\r\n\r\n1;/小 b.jpg\r\n\r\n", "00;/a.jpg\n 1 ;/小 b.jpg\n"])
 def test_windows_line_ends_byte_order_mark_and_blank_lines_read_fine(tmp_path, text):
-    assert read_annotation(write(tmp_path / "list.txt", text)) == (["/a.jpg", "/小 b.jpg"], [0, 1])
+    assert read(write(tmp_path / "list.txt", text)) == (["/a.jpg", "/小 b.jpg"], [0, 1])
 
 
 @pytest.mark.parametrize("root", ["/old/set", "C:\\old set", "old"])
@@ -87,7 +99,7 @@ def test_a_list_of_pictures_that_have_moved_is_read_with_their_new_root(tmp_path
     divider = "\\" if "\\" in root else "/"
     pictures = ["李 雷;x/1.jpg", "bob/a b.png"]
     listed = [f"{label};{root}{divider}{picture.replace('/', divider)}\n" for label, picture in enumerate(pictures)]
-    paths, labels = read_annotation(write(tmp_path / "list.txt", "".join(listed)), tmp_path / "new")
+    paths, labels = read(write(tmp_path / "list.txt", "".join(listed)), tmp_path / "new")
     assert paths == [str(tmp_path / "new" / picture) for picture in pictures] and labels == [0, 1]
 
 
@@ -111,6 +123,46 @@ def test_a_bad_line_is_an_error_that_names_file_line_and_remedy(tmp_path, line):
     with pytest.raises(UserError, match=rf"{re.escape(str(path))}, line 3: .*txt_annotation\.py") as caught:
         read_annotation(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 22])
+def test_lines_of_every_kind_are_read_alike_however_the_file_is_cut(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(annotation, "BLOCK", block)
+    rng, lines, expected = np.random.default_rng(0), [], []
+    for label in rng.permutation(np.repeat(np.arange(120), 5)).tolist():
+        path = ["/a b.jpg", "李/1;2.png", " lead", ";x", "C:\\é.jpg", "/" + "x" * 300, "\u2028y"][rng.integers(7)]
+        expected.append((path, label))
+        lines.append([f"{label};{path}", f" {label} ;{path}", f"{label:010d};{path}", f"٣{label};{path}"][rng.choice(
+            4, p=[.7, .1, .1, .1])])
+        if lines[-1].startswith("٣"):
+            expected[-1] = (path, int(f"3{label}"))
+        lines += [["", "  ", "\t"][rng.integers(3)]] * (rng.random() < 0.1)
+    for end in ("\n", "\r\n", "\r"):
+        monkeypatch.setattr(annotation, "check_gaps", lambda labels, path: None)
+        paths, labels = read(write(tmp_path / "list.txt", end.join(lines) + end * (end != "\r\n")))
+        assert list(zip(paths, labels)) == expected
+
+
+def test_a_list_takes_few_bytes_a_line_beside_its_text(tmp_path):
+    path = write(tmp_path / "list.txt", "".join(f"{n // 50};/data/faces/{n // 50:07d}/{n:08d}.jpg\n"
+                                                for n in range(200_000)))
+    tracemalloc.start()
+    try:
+        read_annotation(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (peak - path.stat().st_size - 40 * annotation.BLOCK / 8) / 200_000 < 80
+
+
+def test_packed_paths_are_a_sequence_and_their_subsets_share_the_text():
+    names = ["/a.jpg", "", "李 雷/1.jpg", "b;c"]
+    paths = pack(names)
+    assert list(paths) == names and len(paths) == 4 and paths[-1] == "b;c"
+    chosen = paths.subset(torch.tensor([2, 0, 2]))
+    assert list(chosen) == [names[2], names[0], names[2]] and chosen.text.data_ptr() == paths.text.data_ptr()
+    with pytest.raises(IndexError):
+        paths[4]
 
 
 @pytest.mark.parametrize("labels, gap", [([0, 2], 1), ([1, 2], 0), ([0, 1, 3, 7], 2)])
@@ -177,7 +229,7 @@ def test_script_writes_the_list_and_sums_up(run_script, tmp_path):
     assert b"\r" not in written and written.endswith(b".png\n") and not written.startswith(b"\xef")
     assert written.decode("utf-8").count("\n") == 9
     assert (tmp_path / "cls_classes.txt").read_text(encoding="utf-8") == "0;ann\n1;bob; the 小明\n2;cy\n"
-    paths, labels = read_annotation(tmp_path / "cls_train.txt")
+    paths, labels = read(tmp_path / "cls_train.txt")
     assert labels == [0, 1, 1, 2, 2, 2, 2, 2, 2] and all(os.path.isfile(path) for path in paths)
 
     run_script("txt_annotation.py", "--datasets-path", root, "--output", "new folder/second_train.txt")

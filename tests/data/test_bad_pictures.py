@@ -11,6 +11,7 @@ from PIL import Image
 
 from utils.data.bad_pictures import FILE, BadPicture, BadPictures, most_allowed
 from utils.data.dataset import EpochBatches, FaceDataset, batches_of, make_loaders
+from utils.data.packed_paths import pack
 from utils.machine.errors import UserError
 
 CPU = torch.device("cpu")
@@ -27,7 +28,8 @@ def faces(tmp_path):
 
 
 def dataset_of(faces):
-    return FaceDataset(*faces, [112, 112], True)
+    paths, labels = faces
+    return FaceDataset(pack(paths), labels, [112, 112], True)
 
 
 def spoil(*paths):
@@ -68,7 +70,7 @@ def test_where_nothing_opens_the_first_is_named(faces):
 def test_the_loader_hands_over_what_was_replaced(faces, workers):
     paths, labels = faces
     spoil(paths[2])
-    loader, validation = make_loaders(paths, labels, SimpleNamespace(
+    loader, validation = make_loaders(pack(paths), torch.tensor(labels, dtype=torch.int32), SimpleNamespace(
         input_shape=[112, 112], letterbox_image=True, num_workers=workers, val_split=0, seed=3, batch_size=3), CPU)
     assert validation is None
     found = [(loader.dataset.replaced(loader.batch_sampler.pictures_of(number), used.tolist()), labels_.tolist())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import assert_user_error, jpeg
 from PIL import Image
+from recording import insightface_set, record, write_set
 
 from utils.data.annotation import check_trainable, read_annotation
 from utils.data.recordio import MOST_SKIPPED, NOTE, extract
@@ -19,38 +20,11 @@ def pictures():
     return [jpeg(seed) for seed in range(6)]
 
 
-def frame(payload):
-    """A payload as dmlc's RecordIOWriter writes it: cut at every magic number at a multiple of 4."""
-    magic = bytes.fromhex("0a23d7ce")
-    cuts = [place for place in range(0, len(payload) - len(payload) % 4, 4) if payload[place:place + 4] == magic]
-    begins, ends = [0, *(place + 4 for place in cuts)], [*cuts, len(payload)]
-    framed = b""
-    for part, (begin, end) in enumerate(zip(begins, ends)):
-        kind = 0 if not cuts else 1 if part == 0 else 3 if part == len(cuts) else 2
-        framed += magic + struct.pack("<I", kind << 29 | end - begin) + payload[begin:end]
-    return framed + bytes(-len(payload) % 4)
-
-
-def record(label, picture, number=0):
-    """IRHeader and picture; a list of labels is written behind the header and counted by the flag."""
-    if isinstance(label, list):
-        return struct.pack("<IfQQ", len(label), 0, number, 0) + struct.pack(f"<{len(label)}f", *label) + picture
-    return struct.pack("<IfQQ", 0, label, number, 0) + picture
-
-
 @pytest.fixture
 def rec(tmp_path):
     """rec([(number, payload), ...]) -> a folder with train.rec, and train.idx unless a number is None."""
     def write(records, name="faces;小 明"):
-        folder, framed, index = tmp_path / name, b"", ""
-        folder.mkdir()
-        for number, payload in records:
-            index += f"{number}\t{len(framed)}\n"
-            framed += frame(payload)
-        (folder / "train.rec").write_bytes(framed)
-        if None not in dict(records):
-            (folder / "train.idx").write_text(index)
-        return folder
+        return write_set(tmp_path / name, records, index=None not in dict(records))
     return write
 
 
@@ -76,12 +50,6 @@ def tree(folder):
     """{path within the folder: content} without the note."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name != NOTE}
-
-
-def insightface_set(pictures):
-    """As face2rec2 writes it: pictures from 1 on, then record 0 and a record for each of the two people."""
-    return [*((number, record(label, pictures[number], number)) for number, label in enumerate([0, 0, 0, 1, 1], 1)),
-            (0, record([6.0, 8.0], b"")), (6, record([1.0, 4.0], b"", 6)), (7, record([4.0, 6.0], b"", 7))]
 
 
 @pytest.mark.parametrize("order", ["as written", "header first", "no index"])
@@ -257,7 +225,7 @@ def test_rec_gives_an_annotation_that_training_takes(run_script, shared, rec, tm
         assert "2 people, 6 images, 3 / 3 / 3 images per person (min / median / max), 0 skipped" in result.stdout
     paths, labels = read_annotation(tmp_path / "cls_train.txt")
     check_trainable(labels, "cls_train.txt")
-    assert [(label, Path(path).read_bytes()) for label, path in zip(labels, paths)] == faces
+    assert [(label, Path(path).read_bytes()) for label, path in zip(labels.tolist(), paths)] == faces
 
 
 def test_rec_that_is_not_there_keeps_the_old_list(run_script, tmp_path):

@@ -71,11 +71,16 @@ def test_every_face_is_embedded_also_covered_blurred_and_from_the_side(predictor
     assert len(faces) == 90 and predictor.embed(faces).shape == (90, 128)
 
 
-def test_a_closer_look_without_opencv_is_an_error_and_an_ordinary_face_needs_none(predictor, monkeypatch, detector):
+def test_without_opencv_a_closer_look_is_an_error_and_an_ordinary_face_needs_none(predictor, monkeypatch, detector):
     def refuse():
         raise UserError("no face detection")
     monkeypatch.setattr("utils.faces.detector.FaceDetector", refuse)
     crop = FaceCrop()
     assert predictor.embed([FACE], crop=crop).shape == (1, 128) and crop.detector is None
-    with pytest.raises(UserError, match=r"the picture may show no face.*no face detection"):
-        predictor.embed([NOTHING["black"]], crop=crop)
+    with pytest.raises(UserError, match=r"the picture may show no face.*no face detection.*--align no"):
+        predictor.embed([NOTHING["gradient"]], crop=crop)
+    for kind in ("black", "white", "colour", "noise", "text"):  # as the pixels tell, whatever is asked for
+        for align in ("auto", False):
+            with pytest.raises(UserError, match="the picture shows no face"):
+                predictor.embed([NOTHING[kind]], crop=FaceCrop(align))
+    assert predictor.embed([NOTHING["gradient"]], crop=FaceCrop(align=False)).shape == (1, 128)

@@ -23,7 +23,9 @@ PICTURES = 16
 
 
 class Pictures:
-    paths = [f"picture {i}" for i in range(PICTURES)]
+    @staticmethod
+    def name(number):
+        return f"picture {number}"
 
 
 def parse(*arguments):
@@ -77,7 +79,7 @@ def main(output, teacher):
     train_one_step(training, group, Pictures)
     result = {"loss": loss, "correct": correct, "gradient": flat, "hashes": hashes_of_all(net),
               "student": teach(teacher, batches, group, device), "facts": diverge(training, group),
-              "pictures": distributed.gather([Pictures.paths[i] for _, _, indices in group for i in indices])}
+              "pictures": distributed.gather([Pictures.name(i) for _, _, indices in group for i in indices])}
     if distributed.is_main():
         torch.save(result, output)
     distributed.stop()

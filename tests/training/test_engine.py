@@ -26,7 +26,7 @@ from utils.training.engine import (
 from utils.training.run import Run
 from utils.training.setup import make_net, make_training
 
-PICTURES = SimpleNamespace(paths=[f"picture {number}" for number in range(8)])
+PICTURES = SimpleNamespace(name=lambda number: f"picture {number}")
 
 
 def make(*arguments):
@@ -48,7 +48,7 @@ def batch():
 
 class loader_of(list):
     """Stands for a DataLoader of such batches, whose pictures all open."""
-    dataset = SimpleNamespace(paths=PICTURES.paths, replaced=lambda asked, used: [])
+    dataset = SimpleNamespace(name=PICTURES.name, replaced=lambda asked, used: [])
     batch_sampler, num_workers = EpochBatches(8, 4, 1), 0
 
 
@@ -233,9 +233,9 @@ def test_a_state_that_is_not_finite_never_replaces_a_good_one(batch, tmp_path, f
     assert (tmp_path / "last.pt").read_bytes() == good
 
 
-def test_a_validation_loss_that_is_not_finite_is_a_user_error_and_no_figure(batch):
+def test_a_validation_loss_that_is_not_finite_is_a_user_error_and_no_figure(batch, tmp_path):
     training, _ = make()
     training.net.arcface.conv1.bn.weight.data.fill_(3e38)  # finite, and what comes out is not
     training.net.arcface.conv1.bn.running_var.fill_(1e-9)
     with pytest.raises(UserError, match=r"the validation loss is nan after epoch 0: lower --init-lr"):
-        validate(training, [batch])
+        validate(training, loader_of([batch]), BadPictures(tmp_path, 8, 0))

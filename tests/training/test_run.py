@@ -137,3 +137,11 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot make .*file"):
         make_folder(tmp_path / "file", "mobilefacenet")
+
+
+def test_a_run_without_a_finite_epoch_has_no_best_one(tmp_path, capsys):
+    run = Run(tmp_path)
+    run.log(row(1) | {"val_loss": math.inf})
+    run.save_weights({"weight": torch.tensor([1.0])}, period=1, last_epoch=2)
+    assert {"log.csv", "loss.png"} <= set(os.listdir(tmp_path)) and not (tmp_path / "best.pth").exists()
+    assert capsys.readouterr().err == ""

@@ -3,12 +3,14 @@ import csv
 import hashlib
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recording import record, write_set
 from sklearn.metrics import roc_auc_score
 from training_data import QUICK, assert_same_weights, only_run, weights, write_faces
 
@@ -51,7 +53,9 @@ def test_a_dataset_smaller_than_the_batch_is_one_batch():
 def test_the_validation_split_leaves_everyone_a_training_picture(fraction):
     labels = [0] * 50 + [1] * 2 + [2] + [3] * 30
     training, validation = split_validation(labels, fraction, seed=3)
+    training, validation = training.tolist(), validation.tolist()
     assert sorted(training + validation) == list(range(len(labels)))
+    assert training == sorted(training) and validation == sorted(validation)
     assert {labels[i] for i in training} == {0, 1, 2, 3}
     assert len(validation) == min(int(fraction * len(labels)), len(labels) - 4)
 
@@ -204,7 +208,7 @@ def test_people_never_trained_on_separate_better_than_before(trained, shared, tm
                                bf16=False)
 
     def separation(net):
-        embeddings = embed(net.eval(), paths, settings).numpy()
+        embeddings = embed(net.eval(), list(paths), settings).numpy()
         return roc_auc_score(genuine, (embeddings[first] * embeddings[second]).sum(1))
 
     torch.manual_seed(0)
@@ -223,6 +227,17 @@ def test_a_run_repeats_bit_for_bit(run_script, shared, tmp_path, workers):
                             tmp_path / name, "--num-workers", workers, "--val-split", 0.1)
         assert result.returncode == 0, result.stderr
     assert_same_weights(only_run(tmp_path / "first"), only_run(tmp_path / "second"))
+
+
+def test_records_train_as_the_folder_of_their_pictures_does(run_script, shared, tmp_path):
+    paths, labels = read_annotation(write_faces(shared, tmp_path / "cls_train.txt"))
+    write_set(tmp_path / "faces", [(number, record(label, Path(path).read_bytes()))
+                                   for number, (path, label) in enumerate(zip(paths, labels.tolist()), 1)])
+    for name, source in (("list", "--annotation-path cls_train.txt"), ("rec", "--rec faces")):
+        result = run_script("train.py", *QUICK, "--epochs", 1, "--num-workers", 0, "--val-split", 0.1,
+                            "--save-dir", name, *source.split())
+        assert result.returncode == 0, result.stderr
+    assert_same_weights(only_run(tmp_path / "list"), only_run(tmp_path / "rec"))
 
 
 def test_two_people_with_two_pictures_are_enough_and_published_weights_start_them(

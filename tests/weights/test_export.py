@@ -134,7 +134,7 @@ class TinyPredictor:
         self.model_path.write_bytes(b"weights")
 
     @torch.no_grad()
-    def embed(self, pictures, crop):
+    def embed_anything(self, pictures):
         pixels = torch.from_numpy(np.stack([preprocess(picture) for picture in pictures]))
         return self.answer(self.net(normalise(pixels)).numpy())
 

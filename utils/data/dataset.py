@@ -1,7 +1,7 @@
 """Training data: decoded faces, the validation split, and the order in which they are seen."""
+import gc
 import random
 import re
-from collections import Counter
 from itertools import chain, islice
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.data.bad_pictures import BadPicture, reason_of
 from utils.faces.images import MOST_PIXELS, check_is_file, preprocess
+from utils.faces.stored_picture import StoredPicture
 from utils.machine import distributed
 from utils.machine.device import available_cores
 from utils.machine.errors import UserError
@@ -30,12 +31,13 @@ class FaceDataset(Dataset):
     does, or where there is none the next in the list. Raises UserError where MOST_TRIED of them do not open either.
     """
 
-    def __init__(self, paths, labels, input_shape, letterbox):
-        self.paths, self.labels = paths, np.asarray(labels, np.int32)
+    def __init__(self, pictures, labels, input_shape, letterbox):
+        """pictures: PackedPaths or Records."""
+        self.pictures, self.labels = pictures, torch.as_tensor(labels, dtype=torch.int32)
         self.input_shape, self.letterbox = input_shape, letterbox
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.pictures)
 
     def __getitem__(self, index):
         faults = []
@@ -47,11 +49,14 @@ class FaceDataset(Dataset):
         raise UserError(f"{len(faults)} pictures in turn do not open, the first: {faults[0]}")
 
     def load(self, index):
-        return load_picture(self.paths[index], self.input_shape, self.letterbox)
+        return load_picture(self.pictures[index], self.input_shape, self.letterbox)
+
+    def name(self, index):
+        return self.pictures.name(index)
 
     def instead_of(self, index):
         """Yield the numbers of the pictures that may stand in for one, the next first."""
-        own = np.flatnonzero(self.labels == self.labels[index])
+        own = np.flatnonzero(self.labels.numpy() == int(self.labels[index]))
         place = np.searchsorted(own, index)
         yield from np.concatenate([own[place + 1:], own[:place]]).tolist()
         following = (other % len(self) for other in range(index + 1, index + len(self)))
@@ -59,39 +64,44 @@ class FaceDataset(Dataset):
 
     def replaced(self, asked, used):
         """The numbers asked for and those that came -> a BadPicture for each that is another."""
-        return [BadPicture(str(self.paths[bad]), int(self.labels[bad]), self.why_bad(bad), str(self.paths[other]))
+        return [BadPicture(self.name(bad), int(self.labels[bad]), self.why_bad(bad), self.name(other))
                 for bad, other in zip(asked, used) if bad != other]
 
     def why_bad(self, index):
         try:
             self.load(index)
         except UserError as error:
-            return reason_of(error, self.paths[index])
+            return reason_of(error, self.name(index))
         return "did not open, and did when read again"
 
 
-def load_picture(path, input_shape, letterbox):
-    """What `preprocess` makes of a picture, bit for bit, as a uint8 tensor (H, W, 3), in two thirds of the time."""
+def load_picture(source, input_shape, letterbox):
+    """What `preprocess` makes of a path or StoredPicture, bit for bit, as a uint8 tensor (H, W, 3).
+
+    In two thirds of the time.
+    """
     with caught_stderr():  # libjpeg's warnings, which txt_annotation.py has told with the names of the files
-        pixels = decode_color_jpeg(path)
+        pixels = decode_color_jpeg(source)
     if pixels is None:
-        return torch.from_numpy(preprocess(path, input_shape, letterbox))
+        return torch.from_numpy(preprocess(source, input_shape, letterbox))
     if pixels.shape[:2] == tuple(input_shape[:2]):
         return pixels
     return torch.from_numpy(preprocess(pixels.numpy(), input_shape, letterbox))
 
 
-def decode_color_jpeg(path):
+def decode_color_jpeg(source):
     """-> uint8 (H, W, 3) by torchvision, which gives Pillow's pixels sooner (benchmarks/loader_speed.py).
 
     None for what is left to Pillow: other formats, left_to_pillow(), and damaged files, which it names.
     """
-    if not str(path).lower().endswith((".jpg", ".jpeg")):
-        return None
-    check_is_file(path)
+    stored = isinstance(source, StoredPicture)
+    if not stored:
+        if not str(source).lower().endswith((".jpg", ".jpeg")):
+            return None
+        check_is_file(source)
     try:
         from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, and only training needs it
-        data = np.fromfile(path, np.uint8)
+        data = np.frombuffer(source.getvalue(), np.uint8).copy() if stored else np.fromfile(source, np.uint8)
         if left_to_pillow(data.tobytes()):
             return None
         pixels = decode_jpeg(torch.from_numpy(data), ImageReadMode.UNCHANGED)
@@ -101,10 +111,11 @@ def decode_color_jpeg(path):
 
 
 def left_to_pillow(content):
-    """Whether the bytes of a JPEG are not in colour, may be turned by EXIF or XMP, or may be too large to decode."""
+    """Whether bytes are no JPEG, or one that is not in colour, or may be turned by EXIF or XMP, or may be too large."""
     sizes = [int.from_bytes(height, "big") * int.from_bytes(width, "big")
              for height, width in COLOUR_FRAME.findall(content)]
-    return not 0 < max(sizes, default=0) <= MOST_PIXELS or b"Exif\0\0" in content or b"ns.adobe.com/xap" in content
+    return (not content.startswith(b"\xff\xd8\xff") or not 0 < max(sizes, default=0) <= MOST_PIXELS
+            or b"Exif\0\0" in content or b"ns.adobe.com/xap" in content)
 
 
 class EpochBatches:
@@ -155,19 +166,19 @@ def mix_seeds(*numbers):
 
 
 def split_validation(labels, fraction, seed):
-    """-> (training indices, validation indices), disjoint and sorted.
+    """-> (training indices, validation indices), int64 tensors, disjoint and sorted.
 
     Never takes a person's last training picture, so a small dataset may give fewer than asked for, or none.
     """
-    order = list(range(len(labels)))
-    random.Random(seed).shuffle(order)
-    wanted = int(len(labels) * fraction)
-    left, validation = Counter(labels), set()
-    for index in order:
-        if len(validation) < wanted and left[labels[index]] > 1:
-            left[labels[index]] -= 1
-            validation.add(index)
-    return [index for index in range(len(labels)) if index not in validation], sorted(validation)
+    labels = np.asarray(labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    last = np.zeros(labels.max() + 1, np.int64)
+    last[labels[order]] = np.arange(len(labels))  # of several places in the order that a person has, the last one stays
+    free = np.ones(len(labels), bool)
+    free[last] = False
+    validated = np.zeros(len(labels), bool)
+    validated[order[free][:int(len(labels) * fraction)]] = True
+    return torch.from_numpy(np.flatnonzero(~validated)), torch.from_numpy(np.flatnonzero(validated))
 
 
 def batches_of(loader):
@@ -184,13 +195,22 @@ def batches_of(loader):
                         "--num-workers") from None
 
 
-def make_loaders(paths, labels, settings, device):
-    """-> (training loader over EpochBatches, validation loader or None), as `settings` of train.py asks."""
+def start_worker(number):
+    """In a process that decodes pictures: what it has of the main one stays shared, as far as that goes."""
+    leave_signals_to_main(number)
+    gc.freeze()  # a collection would write into every object of Python's: 47 instead of 8 MB
+
+
+def make_loaders(pictures, labels, settings, device):
+    """-> (training loader over EpochBatches, validation loader or None), as `settings` of train.py asks.
+
+    pictures: PackedPaths or Records. labels: int32 tensor. Both are shared by the loaders' processes, not copied.
+    """
     def make_loader(indices, **batching):
-        dataset = FaceDataset([paths[i] for i in indices], [labels[i] for i in indices],
-                              settings.input_shape, settings.letterbox_image)
+        dataset = FaceDataset(pictures.subset(indices), labels[indices], settings.input_shape,
+                              settings.letterbox_image)
         return DataLoader(dataset, num_workers=workers, pin_memory=device.type == "cuda",
-                          persistent_workers=workers > 0, worker_init_fn=leave_signals_to_main,
+                          persistent_workers=workers > 0, worker_init_fn=start_worker,
                           # A generator of its own: else every epoch's start would draw from the global one.
                           generator=torch.Generator().manual_seed(settings.seed), **batching)
 
@@ -202,5 +222,5 @@ def make_loaders(paths, labels, settings, device):
                         "BatchNorm needs more")
     return (make_loader(training, batch_sampler=batches),
             make_loader(validation[distributed.rank()::distributed.world_size()], batch_size=settings.batch_size)
-            if validation else None)
+            if len(validation) else None)
 

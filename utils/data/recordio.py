@@ -1,4 +1,4 @@
-"""insightface's training sets, train.rec and train.idx, written out as a folder of pictures, without MXNet.
+"""insightface's training sets, train.rec and train.idx: their records, and them as a folder of pictures, without MXNet.
 
 train.rec is MXNet's RecordIO. A record is one or more parts, each: the magic number, a word with the kind of part in
 its upper 3 bits and the length in the others, the bytes, and zeros up to a multiple of 4. A payload that holds the

@@ -78,13 +78,15 @@ def plot_roc(distances, genuine, thresholds, title, path):
 def plot_history(rows, columns, best_epoch, path):
     """rows: the dicts of log.csv; columns: {column: label}. A curve per column that holds any number.
 
-    The picture shows what its file is named after, such as loss.png, of the run whose folder it lies in.
+    best_epoch: the one that best.pth is of, None where there is none. The picture shows what its file is named after,
+    such as loss.png, of the run whose folder it lies in.
     """
     path = Path(path).absolute()
     figure = new_figure()
     axes = figure.add_subplot(ylabel=path.stem)
     for column, label in columns.items():
-        points = [(row["epoch"], row[column]) for row in rows if math.isfinite(row[column])]
+        points = [(row["epoch"], row[column]) for row in rows
+                  if math.isfinite(row.get(column, math.nan))]
         if points:
             axes.plot(*zip(*points), marker="." if len(points) < 40 else "", label=label)
     if best_epoch is not None:

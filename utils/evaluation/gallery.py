@@ -18,6 +18,7 @@ from utils.evaluation.embedding import UselessEmbeddings
 from utils.evaluation.gallery_cache import PARTS, read_cache, write_part
 from utils.faces.face_crop import NoDetector
 from utils.faces.images import EXTENSIONS
+from utils.faces.left_out import OTHER_PICTURES
 from utils.machine.errors import UserError
 
 NAME = attrgetter("name")
@@ -25,9 +26,6 @@ PART = 256            # pictures embedded at once; where one of them is bad its 
 BLOCK = 2_000_000     # products of embeddings at once: 8 MB
 MANY_PEOPLE = 1000    # from so many on the people tell how near they come to each other: see thresholds.py
 ASKED_PEOPLE = 2000   # and so many of them are enough to tell
-# Pictures by their names, which are not read, and so must not be missed in silence.
-OTHER_PICTURES = {".arw", ".avif", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".orf",
-                  ".pef", ".pgm", ".ppm", ".psd", ".raf", ".raw", ".rw2", ".svg", ".tga"} - EXTENSIONS
 
 
 class Gallery(NamedTuple):

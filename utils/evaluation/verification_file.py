@@ -14,20 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from utils.evaluation.lfw import Pairs
+from utils.faces.stored_picture import StoredPicture
 from utils.machine.errors import UserError
 
 FOLDS = 10
-
-
-class StoredPicture(io.BytesIO):
-    """A picture inside another file; its name is what an error message calls it."""
-
-    def __init__(self, content, name):
-        super().__init__(content)
-        self.name = name
-
-    def __str__(self):
-        return self.name
 
 
 def read_verification_file(path):

@@ -36,11 +36,12 @@ VIEW, MARGIN = 320, 1.25
 MIRRORED = [1, 0, 2, 4, 3]  # the place of each landmark in the mirror
 
 # YuNet also finds a face that lies on its side or upside down, as if it stood upright: with scrambled landmarks, and
-# a score that is lower than the upright one's (0.75 and 0.83 where upright it is 0.93, medians of LFW).
-UPRIGHT_SCORE = 0.91
-TURN_GAIN, LEAST_TURNED = 0.02, 0.75
+# a score that is lower than the upright one's (0.75 and 0.83 where upright it is 0.93, medians of LFW). Where no face
+# scores UPRIGHT_SCORE, as in 4% of upright LFW, the turns are looked at; one counts that scores TURN_GAIN more, and
+# LEAST_TURNED. Of 2,320 photographs of LFW 99.8% are turned right from each other turn, and none that was upright
+# is turned; nor is one of 900 that were blurred, dark, tiny or with sunglasses, but 1 of 142 masked faces is.
+UPRIGHT_SCORE, TURN_GAIN, LEAST_TURNED = 0.91, 0.025, 0.75
 TURNS = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_90}  # clockwise
-
 
 # Of 203 crops of faces in which the networks see little (utils/faces/blank.py) the least scores 0.61, as it is or twice
 # as large; of 600 drawn pictures without a face 99% score less than this.
@@ -124,12 +125,8 @@ class FaceDetector:
 
     def shows_face(self, crop):
         """Whether an RGB PIL image that is taken for an aligned crop shows a face at all."""
-        for longest in CROP_SIDES:
-            scale = longest / max(crop.size)
-            view = crop.resize([max(1, round(side * scale)) for side in crop.size], Image.Resampling.BICUBIC)
-            if (run(self.networks()[1], view)[:, 14] >= CROP_SCORE).any():
-                return True
-        return False
+        views = (crop.resize((side, side), Image.Resampling.BICUBIC) for side in CROP_SIDES)
+        return any((run(self.networks()[1], view)[:, 14] >= CROP_SCORE).any() for view in views)
 
     def refine(self, image, face):
         """An RGB PIL image and a Face in it -> the Face with more exact landmarks."""

@@ -3,6 +3,7 @@ import threading
 from typing import NamedTuple
 
 from utils.faces.alignment import align
+from utils.faces.blank import plain_or_noise
 from utils.faces.images import name_of, open_image
 from utils.machine.errors import UserError
 
@@ -62,12 +63,16 @@ class FaceCrop:
         return Look(image, align(image, face.landmarks), faces, face, turned)
 
     def check_shows_face(self, source):
-        """Raises UserError, which names the file, where the crop shows no face, or where that cannot be looked at."""
-        name = name_of(source)
+        """Raises UserError, which names the file, where its crop shows no face, or where that cannot be looked at.
+
+        With align=False what is neither plain nor noise is the caller's to answer for.
+        """
+        name, crop = name_of(source), self(source)
         try:
-            found = self.find_detector().shows_face(self(source))
+            found = not plain_or_noise(crop) and (self.align is False or self.find_detector().shows_face(crop))
         except NoDetector as error:
-            raise UserError(f"{name} may show no face: the network sees little in it; {error}") from None
+            raise UserError(f"{name} may show no face, the network sees little in it; {error}, or give --align no if "
+                            "it is one") from None
         if not found:
             raise UserError(f"{name} shows no face: give a photograph of one, or one aligned to the 112x112 template")
 

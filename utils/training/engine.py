@@ -249,7 +249,7 @@ def check_finite(training, loss, norm, rate, group, dataset):
         # The gradient is that of all processes, so a loss that is not finite tells whose pictures are to blame.
         facts = distributed.gather({
             "step": training.step, "epoch": training.epoch + 1, "lr": rate, "loss": loss, "gradient_norm": norm,
-            "pictures": [dataset.paths[i] for _, _, indices in group for i in indices]})
+            "pictures": [dataset.name(i) for _, _, indices in group for i in indices]})
         first = next((fact for fact in facts if not math.isfinite(fact["loss"])), facts[0])
         raise Diverged(f"the loss is {first['loss']} and the gradient norm {first['gradient_norm']}", first)
 

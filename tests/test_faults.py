@@ -1,0 +1,108 @@
+"""Trials in short, and under the mark `faults` at length: mutated lists, kills, and answers without end."""
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from training_data import QUICK, assert_same_weights, only_run, train_command, write_faces
+
+from arcface import Arcface
+from utils.data.annotation import check_trainable, read_annotation
+from utils.machine.errors import UserError
+
+faults = pytest.mark.faults
+
+
+def mutate(content, generator):
+    """The bytes of a list with one to three faults in them."""
+    for _ in range(generator.randint(1, 3)):
+        lines = content.split(b"\n")
+        place, line = generator.randrange(len(content)), generator.randrange(len(lines))
+        kind = generator.randrange(7)
+        if kind == 0:    # a flipped bit
+            content = content[:place] + bytes([content[place] ^ 1 << generator.randrange(8)]) + content[place + 1:]
+        elif kind == 1:  # cut short
+            content = content[:max(1, place)]
+        elif kind == 2:  # bytes of another program
+            content = content[:place] + generator.randbytes(4) + content[place:]
+        elif kind == 3:  # a lost line
+            content = b"\n".join(lines[:line] + lines[line + 1:]) or b"\n"
+        elif kind == 4:  # another label
+            content = b"\n".join([*lines[:line], b"%d;x.jpg" % generator.choice((-1, 3, 2**31, 10**30)), *lines[line:]])
+        elif kind == 5:  # Windows' line ends, or a mark of the byte order
+            content = generator.choice((content.replace(b"\n", b"\r\n"), b"\xef\xbb\xbf" + content))
+        else:            # a zeroed block
+            content = content[:place] + bytes(16) + content[place + 16:]
+    return content
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=faults)])
+def test_a_damaged_list_is_one_line_or_a_list(shared, tmp_path, count):
+    whole, path = write_faces(shared, tmp_path / "whole.txt").read_bytes(), tmp_path / "cls_train.txt"
+    refused = 0
+    for seed in range(count):
+        path.write_bytes(mutate(whole, random.Random(seed)))
+        try:
+            paths, labels = read_annotation(path)
+            check_trainable(labels, path)
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error), seed
+            refused += 1
+        else:
+            assert len(paths) == len(labels) and set(map(int, labels)) == set(range(int(max(labels)) + 1)), seed
+            assert all(str(picture).strip() for picture in paths), seed
+    assert count / 4 < refused < count
+
+
+@faults
+def test_a_run_that_is_killed_fifty_times_ends_as_one_that_is_not(shared, tmp_path):
+    arguments = [*QUICK, "--annotation-path", write_faces(shared, tmp_path / "cls_train.txt", people=8), "--epochs", 12,
+                 "--val-split", 0.1, "--checkpoint-every", 0.0001, "--num-workers", 1, "--ema", 0.9]
+    subprocess.run(train_command(*arguments, "--save-dir", "whole"), cwd=tmp_path, check=True, capture_output=True)
+    generator, kills, command = random.Random(1), 0, train_command(*arguments)
+    while True:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   encoding="utf-8", start_new_session=True)
+        if kills < 50:
+            wait_for_steps(process, tmp_path, generator.randrange(3))
+            time.sleep(generator.random() * 0.3)
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        printed, _ = process.communicate(timeout=600)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, printed
+        if list(tmp_path.glob("logs/*/last.pt")):
+            command = train_command("--resume")
+    assert_same_weights(only_run(tmp_path / "whole"), only_run(tmp_path / "logs"))
+
+
+def wait_for_steps(process, folder, count):
+    """Until the process has written last.pt so many times, or has ended."""
+    last, seen = None, -1
+    while process.poll() is None and seen < count:
+        found = [path.stat().st_mtime_ns for path in folder.glob("logs/*/last.pt")]
+        if found and found[0] != last:
+            last, seen = found[0], seen + 1
+        time.sleep(0.005)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is told by /proc")
+@pytest.mark.parametrize("count", [30, pytest.param(10_000, marks=faults)])
+def test_answers_are_the_same_and_take_no_more_memory(count):
+    arcface = Arcface(model_path=ROOT / "model_data" / "arcface_mobilefacenet.pth", device="cpu")
+    pictures = sorted(ROOT.glob("img/?_00?.jpg"))
+    pairs = [(first, second) for first in pictures for second in pictures]
+    expected = [arcface.verify(*pair) for _ in range(2) for pair in pairs][-len(pairs):]
+    before = resident_megabytes()
+    for number in range(count):
+        assert arcface.verify(*pairs[number % len(pairs)]) == expected[number % len(pairs)]
+    assert resident_megabytes() < before + 20
+
+
+def resident_megabytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
