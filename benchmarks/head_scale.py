@@ -6,10 +6,10 @@
 one-hot: the published head, whose margin is computed for all people and chosen by a one-hot matrix. ours:
 nets/head.py. sharded: --shard-head over two processes, of which the larger figure counts. sampled: --sample-rate 0.1.
 A step is forward and backward pass of the head, and SGD with momentum, for 64 pictures with embeddings of 512 numbers;
-on the CPU, in float32. Each measurement is a process of its own (two for sharded): the shortest time of its steps, and
-its peak memory, ru_maxrss, less what it had after the same for 2,000 people. The C library hands freed tensors back at
-once, so that this is what lives; train.py, which keeps freed memory (utils/machine/device.py), may hold another copy of
-the weight in what it keeps.
+on the CPU, in float32. Each measurement is a process of its own (two for sharded): the least processor time of its
+steps, over all threads, which other work on the machine changes little, and its peak memory, ru_maxrss, less what it
+had after the same for 2,000 people. The C library hands freed tensors back at once, so that this is what lives;
+train.py, which keeps freed memory (utils/machine/device.py), may hold another copy of the weight in what it keeps.
 """
 import argparse
 import json
@@ -57,7 +57,7 @@ def one_hot_losses(head, embeddings, labels):
 
 
 def seconds_of_steps(side, people, steps):
-    """-> how long each step has taken."""
+    """-> the processor time of each step."""
     shard = Shard(distributed.rank(), distributed.world_size()) if side == "sharded" else WHOLE
     head = ArcMarginProduct(DIMENSIONS, people, 64.0, 0.5, shard=shard)
     optimizer = torch.optim.SGD(head.parameters(), 0.1, 0.9, nesterov=True, fused=True)
@@ -65,7 +65,7 @@ def seconds_of_steps(side, people, steps):
     for number in range(steps):
         embeddings = torch.randn(pictures, DIMENSIONS, requires_grad=True)
         labels = torch.randint(0, people, (pictures,))
-        start = time.perf_counter()
+        start = time.process_time()
         optimizer.zero_grad()
         with sampled_head(head, optimizer, labels, RATE if side == "sampled" else 1, number):
             if side == "one-hot":
@@ -73,7 +73,7 @@ def seconds_of_steps(side, people, steps):
             else:
                 head.losses(embeddings, labels)[0].mean().backward()
             optimizer.step()
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     return taken
 
 
@@ -120,7 +120,8 @@ def draw(found, path):
         memory.plot([count / 1e3 for count in people], [peak / 1e9 for peak in peaks], "o", color=color, label=side)
         memory.plot([count / 1e3 for count in people], [expected_bytes(side, count) / 1e9 for count in people], "-",
                     color=color)
-    for axes, title in ((times, "seconds of a step"), (memory, "GB at its peak; lines: the formulas")):
+    for axes, title in ((times, "processor seconds of a step, a process"),
+                        (memory, "GB at its peak; lines: the formulas")):
         axes.set(title=title, xlabel="thousand people", xlim=(0, None), ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
