@@ -7,12 +7,14 @@ one-hot: the published head, whose margin is computed for all people and chosen 
 nets/head.py. sharded: --shard-head over two processes, of which the larger figure counts. sampled: --sample-rate 0.1.
 A step is forward and backward pass of the head, and SGD with momentum, for 64 pictures with embeddings of 512 numbers;
 on the CPU, in float32. Each measurement is a process of its own (two for sharded): the shortest time of its steps, and
-its peak memory, ru_maxrss, less what it had after the same for 2,000 people. C's malloc is as it comes; train.py, which
-keeps freed memory (utils/machine/device.py), may hold another copy of the weight in what it keeps.
+its peak memory, ru_maxrss, less what it had after the same for 2,000 people. The C library hands freed tensors back at
+once, so that this is what lives; train.py, which keeps freed memory (utils/machine/device.py), may hold another copy of
+the weight in what it keeps.
 """
 import argparse
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -36,9 +38,9 @@ PROCESSES, RATE = 2, 0.1
 
 
 def expected_bytes(side, people):
-    """The formulas. The one-hot head's peak is in the backward pass of normalising its weight, with eight like it."""
+    """The formulas. The one-hot head's peak is in the backward pass of normalising its weight, with seven like it."""
     if side == "one-hot":
-        return 4 * people * (8 * DIMENSIONS + 8 * PICTURES)
+        return 4 * people * 7 * DIMENSIONS
     rows = math.ceil(people / PROCESSES) if side == "sharded" else people
     return head_bytes(rows, DIMENSIONS, PICTURES, rate=RATE if side == "sampled" else 1.0)
 
@@ -94,7 +96,8 @@ def measure_all(arguments):
         for side in SIDES:
             command = [sys.executable, *(torchrun if side == "sharded" else []), __file__, "--side", side,
                        "--people", str(people), "--steps", str(arguments.steps)]
-            output = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
+            output = subprocess.run(command, check=True, capture_output=True, encoding="utf-8",
+                                    env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}).stdout
             result = json.loads(output.splitlines()[-1])
             expected = expected_bytes(side, people)
             found[side].append((people, result["seconds"], result["bytes"]))
