@@ -15,7 +15,6 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from torch.utils.data import default_collate
 
@@ -25,26 +24,24 @@ from utils.data.augmentation import KINDS, augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
 from utils.data.records import holds_records, read_records_of
-from utils.evaluation import lfw
-from utils.evaluation.embedding import inference_copy
-from utils.evaluation.metrics import can_measure_far
 from utils.faces.images import check_input_shape
 from utils.machine import distributed
 from utils.machine.device import DEVICES, choose_device, keep_freed_memory
 from utils.machine.download import hash_file
 from utils.machine.errors import SettingsParser, UserError, script
-from utils.machine.files import locate
 from utils.training import resume
+from utils.training.benchmarks import measure, read_benchmarks
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
 from utils.training.engine import Diverged, Interrupted, epoch_means, epoch_totals, train_one_epoch, validate
+from utils.training.head_files import whole_weight
 from utils.training.progress import Progress
 from utils.training.run import Run, best_row, commit
-from utils.training.setup import load_weights, make_net, make_training
+from utils.training.setup import load_weights, make_net, make_training, saves_head
 from utils.weights import checkpoint
 
 DEFAULT_BACKBONE = "mobilefacenet"
-RESULTS = "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lfw_accuracy", "val_at_far"  # columns of log.csv
+NO_RESULTS = "epoch", "lr", "images_per_second", "data_wait"  # columns of log.csv
 
 
 def make_parser():
@@ -81,6 +78,10 @@ def make_parser():
                          help="ask for no margin while a picture is more than a right angle from its person")
     network.add_argument("--margin-warmup-epochs", type=float, default=0,
                          help="let the margin grow from 0 to --m over the first N epochs")
+    network.add_argument("--shard-head", action=switch, default=False,
+                         help="divide the people's rows of the head over torchrun's processes")
+    network.add_argument("--sample-rate", type=float, default=1.0, metavar="R",
+                         help="train on a batch's own people and a random part of the others, R of all (Partial FC)")
     teacher = parser.add_argument_group("learning from another network")
     teacher.add_argument("--teacher", default="", metavar="WEIGHTS",
                          help="learn to give the embeddings of this network, the teacher")
@@ -130,6 +131,9 @@ def make_parser():
     results = parser.add_argument_group("results")
     results.add_argument("--save-dir", default="logs", help="where the run makes its folder")
     results.add_argument("--save-period", type=int, default=1, help="keep the weights of every N-th epoch")
+    results.add_argument("--save-head", action=switch,
+                         help="keep the head in the weights of the epochs (default: up to 100,000 people); last.pt "
+                              "always has it")
     results.add_argument("--checkpoint-every", type=float, default=0, metavar="MINUTES",
                          help="write last.pt this often too, not only after each epoch")
     results.add_argument("--resume", nargs="?", const="", metavar="RUN",
@@ -137,6 +141,11 @@ def make_parser():
     results.add_argument("--force", action="store_true", help="go on although settings or pictures differ")
     results.add_argument("--lfw-eval", action=switch,
                          help="measure the network on LFW after every epoch (default: where --lfw-dir is there)")
+    results.add_argument("--eval", nargs="+", metavar="BENCHMARK",
+                         help="measure it on these instead: lfw, and insightface's files such as agedb_30.bin "
+                              "(default: as --lfw-eval says)")
+    results.add_argument("--best-by", choices=("first", "mean"), default="first",
+                         help="which accuracy best.pth goes by: the first benchmark's, or the mean of all")
     results.add_argument("--lfw-dir", default="lfw", help="the aligned pictures of LFW")
     results.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt", help="LFW's official list of pairs")
     machine = parser.add_argument_group("machine")
@@ -202,6 +211,12 @@ def check_settings(settings, parser):
     settings.teacher = settings.teacher and str(checkpoint.find_weights(settings.teacher))
     settings.model_path = settings.model_path and str(checkpoint.find_weights(settings.model_path))
     settings.teacher_sha256 = hash_file(settings.teacher) if Path(settings.teacher).is_file() else None
+    if settings.eval and settings.lfw_eval is not None:
+        parser.error("--eval and --lfw-eval exclude each other: name lfw among those of --eval")
+    if not 0 < settings.sample_rate <= 1:
+        parser.error("--sample-rate must be above 0 and at most 1")
+    if settings.teacher and (settings.shard_head or settings.sample_rate < 1):
+        parser.error("--shard-head and --sample-rate are for training on labels: leave out --teacher")
     settings.augment = [kind for word in settings.augment for kind in word.split(",")]
     unknown = [kind for kind in settings.augment if kind not in KINDS]
     if unknown:
@@ -223,6 +238,8 @@ def prepare_machine(settings):
     device = distributed.start(choose_device(settings.device))
     if settings.fp16 and device.type == "cpu":
         raise UserError("--fp16 needs CUDA: on a CPU use --bf16")
+    if settings.sample_rate < 1 and distributed.world_size() > 1 and not settings.shard_head:
+        raise UserError("--sample-rate with several processes needs a head that is divided over them: add --shard-head")
     if settings.sync_bn and device.type == "cpu":
         raise UserError("--sync-bn needs CUDA: add --no-sync-bn")
     if settings.batch_size % distributed.world_size():
@@ -231,34 +248,36 @@ def prepare_machine(settings):
     return device
 
 
-def finish_epoch(training, run, val_loader, pairs, bad_pictures, settings):
+def finish_epoch(training, run, val_loader, benchmarks, bad_pictures, settings):
     """Measure the epoch that has ended, log it and save the weights; every process takes part, rank 0 writes."""
     means = epoch_means(epoch_totals(training))
     training.epoch, training.batch, training.sums = training.epoch + 1, 0, {}
     row = {"epoch": training.epoch, "lr": training.learning_rate(training.step - 1),
            "train_loss": means["loss"], "train_accuracy": means["accuracy"],
-           "val_loss": math.nan, "val_accuracy": math.nan, "lfw_accuracy": math.nan, "val_at_far": math.nan,
-           "images_per_second": means["images_per_second"], "data_wait": means["waiting"]}
+           "val_loss": math.nan, "val_accuracy": math.nan}
     distributed.copy_buffers_of_main(training.evaluated)
     if val_loader is not None:
         val = validate(training, val_loader, bad_pictures)
         row |= {"val_loss": val["loss"], "val_accuracy": val["accuracy"]}
-    if pairs is not None:
-        figures, _ = lfw.evaluate(inference_copy(training.evaluated), pairs, SimpleNamespace(
-            input_shape=settings.input_shape, letterbox_image=settings.letterbox_image, batch_size=256,
-            num_workers=max(1, settings.num_workers), flip=False, bf16=False, far=1e-3))
-        row |= {"lfw_accuracy": figures.accuracy,
-                "val_at_far": figures.val if can_measure_far(pairs.genuine, figures.far_target) else math.nan}
+    row |= measure(training.evaluated, benchmarks, settings)
+    row |= {"images_per_second": means["images_per_second"], "data_wait": means["waiting"]}
     run.log(row)
-    weights = training.evaluated.state_dict()
-    if not settings.label_weight:
-        del weights["head.weight"]  # of this run it has learned nothing
-    run.save_weights(weights, settings.save_period, settings.epochs)
+    run.save_weights(weights_to_save(training, settings), settings.save_period, settings.epochs)
     print(f"epoch {training.epoch}/{settings.epochs}  " + "  ".join(
         f"{name} {value:.5g}" for name, value in row.items() if name != "epoch" and not math.isnan(value)), flush=True)
 
 
-def train(training, run, loader, val_loader, pairs, data_sha256, settings):
+def weights_to_save(training, settings):
+    """-> the state dict of the evaluated network, whole; the head is left out where it is not wanted."""
+    weights, head = training.evaluated.state_dict(), training.evaluated.head
+    if settings.label_weight and saves_head(settings, head.classes):  # without a weight it has learned nothing
+        weights["head.weight"] = whole_weight(head)
+    else:
+        del weights["head.weight"]
+    return weights
+
+
+def train(training, run, loader, val_loader, benchmarks, data_sha256, settings):
     """Epoch after epoch until the last one, or until a signal. -> the status to exit with."""
     total_steps, batches = training.learning_rate.total_steps, len(loader)
     bad_pictures = BadPictures(run.folder, len(loader.dataset), settings.max_bad_pictures)
@@ -278,7 +297,7 @@ def train(training, run, loader, val_loader, pairs, data_sha256, settings):
             print(f"stopped after step {training.step}, {go_on}", flush=True)
             return 128 + training.stop.received
         save()  # what ends the evaluation, such as a picture that does not open, does not cost the epoch
-        finish_epoch(training, run, val_loader, pairs, bad_pictures, settings)
+        finish_epoch(training, run, val_loader, benchmarks, bad_pictures, settings)
         save()
     if distributed.is_main():
         print_best(run)
@@ -290,7 +309,8 @@ def print_best(run):
     row = best_row(run.rows)
     if row is None:
         return
-    figures = "  ".join(f"{name} {row[name]:.5g}" for name in RESULTS if not math.isnan(row[name]))
+    figures = "  ".join(f"{name} {value:.5g}" for name, value in row.items()
+                        if name not in NO_RESULTS and not math.isnan(value))
     folder = shlex.quote(str(run.folder))
     print(f"best.pth is of epoch {row['epoch']}: {figures}\n"
           f"    python eval_LFW.py --model-path {folder}\n"
@@ -313,27 +333,13 @@ def read_training_set(settings):
     return pictures, labels, read_names(path, int(labels.max()) + 1), hash_file(path)
 
 
-def find_benchmark(settings):
-    """-> the Pairs to evaluate after each epoch, or None where there are none and none are asked for."""
-    there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
-    if settings.lfw_eval or (settings.lfw_eval is None and there):
-        pairs = lfw.read_pairs(locate(settings.lfw_pairs), settings.lfw_dir)
-        if lfw.looks_unaligned(pairs.paths):
-            print(f"{settings.lfw_dir} {lfw.UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
-        return pairs
-    if settings.lfw_eval is None:
-        print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss, or is the "
-              "last epoch's without validation)")
-    return None
-
-
 @script
 def main():
     settings, state = parse_settings()
     check_input_shape(settings.input_shape)
     device = prepare_machine(settings)
     pictures, labels, names, data_sha256 = read_training_set(settings)
-    pairs = find_benchmark(settings)
+    benchmarks = read_benchmarks(settings)
     net = make_net(settings, len(names), device)
     if state is None:
         load_weights(net, settings)
@@ -344,9 +350,10 @@ def main():
     run = Run.start(settings) if state is None else Run(Path(settings.resume).parent)
     if state is not None:
         resume.restore(training, run, state, data_sha256, settings.force)
+        state = None  # it would keep its file open, and a second network in memory
         if training.epoch >= settings.epochs:
             raise UserError(f"{run.folder} has finished its {settings.epochs} epochs: give more --epochs, with --force")
-    run.origin = {"commit": commit(), "data_sha256": data_sha256, "people": len(net.head.weight),
+    run.origin = {"commit": commit(), "data_sha256": data_sha256, "people": net.head.classes,
                   "settings": vars(settings)}
     print(f"run: {run.folder}; all settings: settings.json; TensorBoard events: "
           f"{'yes' if run.open_tensorboard() else 'no, tensorboard is not installed'}")
@@ -360,7 +367,7 @@ def main():
     training.stop.listen()
 
     try:
-        status = train(training, run, loader, val_loader, pairs, data_sha256, settings)
+        status = train(training, run, loader, val_loader, benchmarks, data_sha256, settings)
     except Diverged as error:
         run.write_json("diverged.json", error.facts)
         raise UserError(f"{error}; {run.folder / 'diverged.json'} tells of the step, "

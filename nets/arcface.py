@@ -3,6 +3,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -10,6 +11,7 @@ from nets.head import ArcMarginProduct
 from nets.iresnet import IResNet
 from nets.mobilefacenet import MobileFaceNet
 from nets.mobilenet import MobileNetV1
+from nets.shards import WHOLE
 
 
 class Backbone(NamedTuple):
@@ -51,21 +53,24 @@ class ArcfaceNet(nn.Module):
 
     images: float32 (B, 3, 112, 112) in [-1, 1]; labels: int64 (B,) in 0..num_classes-1.
     num_classes: None makes a network without a head, for evaluation and prediction.
-    s: the head's scale; None takes the backbone's own. m, easy_margin: see nets/head.py. head: a key of HEADS.
+    s: the head's scale; None takes the backbone's own. m, easy_margin, shard: see nets/head.py. head: a key of HEADS.
 
     `state_dict()` has the names of the published files: `arcface.<layer>...` and `head.weight`.
     """
 
-    def __init__(self, num_classes=None, backbone="mobilefacenet", s=None, m=0.5, easy_margin=False, head="arcface"):
+    def __init__(self, num_classes=None, backbone="mobilefacenet", s=None, m=0.5, easy_margin=False, head="arcface",
+                 shard=WHOLE):
         super().__init__()
         self.backbone = backbone_name(backbone)
         kind = BACKBONES[self.backbone]
         self.embedding_size = kind.embedding_size
         self.arcface = kind.build()
         if num_classes is not None:
-            self.head = HEADS[head](kind.embedding_size, num_classes, kind.scale if s is None else s, m, easy_margin)
+            self.head = HEADS[head](kind.embedding_size, num_classes, kind.scale if s is None else s, m, easy_margin,
+                                    shard)
 
     def forward(self, images, labels=None):
-        # In float32, so that embeddings are of length 1 to seven digits also under bf16 autocast.
-        embeddings = F.normalize(self.arcface(images).float())
+        # In float32 at least, so that embeddings are of length 1 to seven digits also under bf16 autocast.
+        embeddings = self.arcface(images)
+        embeddings = F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
         return embeddings if labels is None else self.head(embeddings, labels)

@@ -5,31 +5,45 @@ BLOCK = 2 ** 21  # numbers of a gradient that are worked on at once: a copy of a
 
 
 class ClassSums(torch.autograd.Function):
-    """(embeddings (B, D) of length 1, weight (C, D), targets (B, K), s) -> (cosine (B, K), rest (B,), largest (B,)).
+    """(embeddings (B, D), weight (C, D), columns (B, K), s, shard) -> (cosine (B, K), rest (B,), largest (B,)).
 
-    cosine: between each embedding and the rows of its targets. rest: the logarithm of the sum of exp(s * cos) over all
-    other classes. largest: their largest s * cos, without gradient. A margin loss is made of these few numbers, by
-    autograd, so the softmax need not know the margin. targets: int64, of which two may be equal; -1 has no class here.
+    embeddings: of length 1. columns: int64, the rows of the K targets, of which two may be equal; -1 is none.
+    cosine: between each embedding and those rows. rest: the logarithm of the sum of exp(s * cos) over all other
+    classes. largest: their largest s * cos, without gradient. A margin loss is made of these few numbers, by autograd,
+    so the softmax need not know the margin. All are of one dtype, float32 or float64, whatever autocast says.
 
     Beside the weight, its gradient and one B x C buffer nothing of that size is ever made: the weight is not
-    normalised, its products are. All are of one dtype, float32 or float64, whatever autocast says.
+    normalised, its products are.
+
+    shard: where the classes are divided over R processes, `weight` is this one's rows and `columns`, (R * B, K), tells
+    of the pictures of all processes which targets are among them. What comes out is of its own B pictures. All
+    processes have B alike. Gradients are those of the mean over processes of what each makes of its figures, as
+    DistributedDataParallel's are: the weight's is divided by R here, the embeddings' later, with the backbone's.
     """
 
     @staticmethod
-    def forward(ctx, embeddings, weight, targets, s):
+    def forward(ctx, embeddings, weight, columns, s, shard):
         with torch.autocast(weight.device.type, enabled=False):
-            here, column = targets >= 0, targets.clamp_min(0)
+            everyone = shard.gather(embeddings).flatten(0, 1)
+            here, column = columns >= 0, columns.clamp_min(0)
             inverse = torch.linalg.vector_norm(weight, dim=1).clamp_min_(1e-12).reciprocal_()
-            buffer = (embeddings @ weight.T).mul_(inverse * s)
+            buffer = (everyone @ weight.T).mul_(inverse * s)
+            if not len(weight):
+                buffer = buffer.new_full((len(everyone), 1), -torch.inf)  # a column that stands for nobody
             cosine = torch.where(here, buffer.gather(1, column) / s, 0)
             # The least of both, so that a target that is not here, in column 0, does not undo one that is.
             buffer.scatter_reduce_(1, column, torch.where(here, -torch.inf, torch.inf).to(buffer.dtype), "amin")
             largest = buffer.amax(1)
             shift = largest.clamp_min(-2 * s)  # no class is left where the targets are all there are
             rest = buffer.sub_(shift[:, None]).exp_().sum(1).log_().add_(shift)
+            if shard.processes > 1:
+                rest, largest = shard.gather(torch.stack([rest, largest])).unbind(1)
+                rest, largest = rest.logsumexp(0), largest.amax(0)
+                shard.sum_(cosine)  # every target is in one process
             ctx.share = (shift - rest.clamp_min(-2 * s)).exp_()  # what makes a softmax of the buffer
-        ctx.save_for_backward(embeddings, weight)
-        ctx.here, ctx.column, ctx.inverse, ctx.s, ctx.buffer = here, column, inverse, s, buffer
+        ctx.save_for_backward(everyone, weight)
+        ctx.here, ctx.column, ctx.inverse, ctx.s, ctx.shard, ctx.buffer = here, column, inverse, s, shard, buffer
+        cosine, rest, largest = map(shard.own, (cosine, rest, largest))
         ctx.mark_non_differentiable(largest)
         return cosine, rest, largest
 
@@ -40,16 +54,19 @@ class ClassSums(torch.autograd.Function):
         if gradient is None:
             raise RuntimeError("the head's logits have become their gradient: for another backward pass compute the "
                                "loss again")
-        embeddings, weight = ctx.saved_tensors
+        everyone, weight = ctx.saved_tensors
         with torch.autocast(weight.device.type, enabled=False):
-            gradient.mul_((ctx.share * of_rest)[:, None])
-            gradient.scatter_add_(1, ctx.column, torch.where(ctx.here, of_cosine / ctx.s, 0))
-            gradient.mul_(ctx.inverse * ctx.s)
-            of_embeddings = gradient @ weight
-            of_weight = gradient.T @ embeddings
+            upstream = ctx.shard.gather(torch.cat([of_cosine, of_rest[:, None]], 1)).flatten(0, 1)
+            gradient.mul_((ctx.share * upstream[:, -1])[:, None])
+            gradient.scatter_add_(1, ctx.column, torch.where(ctx.here, upstream[:, :-1] / ctx.s, 0))
+            gradient = gradient[:, :len(weight)].mul_(ctx.inverse * ctx.s)
+            of_embeddings = ctx.shard.own(ctx.shard.sum_(gradient @ weight))
+            of_weight = gradient.T @ everyone
             del gradient
+            if ctx.shard.processes > 1:
+                of_weight.div_(ctx.shard.processes)
             remove_radial_part_(of_weight, weight, ctx.inverse)
-        return of_embeddings, of_weight, None, None
+        return of_embeddings, of_weight, None, None, None
 
 
 def remove_radial_part_(gradient, weight, inverse):

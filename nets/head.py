@@ -6,6 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets.class_sums import ClassSums
+from nets.shards import WHOLE, draw_rows
+
+NOBODY = -1  # the label, in `losses` alone, of what only fills a batch up
 
 
 class MarginHead(nn.Module):
@@ -20,17 +23,19 @@ class MarginHead(nn.Module):
     dimensions, 64 for 512), because random cosines spread by 1/sqrt(in_features).
     m: margin, in radians where it is an angle, 0 <= m < pi.
     easy_margin: no margin where cos(theta) <= 0.
+    shard: the part of the classes whose rows this process has; with less than all of them only `losses` works.
     After a forward pass `target_cosine` (B, 1) holds the targets' cosines before the margin: what accuracy
     has to be judged on.
     """
 
-    def __init__(self, in_features, out_features, s, m, easy_margin=False):
+    def __init__(self, in_features, out_features, s, m, easy_margin=False, shard=WHOLE):
         super().__init__()
         if not 0 < s < math.inf or not 0 <= m < math.pi:
             raise ValueError(f"the scale s must be positive and the margin m in [0, pi): s={s}, m={m}")
         self.s, self.m, self.easy_margin = s, m, easy_margin
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        nn.init.xavier_uniform_(self.weight)
+        self.classes, self.shard = out_features, shard
+        self.weight = nn.Parameter(draw_rows(out_features, in_features, *shard.bounds(out_features)))
+        self.sample = None  # (rows,), ascending: which of its rows `weight` holds while training/sampling.py lets it
         self.target_cosine = None
 
     def margin(self, cosine):
@@ -52,14 +57,16 @@ class MarginHead(nn.Module):
         """-> (losses (B,), correct (B,) bool) of each picture: the cross-entropy of its logits, and `correct`.
 
         share: what mixup left of each picture, (B,); the rest of it is the picture before, and counts for that one's
-        label. The logits are those of `forward`, but for what a sum of C numbers is rounded to. One backward pass:
-        another one, or a gradient of the gradient, raises RuntimeError.
+        label. A label NOBODY has a loss of no meaning. The logits are those of `forward`, but for what a sum of C
+        numbers is rounded to. One backward pass: another one, or a gradient of the gradient, raises RuntimeError.
         """
-        self.check_labels(labels)
+        if labels.is_cpu:  # elsewhere it would wait for the device
+            self.check_labels(labels[labels != NOBODY])
         targets = labels[:, None] if share is None else torch.stack([labels, labels.roll(1)], 1)
+        columns = self.columns(self.shard.gather(targets).flatten(0, 1))
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = F.normalize(embeddings.to(self.weight.dtype))
-            cosine, rest, largest = ClassSums.apply(embeddings, self.weight, targets, self.s)
+            cosine, rest, largest = ClassSums.apply(embeddings, self.weight, columns, self.s, self.shard)
             plain, shifted = cosine * self.s, self.add_margin(cosine) * self.s
             if share is None:
                 return logistic_loss(shifted[:, 0] - rest), plain[:, 0] > largest
@@ -70,15 +77,24 @@ class MarginHead(nn.Module):
             return (share * losses[:, 0] + (1 - share) * losses[:, 1],
                     plain[:, 0] > torch.maximum(largest, other[:, 0]))
 
+    def columns(self, targets):
+        """Classes, of any shape -> the rows of `weight` that are theirs, -1 where it has none."""
+        first, last = self.shard.bounds(self.classes)
+        rows, count = targets - first, last - first
+        here = (rows >= 0) & (rows < count)
+        if self.sample is not None and count:
+            places = torch.searchsorted(self.sample, rows).clamp_max(len(self.sample) - 1)
+            here, rows = here & (self.sample[places] == rows), places
+        return torch.where(here, rows, -1)
+
     def add_margin(self, cosine):
         """`margin`, but with easy_margin only where cos(theta) > 0."""
         return torch.where(cosine > 0, self.margin(cosine), cosine) if self.easy_margin else self.margin(cosine)
 
     def check_labels(self, labels):
-        classes = len(self.weight)
-        if len(labels) and (labels.min() < 0 or labels.max() >= classes):
-            wrong = labels[(labels < 0) | (labels >= classes)][0].item()
-            raise ValueError(f"label {wrong} is outside 0..{classes - 1}: the head has {classes} classes")
+        if len(labels) and (labels.min() < 0 or labels.max() >= self.classes):
+            wrong = labels[(labels < 0) | (labels >= self.classes)][0].item()
+            raise ValueError(f"label {wrong} is outside 0..{self.classes - 1}: the head has {self.classes} classes")
 
     def correct(self, logits, labels):
         """Of the last forward pass: (B,) bool, whether the target's plain cosine beats every other class."""
@@ -92,11 +108,11 @@ class MarginHead(nn.Module):
         cosine of either side of a right angle. With ArcFace that share is about s sin(m): 28.6 in all for s=32,
         d=128, C=10575. A loss of 44 at the start of iResNet-50 on CASIA is right.
         """
-        classes, dimensions = self.weight.shape
+        dimensions = self.weight.shape[1]
         side = math.sqrt(2 / (math.pi * dimensions))
         cosine = torch.tensor([side, -side])
         shift = (self.add_margin(cosine) - cosine).mean().item()
-        return math.log(classes) + self.s ** 2 / (2 * dimensions) - self.s * shift
+        return math.log(self.classes) + self.s ** 2 / (2 * dimensions) - self.s * shift
 
 
 def logistic_loss(lead):

@@ -15,9 +15,9 @@ import torch
 from conftest import ROOT, assert_user_error
 from PIL import Image
 
-import train
 from utils.data.dataset import EpochBatches
 from utils.evaluation.metrics import Verification
+from utils.training.benchmarks import read_benchmarks
 
 
 @pytest.fixture(scope="session")
@@ -239,7 +239,7 @@ def test_eval_says_that_250x250_pictures_are_not_aligned(call_script, weights, s
 
 def test_train_says_that_250x250_pictures_are_not_aligned(shared, pairs_path, capsys):
     for folder, unaligned in ((shared / "lfw_raw_folds1-3", True), (shared / "lfw" / "images", False)):
-        found = train.find_benchmark(SimpleNamespace(lfw_dir=folder, lfw_pairs=pairs_path, lfw_eval=None))
+        found, = read_benchmarks(SimpleNamespace(eval=None, lfw_dir=folder, lfw_pairs=pairs_path, lfw_eval=None))
         assert len(found.genuine) == 12 and ("un-aligned 250x250" in capsys.readouterr().out) == unaligned
 
 

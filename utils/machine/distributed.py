@@ -53,11 +53,15 @@ def is_main():
     return rank() == 0
 
 
-def wrap(objective, device):
-    """-> the module to train with: DistributedDataParallel around the loss, head and network included, where needed."""
+def wrap(objective, device, own=()):
+    """-> the module to train with: DistributedDataParallel around the loss, head and network included, where needed.
+
+    own: the names of parameters that each process has for itself.
+    """
     if world_size() == 1:
         return objective
     from torch.nn.parallel import DistributedDataParallel
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, own)  # there is no public way
     # A student whose stages learn apart, or without labels, has parameters that a step does not reach.
     return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
                                    find_unused_parameters=hasattr(objective, "teacher"))

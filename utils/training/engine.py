@@ -10,13 +10,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from nets.arcface import ArcfaceNet
+from nets.head import NOBODY
 from utils.data.augmentation import augment
-from utils.data.dataset import batches_of
+from utils.data.dataset import batches_of, mix_seeds
 from utils.evaluation.embedding import inference_copy
 from utils.faces.images import normalise
 from utils.machine import distributed
 from utils.machine.errors import UserError
 from utils.machine.interrupt import StopRequest
+from utils.training.optimizer import clip_gradients, share_overflow
+from utils.training.sampling import sampled_head
 from utils.training.schedule import Margin
 
 CHECK_EVERY = 50  # steps between two looks for what is too slow to look for at each
@@ -44,6 +47,7 @@ class Training:
     augmentations: tuple = ()                 # see utils/data/augmentation.py
     freeze_bn_from: float = math.inf          # the epoch, from 0, from which BatchNorm keeps its statistics
     hint_steps: int = 0                       # of the first steps, in which the student's stages learn apart
+    sample_rate: float = 1.0                  # share of the head's rows in a step, see sampling.py
     step: int = 0                             # optimizer steps taken since the start of the run
     epoch: int = 0                            # the epoch that runs, from 0
     batch: int = 0                            # batches taken of that epoch
@@ -176,6 +180,18 @@ def train_one_step(training, group, dataset):
     training.net.head.m = training.margin(training.step)
     training.objective.apart = training.step < training.hint_steps
     training.optimizer.zero_grad(set_to_none=True)
+    with sampled_head(training.net.head, training.optimizer, torch.cat([labels for _, labels, _ in group]).to(
+            training.device), training.sample_rate, mix_seeds(training.seed, training.step)):
+        loss, correct, taken = take_step(training, group, dataset, rate)
+    if taken:
+        training.step += 1
+        if training.average:
+            training.average.update_parameters(training.net)
+    return loss, correct
+
+
+def take_step(training, group, dataset, rate):
+    """-> loss and number correct as train_one_step, and whether the weights were moved."""
     losses, correct = [], []
     for number, (images, labels, _) in enumerate(group):
         images = images.to(training.device, non_blocking=True)
@@ -187,16 +203,15 @@ def train_one_step(training, group, dataset):
                            weight=1 / len(group))
         losses.append(outcome.loss.detach())
         correct.append(outcome.correct.sum())
+    head, learned = training.net.head, list(training.model.parameters())
+    if training.scaler.is_enabled() and head.shard.processes > 1:
+        share_overflow(learned, head)
     training.scaler.unscale_(training.optimizer)
-    norm = nn.utils.clip_grad_norm_(training.model.parameters(), training.grad_clip or float("inf"))
+    norm = clip_gradients(learned, head, training.grad_clip)
     # Read together: every read waits for the device.
     loss, norm, correct = torch.stack([torch.stack(losses).mean(), norm, torch.stack(correct).sum()]).tolist()
     check_finite(training, loss, norm, rate, group, dataset)
-    if update_weights(training):
-        training.step += 1
-        if training.average:
-            training.average.update_parameters(training.net)
-    return loss, correct
+    return loss, correct, update_weights(training)
 
 
 def update_weights(training):
@@ -259,6 +274,21 @@ def epoch_means(sums):
             "images_per_second": sums["images"] / sums["seconds"], "waiting": sums["waiting"] / sums["seconds"]}
 
 
+def filled_up(batches, loader, device):
+    """Yield as many and as large batches in every process, as a head whose classes are divided needs.
+
+    What is added is grey, has the label NOBODY and is not among the numbers of the pictures.
+    """
+    most, = map(int, distributed.reduce([len(loader.dataset)], device, largest=True))
+    shape = (*loader.dataset.input_shape[:2], 3)
+    nothing = torch.zeros(0, *shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    for first in range(0, most, loader.batch_size):
+        images, labels, used = next(batches, nothing)
+        lacking = min(loader.batch_size, most - first) - len(labels)
+        yield (torch.cat([images, images.new_full((lacking, *shape), 128)]),
+               torch.cat([labels, labels.new_full((lacking,), NOBODY)]), used)
+
+
 @torch.inference_mode()
 def validate(training, loader, bad_pictures):
     """-> {"loss", "accuracy"} of the evaluated network on the validation set, every picture once over all processes.
@@ -270,14 +300,17 @@ def validate(training, loader, bad_pictures):
     net.head = training.evaluated.head
     net.head.m = training.margin.m
     loss, correct, count, bad = 0.0, 0.0, 0, []
-    for images, labels, used in batches_of(loader):
+    batches = batches_of(loader)
+    if net.head.shard.processes > 1:
+        batches = filled_up(batches, loader, training.device)
+    for images, labels, used in batches:
         bad += loader.dataset.replaced(range(count, count + len(used)), used.tolist())
         images, labels = normalise(images.to(training.device)), labels.to(training.device)
         with training.autocast():
             outcome = training.objective.evaluate(net, images, labels)
-        loss += outcome.loss.item() * len(labels)
+        loss += outcome.loss.item() * len(used)
         correct += outcome.correct.sum().item()
-        count += len(labels)
+        count += len(used)
     bad_pictures.note(bad)
     loss, correct, count = distributed.reduce([loss, correct, count], training.device)
     if not math.isfinite(loss):  # with weights that are finite: what is between them and the embeddings is not

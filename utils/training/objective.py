@@ -4,6 +4,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from nets.head import NOBODY
+
 
 class Outcome(NamedTuple):
     loss: torch.Tensor        # scalar, with gradient
@@ -36,6 +38,10 @@ class LabelLoss(nn.Module):
 
 
 def label_loss(head, embeddings, labels, share=None):
-    """-> (mean cross-entropy, correct (B,) float). With mixup both people in a picture count by their shares."""
+    """-> (mean cross-entropy, correct (B,) float). With mixup both people in a picture count by their shares.
+
+    Pictures whose label is NOBODY count nowhere.
+    """
     losses, correct = head.losses(embeddings, labels, share)
-    return losses.mean(), correct.float()
+    known = labels != NOBODY
+    return losses.where(known, 0).sum() / known.sum().clamp_min(1), (correct & known).float()

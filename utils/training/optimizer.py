@@ -1,5 +1,6 @@
-"""The optimizer, and which parameters decay."""
+"""The optimizer, which parameters decay, and the norm of their gradients."""
 import torch
+from torch import nn
 
 from nets.arcface import BACKBONES
 
@@ -34,3 +35,31 @@ def make_optimizer(named_parameters, settings, learning_rate):
                                fused=not (settings.teacher or settings.fp16))
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer_type]
     return kind(groups, learning_rate, betas=(settings.momentum, 0.999), fused=True)
+
+
+def clip_gradients(parameters, head, largest):
+    """-> the norm of all gradients; where it is above `largest` they are scaled down to that. 0: they never are.
+
+    Of a head whose classes are divided the other processes' parts count too, and in all processes alike.
+    """
+    if head.shard.processes == 1:
+        return nn.utils.clip_grad_norm_(parameters, largest or torch.inf)
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    replicated = nn.utils.clip_grad_norm_([one for one in parameters if one is not head.weight], torch.inf)
+    norm = torch.hypot(replicated, norm_of_shards(head))
+    if largest:
+        torch._foreach_mul_([parameter.grad for parameter in parameters], (largest / (norm + 1e-6)).clamp_max(1))
+    return norm
+
+
+def norm_of_shards(head):
+    return head.shard.sum_(torch.linalg.vector_norm(head.weight.grad).square()).sqrt()
+
+
+def share_overflow(parameters, head):
+    """Make a gradient that is not finite in one process's part of the head known to GradScaler in all of them.
+
+    It looks at the gradients of its own process, and would skip the step in that one alone.
+    """
+    first = next(one for one in parameters if one.grad is not None and one is not head.weight)
+    first.grad.view(-1)[:1].add_(norm_of_shards(head) * 0)  # inf * 0 is NaN

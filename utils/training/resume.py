@@ -1,4 +1,5 @@
 """last.pt: all of a run's state, and how a run goes on from it."""
+import copy
 import random
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 
 from utils.machine import distributed
 from utils.machine.errors import UserError
+from utils.training import head_files
 from utils.training.engine import Diverged
 from utils.weights import checkpoint
 from utils.weights.integrity import Implausible, find_implausible
@@ -14,7 +16,7 @@ from utils.weights.integrity import Implausible, find_implausible
 OF_ONE_START = {"resume", "force"}  # what is said of this start alone, and not kept
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
 FREE = {"num_workers", "device", "save_dir", "save_period", "checkpoint_every", "annotation_path",
-        "datasets_path", "rec", "max_bad_pictures"}
+        "datasets_path", "rec", "max_bad_pictures", "shard_head", "save_head"}
 # Settings that what is saved is made for.
 FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate"}
 # What last.pt holds.
@@ -40,7 +42,7 @@ def find_checkpoint(resume, save_dir):
 
 def read_checkpoint(path):
     """-> what save_checkpoint wrote. Raises UserError for a file that is damaged or holds something else."""
-    state = checkpoint.read(path, "give the last.pt of a run")
+    state = checkpoint.read(path, "give the last.pt of a run", mmap=True)
     if not isinstance(state, dict) or "rows" not in state:
         raise UserError(f"{path} holds weights, not the state of a run: use --model-path to start from them")
     wrong = [name for name, kind in KINDS.items() if not isinstance(state.get(name), kind)]
@@ -86,19 +88,21 @@ def save_checkpoint(training, run, settings, data_sha256):
     sums = distributed.gather(training.sums)
     random_states = distributed.gather(get_random_state(training.device))
     kept = {name: value for name, value in settings.items() if name not in OF_ONE_START}
-    if not distributed.is_main():
-        return
+    model, optimizer = training.net.state_dict(), training.optimizer.state_dict()
+    average = training.average.state_dict() if training.average else None
+    head = training.net.head
     state = {
-        "model": training.net.state_dict(),
-        "maps": training.objective.maps.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
-        "scaler": training.scaler.state_dict(),
-        "average": training.average.state_dict() if training.average else None,
-        "step": training.step, "epoch": training.epoch, "batch": training.batch, "sums": sums,
+        "model": model, "maps": training.objective.maps.state_dict(), "optimizer": optimizer,
+        "scaler": training.scaler.state_dict(), "average": average, "shards": head.shard.processes,
+        "people": head.classes, "step": training.step, "epoch": training.epoch, "batch": training.batch, "sums": sums,
         "random": random_states, "rows": run.rows, "settings": kept, "data": data_sha256,
     }
     try:
-        checkpoint.save(state, run.folder / "last.pt")
+        if head.shard.processes > 1:
+            head_files.write(head_files.split_state(training, model, optimizer, average), training.step, run.folder)
+        if distributed.is_main():
+            checkpoint.save(state, run.folder / "last.pt")
+            head_files.remove_others(training.step, head.shard.processes, run.folder)
     except Implausible as error:
         raise Diverged(str(error), {"step": training.step, "epoch": training.epoch + 1,
                                     "lr": training.learning_rate(max(0, training.step - 1))}) from None
@@ -111,7 +115,8 @@ def restore(training, run, state, data_sha256, force):
     """
     if state["data"] != data_sha256:
         message = f"the annotation file is not the one of {run.folder}"
-        people, known = len(training.net.head.weight), len(state["model"]["head.weight"])
+        people = training.net.head.classes
+        known = state["people"] if "people" in state else len(state["model"]["head.weight"])
         if people != known:
             raise UserError(f"{message}: {people} people instead of {known} (start a new run from its best.pth with "
                             "--model-path)")
@@ -119,9 +124,10 @@ def restore(training, run, state, data_sha256, force):
             raise UserError(f"{message} (--force goes on all the same)")
         print(message)
     try:
+        restore_head(training, run, state)
         training.net.load_state_dict(state["model"])
         training.objective.maps.load_state_dict(state["maps"])
-        restore_optimizer(training.optimizer, state["optimizer"])
+        restore_optimizer(training.optimizer, copy.deepcopy(state["optimizer"]))  # else it would stay on the disk
         if training.scaler.is_enabled() and state["scaler"]:
             training.scaler.load_state_dict(state["scaler"])
         if training.average and state["average"]:
@@ -144,6 +150,19 @@ def restore(training, run, state, data_sha256, force):
                 training.sums[name] *= now / before
         print(f"the run had {before} processes and has {now} now: the order of the pictures and flips are the same, "
               "but dropout, BatchNorm's statistics and the order of summation are not, so it is not bit-exact")
+
+
+def restore_head(training, run, state):
+    """Put into the state dicts the rows of the head that this process has now, however they were divided before."""
+    head, dicts = training.net.head, (state["model"], state["optimizer"], state["average"])
+    first, last = head.shard.bounds(head.classes)
+    if state.get("shards", 1) > 1:
+        rows = head_files.read(state["step"], state["shards"], run.folder, first, last)
+    elif head.shard.processes > 1:
+        rows = {name: value[first:last] for name, value in head_files.split_state(training, *dicts).items()}
+    else:
+        return
+    head_files.join_state(training, rows, *dicts)
 
 
 def restore_optimizer(optimizer, state):

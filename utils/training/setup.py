@@ -2,6 +2,7 @@
 import torch
 
 from nets.arcface import ArcfaceNet
+from nets.shards import WHOLE, Shard
 from utils.machine import distributed
 from utils.machine.files import locate
 from utils.machine.interrupt import StopRequest
@@ -17,11 +18,22 @@ from utils.weights import checkpoint
 def make_net(settings, num_classes, device):
     """-> a network with random weights."""
     torch.manual_seed(settings.seed)
-    net = ArcfaceNet(num_classes, settings.backbone, settings.s, settings.m, settings.easy_margin, settings.head)
+    net = ArcfaceNet(num_classes, settings.backbone, settings.s, settings.m, settings.easy_margin, settings.head,
+                     make_shard(settings))
     if settings.sync_bn and device.type == "cuda" and distributed.world_size() > 1:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
     torch.manual_seed(settings.seed + distributed.rank())  # from here on each process has dropout of its own
     return net.to(device, memory_format=memory_format(settings))
+
+
+def make_shard(settings):
+    """-> which part of the head's classes this process has."""
+    return Shard(distributed.rank(), distributed.world_size()) if settings.shard_head else WHOLE
+
+
+def saves_head(settings, classes):
+    """-> whether the weights of the epochs hold the head: at 512 dimensions 100,000 people are 205 MB a file."""
+    return classes <= 100_000 if settings.save_head is None else settings.save_head
 
 
 def load_weights(net, settings):
@@ -56,8 +68,9 @@ def make_training(net, batches, settings, device):
     settings.effective_lr, settings.effective_min_lr = peak, lowest
     objective = make_objective(net, settings, device)
     learned = [*net.named_parameters(), *objective.maps.named_parameters()]
+    own = ["net.head.weight"] if net.head.shard.processes > 1 else []
     return Training(
-        net=net, objective=objective, model=distributed.wrap(objective, device),
+        net=net, objective=objective, model=distributed.wrap(objective, device, own),
         optimizer=make_optimizer(learned, settings, peak),
         learning_rate=LearningRate(settings.lr_decay_type, peak, lowest, settings.epochs * steps_per_epoch,
                                    steps_per_epoch, settings.warmup_epochs, tuple(settings.milestones)),
@@ -69,4 +82,5 @@ def make_training(net, batches, settings, device):
         memory_format=memory_format(settings), augmentations=tuple(settings.augment),
         freeze_bn_from=settings.epochs - settings.freeze_bn_epochs,
         hint_steps=round(settings.hint_epochs * steps_per_epoch), checkpoint_every=60 * settings.checkpoint_every,
+        sample_rate=settings.sample_rate,
         step=settings.init_epoch * steps_per_epoch, epoch=settings.init_epoch)

@@ -15,6 +15,7 @@ from utils.weights.integrity import (
     check_values,
     find_implausible,
     first_line,
+    has_checksums,
 )
 from utils.weights.wrapping import unwrap
 
@@ -33,8 +34,10 @@ def save(content, path):
             raise OSError(f"is the disk full? {first_line(error)}") from error
 
 
-def read(path, remedy="give the path of a .pth file"):
+def read(path, remedy="give the path of a .pth file", mmap=False):
     """What `save` wrote, on the CPU. Nothing in the file is executed.
+
+    mmap: leave the tensors on the disk until they are read; who keeps one has to copy it.
 
     Raises UserError where it does not load or does not fit its checksums.
     """
@@ -44,7 +47,7 @@ def read(path, remedy="give the path of a .pth file"):
         check_checksums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to load a plain pickle unsafely
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and has_checksums(path))
     except UserError:
         raise
     except Exception as error:  # a damaged file may raise almost anything, IndexError and struct.error among it
@@ -105,7 +108,9 @@ def load_for_training(net, path):
     The backbone must match exactly; the head is kept as it was made where the class count differs.
     """
     state = read_weights(path)
-    classes, found = len(net.head.weight), state.get("head.weight")
+    classes, found = net.head.classes, state.get("head.weight")
+    if found is not None and len(found) == classes:
+        found = state["head.weight"] = found[slice(*net.head.shard.bounds(classes))]
     if found is not None and found.shape == net.head.weight.shape:
         load_exactly(net, state, path)
         return f"loaded backbone and head from {path}"

@@ -1,0 +1,98 @@
+"""A head divided over 2, 3 and 4 processes is that of one, to 1e-10 in float64; what a sampled step leaves alone."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nets.shards import Shard, draw_rows
+
+TOLERANCE = 1e-10
+SEVERAL = pytest.mark.parametrize("processes", [2, 3, 4])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """-> {name: what head_worker.py has saved under that name}, and the folder."""
+    folder = tmp_path_factory.mktemp("heads")
+    worker = Path(__file__).parent / "head_worker.py"
+    result = subprocess.run([sys.executable, str(worker), str(folder)], capture_output=True, encoding="utf-8",
+                            timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    names = ["1", "2", "3", "4", "resumed2", "resumed3", "resumed1"]
+    return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in names} | {"folder": folder}
+
+
+def assert_equal_runs(found, expected):
+    for name in ("weights", "body"):
+        assert found[name].keys() == expected[name].keys()
+        for key in expected[name]:
+            assert_close(found[name][key], expected[name][key])
+    assert_close(found["head"], expected["head"])
+
+
+def assert_close(found, expected):
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@SEVERAL
+def test_losses_gradients_and_their_norm_are_those_of_one_process(results, processes):
+    for case, (*errors, different) in results[str(processes)]["batches"].items():
+        assert max(errors) < TOLERANCE and different == 0, (case, errors, different)
+
+
+@SEVERAL
+def test_steps_with_accumulation_clipping_and_an_average_are_those_of_one_process(results, processes):
+    one, several = results["1"]["trained"], results[str(processes)]["trained"]
+    assert torch.equal(several["first"], one["first"])  # drawn alike
+    for found, expected in zip(several["losses"], one["losses"]):
+        assert found == pytest.approx(expected, rel=TOLERANCE)
+    assert_equal_runs(several, one)
+    assert not torch.equal(one["head"], one["first"]) and not torch.equal(one["head"], one["weights"]["head.weight"])
+
+
+@SEVERAL
+def test_validation_counts_every_picture_once(results, processes):
+    one, several = results["1"]["trained"]["validated"], results[str(processes)]["trained"]["validated"]
+    assert several["loss"] == pytest.approx(one["loss"], rel=TOLERANCE)
+    assert several["accuracy"] == one["accuracy"]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(results):
+    """A step with two, one with three, one with one: as three steps with one, and no file is left over."""
+    assert_equal_runs(results["resumed1"], results["1"]["trained"])
+    losses = [results[name]["losses"][0] for name in ("resumed2", "resumed3", "resumed1")]
+    for found, expected in zip(losses, results["1"]["trained"]["losses"]):
+        assert found == pytest.approx(expected, rel=TOLERANCE)
+    assert not list(results["folder"].glob("head-*"))
+
+
+@SEVERAL
+def test_an_overflow_in_one_process_skips_the_step_in_all(results, processes):
+    assert results[str(processes)]["overflow"] == [[0, True, 512.0, 0]] * processes
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_a_sampled_step_moves_only_its_people_and_a_share_of_the_others(results, processes):
+    """Of each process's rows, half, those of the people in the pictures of all processes first."""
+    sampled = results[str(processes)]["sampled"]
+    moved = torch.cat([torch.tensor(rows, dtype=torch.bool) for rows in sampled["moved"]])
+    changed = (sampled["head"] != sampled["before"]).any(1)
+    assert torch.equal(changed, moved)
+    assert [sum(rows) for rows in sampled["moved"]] == [len(rows) // 2 for rows in sampled["moved"]]
+
+
+def test_rows_are_drawn_as_xavier_uniform_does_and_every_class_is_in_one_part():
+    torch.manual_seed(3)
+    expected = torch.nn.init.xavier_uniform_(torch.empty(20011, 4))
+    after = torch.rand(1)
+    for processes in (1, 3, 4):
+        parts = []
+        for rank in range(processes):
+            torch.manual_seed(3)
+            parts.append(draw_rows(20011, 4, *Shard(rank, processes).bounds(20011)))
+            assert torch.rand(1) == after
+        assert torch.equal(torch.cat(parts), expected)
+    assert [Shard(rank, 4).bounds(3) for rank in range(4)] == [(0, 0), (0, 1), (1, 2), (2, 3)]
