@@ -174,7 +174,7 @@ class Arcface:
     def gallery_threshold(self, gallery):
         """-> Threshold (utils/evaluation/thresholds.py) for one picture against this Gallery."""
         return choose_gallery_threshold(self.model_path, len(gallery.people), len(gallery.paths),
-                                        gallery.nearest_others, self.operating_point, self.given_threshold)
+                                        gallery.own_tail, self.operating_point, self.given_threshold)
 
     def identify(self, image, gallery, top=5):
         """A picture and a gallery, opened or its folder -> the `top` nearest people, a list of Candidate.

@@ -18,16 +18,14 @@ from pathlib import Path
 
 from torch.utils.data import default_collate
 
-from nets.arcface import BACKBONES, HEADS, backbone_name
-from utils.data.annotation import check_there, check_trainable, read_annotation, read_names
+from nets.arcface import BACKBONES, HEADS
 from utils.data.augmentation import KINDS, augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
-from utils.data.records import holds_records, read_records_of
+from utils.data.training_set import read_training_set
 from utils.faces.images import check_input_shape
 from utils.machine import distributed
 from utils.machine.device import DEVICES, choose_device, keep_freed_memory
-from utils.machine.download import hash_file
 from utils.machine.errors import SettingsParser, UserError, script
 from utils.training import resume
 from utils.training.benchmarks import measure, read_benchmarks
@@ -37,10 +35,9 @@ from utils.training.engine import Diverged, Interrupted, epoch_means, epoch_tota
 from utils.training.head_files import whole_weight
 from utils.training.progress import Progress
 from utils.training.run import Run, best_row, commit
+from utils.training.settings import DEFAULT_BACKBONE, check_settings
 from utils.training.setup import load_weights, make_net, make_training, saves_head
-from utils.weights import checkpoint
 
-DEFAULT_BACKBONE = "mobilefacenet"
 NO_RESULTS = "epoch", "lr", "images_per_second", "data_wait"  # columns of log.csv
 
 
@@ -182,56 +179,6 @@ def parse_settings():
     return settings, state
 
 
-def check_settings(settings, parser):
-    for name, lowest in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("save_period", 1), ("num_workers", 0),
-                         ("seed", 0), ("init_epoch", 0), ("min_lr_ratio", 0), ("momentum", 0),
-                         ("weight_decay", 0), ("grad_clip", 0), ("checkpoint_every", 0), ("margin_warmup_epochs", 0),
-                         ("max_bad_pictures", 0),
-                         ("freeze_bn_epochs", 0), ("distill_weight", 0), ("hint_weight", 0), ("hint_epochs", 0)):
-        if not getattr(settings, name) >= lowest:  # so that nan is refused too
-            parser.error(f"--{name.replace('_', '-')} must be at least {lowest}")
-    if not settings.init_lr > 0 or (settings.lr_decay_type == "step" and not settings.min_lr_ratio > 0):
-        parser.error("--init-lr must be above 0, and --min-lr-ratio too for --lr-decay-type step")
-    if any(not epoch > 0 for epoch in settings.milestones) or (settings.warmup_epochs or 0) < 0:
-        parser.error("--milestones must be above 0 and --warmup-epochs at least 0")
-    if settings.init_epoch >= settings.epochs:
-        parser.error(f"--init-epoch {settings.init_epoch} leaves nothing to do before --epochs {settings.epochs}")
-    if not 0 <= settings.val_split < 1 or not 0 <= settings.ema < 1:
-        parser.error("--val-split and --ema must be at least 0 and below 1")
-    if not 0 <= settings.m < math.pi or (settings.s is not None and not 0 < settings.s < math.inf):
-        parser.error("--m must be at least 0 and below pi, and --s above 0")
-    if settings.label_weight is None:
-        settings.label_weight = 0.0 if settings.teacher else 1.0
-    if settings.teacher and not (settings.label_weight >= 0 and settings.distill_weight + settings.hint_weight > 0):
-        parser.error("--teacher needs --distill-weight or --hint-weight above 0, and --label-weight at least 0")
-    if not settings.teacher and (settings.teacher_backbone or settings.distill_weight != 1 or settings.label_weight != 1
-                                 or settings.hint_weight or settings.hint_epochs):
-        parser.error("--teacher-backbone, --distill-weight, --hint-weight, --hint-epochs and --label-weight are for a "
-                     "--teacher")
-    settings.teacher = settings.teacher and str(checkpoint.find_weights(settings.teacher))
-    settings.model_path = settings.model_path and str(checkpoint.find_weights(settings.model_path))
-    settings.teacher_sha256 = hash_file(settings.teacher) if Path(settings.teacher).is_file() else None
-    if settings.eval and settings.lfw_eval is not None:
-        parser.error("--eval and --lfw-eval exclude each other: name lfw among those of --eval")
-    if not 0 < settings.sample_rate <= 1:
-        parser.error("--sample-rate must be above 0 and at most 1")
-    if settings.teacher and (settings.shard_head or settings.sample_rate < 1):
-        parser.error("--shard-head and --sample-rate are for training on labels: leave out --teacher")
-    settings.augment = [kind for word in settings.augment for kind in word.split(",")]
-    unknown = [kind for kind in settings.augment if kind not in KINDS]
-    if unknown:
-        parser.error(f"--augment {unknown[0]!r}: choose among {', '.join(KINDS)}")
-    if settings.fp16 and settings.bf16:
-        parser.error("--fp16 and --bf16 exclude each other: add --no-fp16 or --no-bf16")
-    if settings.backbone is None:
-        settings.backbone = (checkpoint.read_backbone_name(settings.model_path) if settings.model_path
-                             else DEFAULT_BACKBONE)
-    try:
-        settings.backbone = backbone_name(settings.backbone)
-    except ValueError as error:
-        parser.error(f"--backbone: {error}")
-
-
 def prepare_machine(settings):
     """-> the device, after joining the other processes where torchrun started some."""
     keep_freed_memory()
@@ -315,22 +262,6 @@ def print_best(run):
     print(f"best.pth is of epoch {row['epoch']}: {figures}\n"
           f"    python eval_LFW.py --model-path {folder}\n"
           f"    python predict.py A.jpg B.jpg --model-path {folder}", flush=True)
-
-
-def read_training_set(settings):
-    """-> (PackedPaths or Records, int32 tensor of labels, the names of the people, a SHA-256 that tells the set)."""
-    folder = settings.rec or (settings.annotation_path if holds_records(settings.annotation_path) else None)
-    if folder:
-        pictures, labels, skipped = read_records_of(folder)
-        for record, reason in skipped:
-            print(f"skipped {record}: {reason}")
-        check_trainable(labels, folder)
-        return pictures, labels, [str(label) for label in range(int(labels.max()) + 1)], pictures.sha256(labels)
-    path = settings.annotation_path
-    pictures, labels = read_annotation(path, settings.datasets_path)
-    check_trainable(labels, path)
-    check_there(pictures, path, settings.max_bad_pictures)
-    return pictures, labels, read_names(path, int(labels.max()) + 1), hash_file(path)
 
 
 @script

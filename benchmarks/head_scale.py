@@ -142,14 +142,18 @@ def print_arithmetic():
                   f"{6 * rows * pictures * DIMENSIONS / 1e12:>23.2f}")
 
 
-def main():
+def parse_settings():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, nargs="+", default=PEOPLE)
     parser.add_argument("--steps", type=int, default=4, help="of a measurement; the first is not counted")
     parser.add_argument("--side", choices=SIDES, help="one measurement of this head, as JSON")
     parser.add_argument("--arithmetic", action="store_true", help="measure nothing, print what many devices need")
     parser.add_argument("--output", default=str(Path(__file__).parents[1] / "img" / "head_scale.png"))
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse_settings()
     if arguments.side:
         print(json.dumps(measure(arguments.side, arguments.people[0], arguments.steps)), flush=True)
         distributed.stop()
