@@ -213,7 +213,7 @@ def assert_published_lines(printed, figures):
 
 def test_eval_prints_the_published_lines_and_writes_its_files(run_script, weights, tiny_lfw, tmp_path):
     result = run_script("eval_LFW.py", *weights, *tiny_lfw, "--device", "cpu", "--png-save-path", "out/roc.png",
-                        "--json", "figures.json", "--mistakes", "mistakes.png", "--num-workers", "1")
+                        "--json", "figures.json", "--mistakes", "mistakes.png", "--num-workers", "1", "--far", 0.2)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert figures.keys() >= {*Verification._fields, "aligned", "settings"}
@@ -228,7 +228,7 @@ def test_eval_prints_the_published_lines_and_writes_its_files(run_script, weight
 def test_eval_says_that_250x250_pictures_are_not_aligned(call_script, weights, shared, pairs_path, tmp_path):
     folder = shared / "lfw_raw_folds1-3"
     result = call_script("eval_LFW.py", *weights, "--lfw-dir", folder, "--lfw-pairs", pairs_path, "--device", "cpu",
-                         "--json", "figures.json")
+                         "--json", "figures.json", "--far", 0.2)
     assert result.returncode == 0, result.stderr
     assert re.search(rf"^{re.escape(str(folder))} .*un-aligned 250x250", result.stdout, re.MULTILINE)
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
