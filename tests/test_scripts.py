@@ -76,7 +76,7 @@ def write_rows(path, rows):
 def is_png(path):
     with Image.open(path) as image:
         image.load()
-        return image.format == "PNG" and min(image.size) > 100
+        return image.format == "PNG" and min(image.size) > 60
 
 
 # predict.py
