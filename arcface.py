@@ -28,7 +28,7 @@ from utils.evaluation.gallery import Gallery, nearest_people, open_gallery
 from utils.evaluation.thresholds import choose_gallery_threshold, choose_threshold, judge
 from utils.faces.blank import blank_pictures, near_blank
 from utils.faces.face_crop import FaceCrop, faces_of_two
-from utils.faces.images import check_input_shape, open_image, preprocess
+from utils.faces.images import check_input_shape, preprocess
 from utils.machine.device import choose_device, describe_device
 from utils.machine.download import hash_file
 from utils.weights.checkpoint import find_weights, load_embedder
@@ -107,7 +107,7 @@ class Arcface:
         self.model_path = find_weights(self.model_path)
         self.net = inference_copy(load_embedder(self.model_path, self.backbone)).to(self.device)
         self.backbone = self.net.backbone
-        self.blanks = self.embed(blank_pictures(), crop=open_image)
+        self.blanks = self.embed_anything(blank_pictures())
         self.given_threshold = self.threshold
         self.threshold, self.threshold_meaning, self.threshold_note, self.unsure = choose_threshold(
             self.model_path, self.operating_point, self.threshold)
@@ -121,21 +121,27 @@ class Arcface:
         """A list of N pictures -> L2-normalised embeddings, float32 (N, D).
 
         Raises UserError, which names it, for a picture that does not open or that shows no face.
-        crop: another FaceCrop than that of the settings, whose first `face` counts for all; or any function from a
-        picture to a PIL image, such as open_image, and then it may show what it likes.
+        crop: another FaceCrop than that of the settings, whose first `face` counts for all.
         """
         if len(images) == 0:
             return np.zeros((0, self.net.embedding_size), np.float32)
         crop = crop or self.crops[0]
+        embeddings = self.embed_anything(images, batch_size, crop)
+        for place in near_blank(embeddings, self.blanks):
+            crop.check_shows_face(images[place])
+        return embeddings
+
+    def embed_anything(self, images, batch_size=64, crop=None):
+        """As embed(), whether the pictures show faces or not.
+
+        crop: any function from a picture to a PIL image; None takes them as they are.
+        """
         settings = SimpleNamespace(input_shape=self.input_shape, letterbox_image=self.letterbox_image,
                                    batch_size=batch_size, num_workers=min(4, len(images)), flip=False, bf16=self.bf16)
         try:
-            embeddings = embed(self.net, list(images), settings, crop=crop).numpy()
+            return embed(self.net, list(images), settings, crop=crop).numpy()
         except UselessEmbeddings as error:
             raise UselessEmbeddings(f"{self.model_path}: {error}") from None
-        for place in near_blank(embeddings, self.blanks) if isinstance(crop, FaceCrop) else ():
-            crop.check_shows_face(images[place])
-        return embeddings
 
     def embed_two(self, image_1, image_2):
         """-> the embeddings of two pictures, each by its own of `face`."""
@@ -168,7 +174,7 @@ class Arcface:
     def gallery_threshold(self, gallery):
         """-> Threshold (utils/evaluation/thresholds.py) for one picture against this Gallery."""
         return choose_gallery_threshold(self.model_path, len(gallery.people), len(gallery.paths),
-                                        gallery.nearest_others, self.operating_point, self.given_threshold)
+                                        gallery.own_tail, self.operating_point, self.given_threshold)
 
     def identify(self, image, gallery, top=5):
         """A picture and a gallery, opened or its folder -> the `top` nearest people, a list of Candidate.
@@ -211,6 +217,6 @@ class Arcface:
         seconds = []
         for _ in range(test_interval + 3):
             start = time.perf_counter()
-            self.embed(images, batch_size)  # ends with a copy to the CPU, so CUDA has finished
+            self.embed_anything(images, batch_size, self.crops[0])  # ends with a copy to the CPU, so CUDA has finished
             seconds.append(time.perf_counter() - start)
         return median(seconds[3:]) / batch_size

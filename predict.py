@@ -167,7 +167,7 @@ def compare_until_done(arcface, settings):
                 if not path:
                     return
                 try:
-                    arcface.embed([path])
+                    arcface.embed([path], crop=arcface.crops[len(paths)])
                     paths.append(path)
                 except UserError as error:
                     print(error)

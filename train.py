@@ -15,37 +15,30 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from torch.utils.data import default_collate
 
-from nets.arcface import BACKBONES, HEADS, backbone_name
-from utils.data.annotation import check_there, check_trainable, read_annotation, read_names
+from nets.arcface import BACKBONES, HEADS
 from utils.data.augmentation import KINDS, augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
-from utils.data.records import holds_records, read_records_of
-from utils.evaluation import lfw
-from utils.evaluation.embedding import inference_copy
-from utils.evaluation.metrics import can_measure_far
+from utils.data.training_set import read_training_set
 from utils.faces.images import check_input_shape
 from utils.machine import distributed
 from utils.machine.device import DEVICES, choose_device, describe_device, emulates_bf16, keep_freed_memory, tune_cuda
-from utils.machine.download import hash_file
 from utils.machine.errors import SettingsParser, UserError, script
-from utils.machine.files import locate
 from utils.training import resume
+from utils.training.benchmarks import measure, read_benchmarks
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
 from utils.training.engine import Diverged, Interrupted, epoch_means, epoch_totals, train_one_epoch, validate
 from utils.training.head_files import whole_weight
 from utils.training.progress import Progress
 from utils.training.run import Run, best_row, commit
+from utils.training.settings import DEFAULT_BACKBONE, check_settings
 from utils.training.setup import load_weights, make_net, make_training, saves_head
-from utils.weights import checkpoint
 
-DEFAULT_BACKBONE = "mobilefacenet"
-RESULTS = "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lfw_accuracy", "val_at_far"  # columns of log.csv
+NO_RESULTS = "epoch", "lr", "images_per_second", "data_wait"  # columns of log.csv
 
 
 def make_parser():
@@ -145,6 +138,11 @@ def make_parser():
     results.add_argument("--force", action="store_true", help="go on although settings or pictures differ")
     results.add_argument("--lfw-eval", action=switch,
                          help="measure the network on LFW after every epoch (default: where --lfw-dir is there)")
+    results.add_argument("--eval", nargs="+", metavar="BENCHMARK",
+                         help="measure it on these instead: lfw, and insightface's files such as agedb_30.bin "
+                              "(default: as --lfw-eval says)")
+    results.add_argument("--best-by", choices=("first", "mean"), default="first",
+                         help="which accuracy best.pth goes by: the first benchmark's, or the mean of all")
     results.add_argument("--lfw-dir", default="lfw", help="the aligned pictures of LFW")
     results.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt", help="LFW's official list of pairs")
     machine = parser.add_argument_group("machine")
@@ -181,54 +179,6 @@ def parse_settings():
     return settings, state
 
 
-def check_settings(settings, parser):
-    for name, lowest in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("save_period", 1), ("num_workers", 0),
-                         ("seed", 0), ("init_epoch", 0), ("min_lr_ratio", 0), ("momentum", 0),
-                         ("weight_decay", 0), ("grad_clip", 0), ("checkpoint_every", 0), ("margin_warmup_epochs", 0),
-                         ("max_bad_pictures", 0),
-                         ("freeze_bn_epochs", 0), ("distill_weight", 0), ("hint_weight", 0), ("hint_epochs", 0)):
-        if not getattr(settings, name) >= lowest:  # so that nan is refused too
-            parser.error(f"--{name.replace('_', '-')} must be at least {lowest}")
-    if not settings.init_lr > 0 or (settings.lr_decay_type == "step" and not settings.min_lr_ratio > 0):
-        parser.error("--init-lr must be above 0, and --min-lr-ratio too for --lr-decay-type step")
-    if any(not epoch > 0 for epoch in settings.milestones) or (settings.warmup_epochs or 0) < 0:
-        parser.error("--milestones must be above 0 and --warmup-epochs at least 0")
-    if settings.init_epoch >= settings.epochs:
-        parser.error(f"--init-epoch {settings.init_epoch} leaves nothing to do before --epochs {settings.epochs}")
-    if not 0 <= settings.val_split < 1 or not 0 <= settings.ema < 1:
-        parser.error("--val-split and --ema must be at least 0 and below 1")
-    if not 0 <= settings.m < math.pi or (settings.s is not None and not 0 < settings.s < math.inf):
-        parser.error("--m must be at least 0 and below pi, and --s above 0")
-    if settings.label_weight is None:
-        settings.label_weight = 0.0 if settings.teacher else 1.0
-    if settings.teacher and not (settings.label_weight >= 0 and settings.distill_weight + settings.hint_weight > 0):
-        parser.error("--teacher needs --distill-weight or --hint-weight above 0, and --label-weight at least 0")
-    if not settings.teacher and (settings.teacher_backbone or settings.distill_weight != 1 or settings.label_weight != 1
-                                 or settings.hint_weight or settings.hint_epochs):
-        parser.error("--teacher-backbone, --distill-weight, --hint-weight, --hint-epochs and --label-weight are for a "
-                     "--teacher")
-    settings.teacher = settings.teacher and str(checkpoint.find_weights(settings.teacher))
-    settings.model_path = settings.model_path and str(checkpoint.find_weights(settings.model_path))
-    settings.teacher_sha256 = hash_file(settings.teacher) if Path(settings.teacher).is_file() else None
-    if not 0 < settings.sample_rate <= 1:
-        parser.error("--sample-rate must be above 0 and at most 1")
-    if settings.teacher and (settings.shard_head or settings.sample_rate < 1):
-        parser.error("--shard-head and --sample-rate are for training on labels: leave out --teacher")
-    settings.augment = [kind for word in settings.augment for kind in word.split(",")]
-    unknown = [kind for kind in settings.augment if kind not in KINDS]
-    if unknown:
-        parser.error(f"--augment {unknown[0]!r}: choose among {', '.join(KINDS)}")
-    if settings.fp16 and settings.bf16:
-        parser.error("--fp16 and --bf16 exclude each other: add --no-fp16 or --no-bf16")
-    if settings.backbone is None:
-        settings.backbone = (checkpoint.read_backbone_name(settings.model_path) if settings.model_path
-                             else DEFAULT_BACKBONE)
-    try:
-        settings.backbone = backbone_name(settings.backbone)
-    except ValueError as error:
-        parser.error(f"--backbone: {error}")
-
-
 def prepare_machine(settings):
     """-> the device, after joining the other processes where torchrun started some."""
     device = distributed.start(choose_device(settings.device))
@@ -251,24 +201,19 @@ def prepare_machine(settings):
     return device
 
 
-def finish_epoch(training, run, val_loader, pairs, bad_pictures, settings):
+def finish_epoch(training, run, val_loader, benchmarks, bad_pictures, settings):
     """Measure the epoch that has ended, log it and save the weights; every process takes part, rank 0 writes."""
     means = epoch_means(epoch_totals(training))
     training.epoch, training.batch, training.sums = training.epoch + 1, 0, {}
     row = {"epoch": training.epoch, "lr": training.learning_rate(training.step - 1),
            "train_loss": means["loss"], "train_accuracy": means["accuracy"],
-           "val_loss": math.nan, "val_accuracy": math.nan, "lfw_accuracy": math.nan, "val_at_far": math.nan,
-           "images_per_second": means["images_per_second"], "data_wait": means["waiting"]}
+           "val_loss": math.nan, "val_accuracy": math.nan}
     distributed.copy_buffers_of_main(training.evaluated)
     if val_loader is not None:
         val = validate(training, val_loader, bad_pictures)
         row |= {"val_loss": val["loss"], "val_accuracy": val["accuracy"]}
-    if pairs is not None:
-        figures, _ = lfw.evaluate(inference_copy(training.evaluated), pairs, SimpleNamespace(
-            input_shape=settings.input_shape, letterbox_image=settings.letterbox_image, batch_size=256,
-            num_workers=max(1, settings.num_workers), flip=False, bf16=False, far=1e-3))
-        row |= {"lfw_accuracy": figures.accuracy,
-                "val_at_far": figures.val if can_measure_far(pairs.genuine, figures.far_target) else math.nan}
+    row |= measure(training.evaluated, benchmarks, settings)
+    row |= {"images_per_second": means["images_per_second"], "data_wait": means["waiting"]}
     run.log(row)
     run.save_weights(weights_to_save(training, settings), settings.save_period, settings.epochs)
     print(f"epoch {training.epoch}/{settings.epochs}  " + "  ".join(
@@ -285,7 +230,7 @@ def weights_to_save(training, settings):
     return weights
 
 
-def train(training, run, loader, val_loader, pairs, data_sha256, settings):
+def train(training, run, loader, val_loader, benchmarks, data_sha256, settings):
     """Epoch after epoch until the last one, or until a signal. -> the status to exit with."""
     total_steps, batches = training.learning_rate.total_steps, len(loader)
     bad_pictures = BadPictures(run.folder, len(loader.dataset), settings.max_bad_pictures)
@@ -305,7 +250,7 @@ def train(training, run, loader, val_loader, pairs, data_sha256, settings):
             print(f"stopped after step {training.step}, {go_on}", flush=True)
             return 128 + training.stop.received
         save()  # what ends the evaluation, such as a picture that does not open, does not cost the epoch
-        finish_epoch(training, run, val_loader, pairs, bad_pictures, settings)
+        finish_epoch(training, run, val_loader, benchmarks, bad_pictures, settings)
         save()
     if distributed.is_main():
         print_best(run)
@@ -317,41 +262,12 @@ def print_best(run):
     row = best_row(run.rows)
     if row is None:
         return
-    figures = "  ".join(f"{name} {row[name]:.5g}" for name in RESULTS if not math.isnan(row[name]))
+    figures = "  ".join(f"{name} {value:.5g}" for name, value in row.items()
+                        if name not in NO_RESULTS and not math.isnan(value))
     folder = shlex.quote(str(run.folder))
     print(f"best.pth is of epoch {row['epoch']}: {figures}\n"
           f"    python eval_LFW.py --model-path {folder}\n"
           f"    python predict.py A.jpg B.jpg --model-path {folder}", flush=True)
-
-
-def read_training_set(settings):
-    """-> (PackedPaths or Records, int32 tensor of labels, the names of the people, a SHA-256 that tells the set)."""
-    folder = settings.rec or (settings.annotation_path if holds_records(settings.annotation_path) else None)
-    if folder:
-        pictures, labels, skipped = read_records_of(folder)
-        for record, reason in skipped:
-            print(f"skipped {record}: {reason}")
-        check_trainable(labels, folder)
-        return pictures, labels, [str(label) for label in range(int(labels.max()) + 1)], pictures.sha256(labels)
-    path = settings.annotation_path
-    pictures, labels = read_annotation(path, settings.datasets_path)
-    check_trainable(labels, path)
-    check_there(pictures, path, settings.max_bad_pictures)
-    return pictures, labels, read_names(path, int(labels.max()) + 1), hash_file(path)
-
-
-def find_benchmark(settings):
-    """-> the Pairs to evaluate after each epoch, or None where there are none and none are asked for."""
-    there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
-    if settings.lfw_eval or (settings.lfw_eval is None and there):
-        pairs = lfw.read_pairs(locate(settings.lfw_pairs), settings.lfw_dir)
-        if lfw.looks_unaligned(pairs.paths):
-            print(f"{settings.lfw_dir} {lfw.UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
-        return pairs
-    if settings.lfw_eval is None:
-        print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss, or is the "
-              "last epoch's without validation)")
-    return None
 
 
 @script
@@ -360,7 +276,7 @@ def main():
     check_input_shape(settings.input_shape)
     device = prepare_machine(settings)
     pictures, labels, names, data_sha256 = read_training_set(settings)
-    pairs = find_benchmark(settings)
+    benchmarks = read_benchmarks(settings)
     net = make_net(settings, len(names), device)
     if state is None:
         load_weights(net, settings)
@@ -388,7 +304,7 @@ def main():
     training.stop.listen()
 
     try:
-        status = train(training, run, loader, val_loader, pairs, data_sha256, settings)
+        status = train(training, run, loader, val_loader, benchmarks, data_sha256, settings)
     except Diverged as error:
         run.write_json("diverged.json", error.facts)
         raise UserError(f"{error}; {run.folder / 'diverged.json'} tells of the step, "

@@ -20,6 +20,7 @@ from utils.data.align_folder import NO_FACE, RULE, SEVERAL, SMALL, align_folder,
 from utils.data.annotation import classes_path, write_annotation
 from utils.data.recordio import extract
 from utils.data.scan import Tally, list_root, scan_people
+from utils.data.scan_journal import journal_path, scan_on
 from utils.faces.detector import FaceDetector
 from utils.machine.errors import SettingsParser, UserError, script
 
@@ -62,20 +63,27 @@ def print_paths(what, paths):
 
 def list_faces(root, settings):
     """Look through the folder of faces and write the annotation."""
+    if os.path.isdir(settings.output):  # told now, not after hours
+        raise UserError(f"cannot write {settings.output}: it is a folder")
     root = os.path.abspath(root)
     names, strays = list_root(root)
     print_paths("skipped", strays)
-    tally = Tally(root, strays)
+    tally, journal = Tally(root, strays), journal_path(settings.output)
+
+    def scan(left):
+        return scan_people(root, left, partial(tqdm, desc="people", unit="", disable=None), settings.check)
 
     def people():
-        for person in scan_people(root, names, partial(tqdm, desc="people", unit="", disable=None), settings.check):
+        for person in scan_on(root, names, journal, settings.check, scan):
             tell(person, tally)
             yield person.name, person.pictures
         if not tally.per_person:
+            journal.unlink()
             raise UserError("; ".join([f"{root} holds no person with a picture: make one folder per person in it",
                                        *tally.hints()]))
 
     write_annotation(people(), settings.output)
+    journal.unlink()
     counts = tally.per_person
     print(f"{len(counts)} people, {sum(counts)} images, {min(counts)} / {median(counts):g} / {max(counts)} images per "
           f"person (min / median / max), {tally.skipped} skipped")

@@ -80,7 +80,7 @@ class Undecoded:
 
 def measure(settings):
     """-> the figures of one list."""
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     paths, labels = read_annotation(settings.list)
     check_trainable(labels, settings.list)
     check_there(paths, settings.list, 0)
@@ -90,7 +90,7 @@ def measure(settings):
     multiprocessing.set_start_method(settings.start[0])
     loader, _ = make_loaders(paths, labels, options, CPU)
     loader.batch_sampler.pictures_of(0)
-    figures = {"start": time.perf_counter() - start, "main": peak_megabytes()}
+    figures = {"start": time.perf_counter() - start, "cpu": time.process_time() - used, "main": peak_megabytes()}
 
     loader.batch_sampler.start = max(0, len(loader) - DECODED // settings.batch_size)
     batches = iter(loader)
@@ -141,10 +141,10 @@ def main():
                                         encoding="utf-8")
                 found = json.loads(result.stdout.splitlines()[-1])
                 print(f"{millions:g} M pictures, {path.stat().st_size / 1e6:.0f} MB, {start}: start "
-                      f"{found['start']:.1f} s; main {found['main']:.0f} MB, {found['main_last']:.0f} after "
-                      f"{found['taken'] / 1e6:.2f} M; a worker {found['worker_first']:.0f} MB, "
-                      f"{found['worker_last']:.0f} after them; {found['decoded']:.0f} img/s decoded, "
-                      f"{found['taken'] / found['seconds']:.0f} not", flush=True)
+                      f"{found['start']:.1f} s ({found['cpu']:.1f} of a core); main {found['main']:.0f} MB, "
+                      f"{found['main_last']:.0f} after {found['taken'] / 1e6:.2f} M; a worker "
+                      f"{found['worker_first']:.0f} MB, {found['worker_last']:.0f} after them; "
+                      f"{found['decoded']:.0f} img/s decoded, {found['taken'] / found['seconds']:.0f} not", flush=True)
 
 
 if __name__ == "__main__":

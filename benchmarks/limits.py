@@ -38,12 +38,12 @@ def parse_settings():
     return parser.parse_args()
 
 
-def draw_pictures(folder, pattern, most):
-    """-> up to `most` pictures, whole people in a random order, so that there are pairs of one person."""
+def draw_pictures(folder, pattern, most, groups):
+    """-> up to `most` pictures, up to ten of a person beside each other, so that there are pairs of one person."""
     people = {}
     for path in sorted(Path(folder).glob("*/*")):
         if path.suffix.lower() in EXTENSIONS and fnmatch(path.name, pattern):
-            people.setdefault(path.parent.name, []).append(path)
+            people.setdefault(str(path) if groups else path.parent.name, []).append(path)
     if not people:
         raise UserError(f"{folder} holds no picture {pattern} in a folder of it")
     names = np.random.default_rng(0).permutation(list(people))
@@ -68,10 +68,10 @@ def main():
     thresholds = read_measured(settings.model_path).get("thresholds")
     if not thresholds:
         raise UserError(f"no thresholds were measured for {settings.model_path}: run eval_LFW.py --save-threshold")
-    first = draw_pictures(settings.folder, settings.first, settings.most)
-    second = draw_pictures(settings.folder, settings.second, settings.most)
+    first = draw_pictures(settings.folder, settings.first, settings.most, settings.groups)
+    second = draw_pictures(settings.folder, settings.second, settings.most, settings.groups)
     crop = partial(shrink, size=settings.shrink) if settings.shrink else open_image
-    cosines = arcface.embed_anything(first, crop=crop) @ arcface.embed_anything(second).T
+    cosines = arcface.embed(first, crop=crop) @ arcface.embed(second, crop=open_image).T
     distances = np.sqrt(np.maximum(0, 2 - 2 * cosines))
     same_file = np.array(list(map(str, first)))[:, None] == list(map(str, second))
     same = people_of(first, settings.groups)[:, None] == people_of(second, settings.groups)

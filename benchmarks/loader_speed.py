@@ -2,6 +2,7 @@
 
     python benchmarks/loader_speed.py --annotation-path cls_train.txt --num-workers 2
     python benchmarks/loader_speed.py --annotation-path cls_train.txt --num-workers 2 --bf16
+    python benchmarks/loader_speed.py --annotation-path cls_train.txt --rec faces_emore     and from .rec files
 
 Every flag of train.py is one here. A run's own share of waiting is a column of its log.csv.
 """
@@ -20,6 +21,7 @@ from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import load_picture, make_loaders
+from utils.data.records import read_records_of
 from utils.faces.images import preprocess
 from utils.machine.device import keep_freed_memory
 from utils.machine.errors import script
@@ -39,26 +41,26 @@ def parse_settings():
     return settings
 
 
-def decoding_rate(decode, paths, settings):
-    start = time.perf_counter()
-    for path in paths:
-        decode(path, settings.input_shape, settings.letterbox_image)
-    return len(paths) / (time.perf_counter() - start)
+def decoding_rate(decode, sources, settings):
+    start = time.process_time()
+    for place in range(len(sources)):
+        decode(sources[place], settings.input_shape, settings.letterbox_image)
+    return len(sources) / (time.process_time() - start)
 
 
-def compare_decoders(paths, settings):
+def compare(ways, settings):
+    """{name: (decode, sources)} -> prints what each does in a second of a core, and the ratios, measured in turn."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    rates = {preprocess: [], load_picture: []}
+    rates = {name: [] for name in ways}
     for _ in range(settings.repeats + 1):  # the first round reads the files into memory
-        for decode in rates:
-            rates[decode].append(decoding_rate(decode, paths, settings))
+        for name, (decode, sources) in ways.items():
+            rates[name].append(decoding_rate(decode, sources, settings))
     torch.set_num_threads(threads)
-    pillow, loader = rates[preprocess][1:], rates[load_picture][1:]
-    ratios = sorted(fast / slow for slow, fast in zip(pillow, loader))
-    print(f"decoding on one core: Pillow {statistics.median(pillow):.0f} img/s, the loader "
-          f"{statistics.median(loader):.0f}; ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to "
-          f"{ratios[-1]:.2f})")
+    (first, slow), (second, fast) = ((name, found[1:]) for name, found in rates.items())
+    ratios = sorted(b / a for a, b in zip(slow, fast))
+    print(f"decoding on one core: {first} {statistics.median(slow):.0f} img/s, {second} {statistics.median(fast):.0f}; "
+          f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 
 def measure_waiting(paths, labels, settings):
@@ -86,7 +88,12 @@ def main():
     paths, labels = read_annotation(settings.annotation_path)
     chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(settings.seed))[:settings.pictures]
     paths, labels = paths.subset(chosen), labels[chosen]
-    compare_decoders(paths, settings)
+    compare({"Pillow": (preprocess, paths), "the loader": (load_picture, paths)}, settings)
+    if settings.rec:
+        records, _, _ = read_records_of(settings.rec)
+        chosen = torch.randperm(len(records), generator=torch.Generator().manual_seed(settings.seed))
+        records = records.subset(chosen[:settings.pictures])
+        compare({"files": (load_picture, paths), "records": (load_picture, records)}, settings)
     measure_waiting(paths, labels, settings)
 
 

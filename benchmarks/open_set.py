@@ -19,7 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
-from utils.evaluation.gallery import nearest_others
+from utils.evaluation.gallery import fit_own_tail
 from utils.evaluation.thresholds import choose_gallery_threshold, judge
 from utils.machine.device import keep_freed_memory
 from utils.machine.errors import SettingsParser, script
@@ -63,7 +63,7 @@ def measure(embeddings, person, rows_of, number, settings, generator):
     gallery, known, strangers = draw_rows(rows_of, number, settings, generator)
     people = np.unique(person[gallery], return_inverse=True)[1]
     value, _, _, unsure = choose_gallery_threshold(settings.model_path, number, len(gallery),
-                                                   nearest_others(embeddings[gallery], people, number))
+                                                   fit_own_tail(embeddings[gallery], people, number))
     distances, found = nearest(embeddings, known, gallery)
     right = person[found] == person[known]
     of_known = np.array([judge(distance, value, unsure) for distance in distances])

@@ -1,5 +1,6 @@
 """A picture that fails in the middle of a run costs one picture, and a killed loader nothing."""
 import csv
+import multiprocessing
 import os
 import signal
 from types import SimpleNamespace
@@ -125,6 +126,17 @@ def test_a_killed_loader_is_a_user_error_where_the_next_batch_is_awaited(monkeyp
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # else it would be raised anywhere
     with pytest.raises(UserError, match="killed, most often for want of memory: lower --num-workers"):
         list(batches)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_loader_killed_between_two_epochs_is_one_too(monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    loader = torch.utils.data.DataLoader(range(4), batch_size=2, num_workers=1, persistent_workers=True)
+    assert len(list(batches_of(loader))) == 2
+    [process] = [child for child in multiprocessing.active_children() if child.daemon]
+    process.kill()
+    with pytest.raises(UserError, match="killed, most often for want of memory"):
+        list(batches_of(loader))
 
 
 def test_batches_too_large_for_so_few_pictures_are_told_with_the_size_that_would_do():

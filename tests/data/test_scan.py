@@ -1,14 +1,19 @@
 """utils/data/scan.py: what a folder of faces holds, and what looks like a mistake in it."""
 import os
+import shutil
 import signal
+import tracemalloc
+from itertools import islice
 
 import pytest
 from PIL import Image
 from scanning import Bar, draw, make_people, reasons, scan
 
 from utils.data import scan as module
+from utils.data.annotation import write_annotation
 from utils.data.dataset import FaceDataset
 from utils.data.packed_paths import pack
+from utils.data.scan_journal import scan_on
 from utils.machine.errors import UserError
 
 
@@ -62,6 +67,11 @@ def test_strays_never_become_classes_and_each_is_told_with_its_reason(tmp_path):
     assert "no picture" in found["cy"] and "no picture" in found["dee"]
     assert "truncated" in found["bob/truncated.jpg"] and "not a picture" in found["bob/text.jpg"]
     assert str(tmp_path) not in "".join(found.values())
+
+
+def test_a_root_whose_name_no_line_can_hold_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="a line break in the name: give the folder another"):
+        scan(make_people(tmp_path / "a\nb", ann=1))
 
 
 @pytest.mark.parametrize("break_", ["\n", "\r", "\r\n"])
@@ -173,3 +183,84 @@ def test_photographs_and_formats_that_are_not_read_are_told(tmp_path):
     for number in range(4):
         jpeg(tmp_path / "bob" / f"{number}.jpg", (96, 112))
     assert scan(tmp_path).hints == [formats]
+
+
+def scan_until(root, names, path, stop, check=True):
+    """scan_on() until so many people came (all for None). -> (the people, the names of those that were scanned now)."""
+    scanned = []
+
+    def scan_now(left):
+        for person in module.scan_people(root, left, Bar, check):
+            scanned.append(person.name)
+            yield person
+
+    people = scan_on(str(root), names, path, check, scan_now)
+    found = list(islice(people, stop))
+    people.close()
+    return found, scanned
+
+
+def test_an_interrupted_scan_goes_on_where_it_was(tmp_path, capsys):
+    root, path = make_people(tmp_path / "faces", a=2, b=1, c=3, d=1, e=2), tmp_path / "list.txt.scan"
+    damage(jpeg(root / "b" / "李 雷.jpg", (250, 250)))
+    write(root / "b" / "notes.txt", "x")
+    names = list("abcde")
+    whole, _ = scan_until(root, names, tmp_path / "other", None)
+    first, scanned = scan_until(root, names, path, 3)
+    assert first == whole[:3] and scanned == names[:3]
+    with open(path, "ab") as file:
+        file.write(b'["d", 17, ["0.p')  # a kill in the middle of a line
+    again, scanned = scan_until(root, names, path, None)
+    assert again == whole and scanned == names[3:]
+    assert f"3 of 5 people are known from a scan that was interrupted (remove {path}" in capsys.readouterr().out
+    assert scan_until(root, names, path, None) == (whole, [])
+
+
+@pytest.mark.parametrize("change, anew", [
+    (lambda root: draw(root / "b" / "new.png"), "bcd"), (lambda root: (root / "c" / "0.png").unlink(), "cd"),
+    (lambda root: draw(root / "aa" / "0.png"), ["aa", *"bcd"]), (lambda root: shutil.rmtree(root / "a"), "bcd"),
+    (lambda root: None, "")])
+def test_what_has_changed_since_and_what_comes_after_is_scanned_anew(tmp_path, change, anew):
+    root, path = make_people(tmp_path / "faces", a=1, b=1, c=2, d=1), tmp_path / "list.txt.scan"
+    scan_until(root, list("abcd"), path, None)
+    change(root)
+    names = sorted(os.listdir(root))
+    found, scanned = scan_until(root, names, path, None)
+    assert scanned == list(anew) and found == scan_until(root, names, tmp_path / "other", None)[0]
+
+
+def test_a_journal_of_another_folder_or_way_is_of_no_use(tmp_path):
+    root, path = make_people(tmp_path / "faces", a=1, b=1), tmp_path / "list.txt.scan"
+    shutil.copytree(root, tmp_path / "copy")
+    scan_until(root, ["a", "b"], path, None)
+    assert scan_until(tmp_path / "copy", ["a", "b"], path, 1)[1] == ["a"]
+    assert scan_until(root, ["a", "b"], path, None)[1] == ["a", "b"]
+    assert scan_until(root, ["a", "b"], path, None, check=False)[1] == ["a", "b"]
+    path.write_bytes(b"\xff no journal\n")
+    assert scan_until(root, ["a", "b"], path, None)[1] == ["a", "b"]
+
+
+def test_a_scan_takes_no_memory_for_the_pictures_behind_it(tmp_path, monkeypatch):
+    root = make_people(tmp_path / "faces", **{f"{n:03d}": 1 for n in range(3)})
+    names = ["000", "001", "002"] * 300
+    monkeypatch.setattr(module, "list_person", lambda folder: ([f"{folder}/{n:08d}.jpg" for n in range(200)], []))
+
+    def peak(names):
+        tracemalloc.start()
+        write_annotation(((one.name, one.pictures) for one in module.scan_people(root, names, Bar, check=False)),
+                         tmp_path / "list.txt")
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    few, many = peak(names[:90]), peak(names)
+    assert (many - few) / (810 * 200) < 2  # bytes a picture; a list of paths takes 150
+
+
+def test_the_script_goes_on_and_leaves_no_journal(call_script, tmp_path, monkeypatch):
+    root = make_people(tmp_path / "datasets", ann=2, bob=2)
+    scan_until(root, ["ann", "bob"], tmp_path / "cls_train.txt.scan", 1)
+    result = call_script("txt_annotation.py")
+    assert result.returncode == 0, result.stderr
+    assert "1 of 2 people are known" in result.stdout and "2 people, 4 images" in result.stdout
+    assert sorted(os.listdir(tmp_path)) == ["cls_classes.txt", "cls_train.txt", "datasets"]

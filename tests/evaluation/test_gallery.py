@@ -15,7 +15,7 @@ from PIL import Image
 from arcface import Arcface, Candidate
 from utils.evaluation import gallery as gallery_module
 from utils.evaluation.embedding import UselessEmbeddings
-from utils.evaluation.gallery import Gallery, nearest_others, nearest_people, open_gallery
+from utils.evaluation.gallery import Gallery, fit_own_tail, nearest_people, open_gallery
 from utils.evaluation.gallery_cache import CACHE_NAME, PARTS
 from utils.machine.errors import UserError
 
@@ -243,11 +243,11 @@ def change(cache, **arrays):
     lambda cache, evil: change(cache, embeddings=np.zeros((4, 3))),
     lambda cache, evil: change(cache, embeddings=np.full((4, 3), np.nan, np.float32)),
     lambda cache, evil: change(cache, stamps=np.zeros((3, 2), np.int64)),
-    lambda cache, evil: change(cache, nearest_others=np.array([evil], object)),
+    lambda cache, evil: change(cache, own_tail=np.array([evil], object)),
     lambda cache, evil: np.save(cache.open("wb"), np.zeros(3)),
     lambda cache, evil: zipfile.ZipFile(cache, "w").close()],
     ids=["empty", "text", "truncated", "flipped bytes", "pickle", "pickled embeddings", "pickled paths", "another size",
-         "another type", "nan", "too few stamps", "pickled distances", "npy", "empty zip"])
+         "another type", "nan", "too few stamps", "pickled tail", "npy", "empty zip"])
 def test_a_damaged_or_hostile_cache_is_made_anew_and_never_runs(colours, tmp_path, spoil):
     expected, _ = seen_when_opened(colours)
     spoil(colours / CACHE_NAME, Malicious(tmp_path / "executed"))
@@ -348,20 +348,28 @@ def test_the_nearest_people_are_those_of_a_loop_over_all_pictures():
         assert nearest_people(query, gallery, top) == expected[:top]
 
 
-def test_the_nearest_others_are_those_of_a_loop_and_are_remembered(monkeypatch, colours):
-    gallery = made_gallery(np.random.default_rng(1))
-    assert len(nearest_others(gallery.embeddings, gallery.person, 40)) == 0  # too few people to tell
-    monkeypatch.setattr(gallery_module, "MANY_PEOPLE", 3)
-    monkeypatch.setattr(gallery_module, "BLOCK", 500)
-    found = nearest_others(gallery.embeddings, gallery.person, 40)
-    for person, distance in enumerate(found):
-        own = gallery.embeddings[np.flatnonzero(gallery.person == person)[0]]
-        others = gallery.embeddings[gallery.person != person]
-        assert distance == pytest.approx(np.linalg.norm(others - own, axis=1).min(), abs=1e-5)
-    opened, _ = seen_when_opened(colours)
-    assert len(opened.nearest_others) == 3
-    monkeypatch.setattr(gallery_module, "nearest_others", None)  # so that it would fail if it were asked again
-    assert np.array_equal(seen_when_opened(colours)[0].nearest_others, opened.nearest_others)
+def test_twenty_people_or_more_tell_how_near_they_come_and_it_is_remembered(monkeypatch, tmp_path):
+    gallery = made_gallery(np.random.default_rng(1), size=64)
+    assert len(fit_own_tail(gallery.embeddings, gallery.person, 19)) == 0  # too few people to tell
+    slope, start = fit_own_tail(gallery.embeddings, gallery.person, 40)
+    assert slope == pytest.approx(1 / 8, abs=0.03) and start == pytest.approx(0, abs=0.03)  # random directions in 64-D
+    monkeypatch.setattr(gallery_module, "ASKED_PICTURES", 60)
+    assert fit_own_tail(gallery.embeddings, gallery.person, 40) == pytest.approx([slope, start], abs=0.03)
+
+    rng = np.random.default_rng(2)
+    for number in range(20):
+        draw(tmp_path / f"{number}.png", tuple(rng.integers(0, 256, 3).tolist()))
+    opened, _ = seen_when_opened(tmp_path)
+    assert opened.own_tail.shape == (2,)
+    monkeypatch.setattr(gallery_module, "fit_own_tail", None)  # so that it would fail if it were asked again
+    assert np.array_equal(seen_when_opened(tmp_path)[0].own_tail, opened.own_tail)
+
+
+def test_one_person_under_two_names_does_not_move_the_tail_of_the_others():
+    gallery = made_gallery(np.random.default_rng(3), size=64)
+    expected = fit_own_tail(gallery.embeddings, gallery.person, 40)
+    gallery.embeddings[gallery.person == 1] = gallery.embeddings[gallery.person == 0]
+    assert fit_own_tail(gallery.embeddings, gallery.person, 40) == pytest.approx(expected, abs=0.01)
 
 
 # pictures that are no good

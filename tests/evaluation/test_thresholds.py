@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
@@ -163,42 +164,42 @@ def test_a_threshold_that_was_asked_for_or_stands_alone_has_nothing_in_between(w
 
 CURVE = {"pairs": 10 ** 6, "measured": {"0.1": 1.3, "0.01": 1.2, "0.001": 1.1, "0.0001": 1.0, "1e-05": 0.9},
          "extrapolated": {"1e-06": 0.8}}
-NOBODY = np.zeros(0)
 
 
 def test_a_gallery_takes_the_distance_of_impostors_at_the_share_for_each_of_its_pictures(weights):
     save_thresholds(weights, {"thresholds": THRESHOLDS, "benchmark": "LFW", "impostors": CURVE})
-    found = choose_gallery_threshold(weights, 15, 75, NOBODY)
+    found = choose_gallery_threshold(weights, 20, 100)
     assert found.value == pytest.approx(1.0) and found.unsure == (found.value, pytest.approx(1.1))
-    assert found.meaning == ("for 15 people, 75 pictures, so that at most 1% of strangers are named, by the impostor "
+    assert found.meaning == ("for 20 people, 100 pictures, so that at most 1% of strangers are named, by the impostor "
                              "pairs of LFW")
-    strict = choose_gallery_threshold(weights, 1, 75, NOBODY, "far-0.001")
+    strict = choose_gallery_threshold(weights, 1, 100, operating_point="far-0.001")
     assert strict.value == pytest.approx(0.9) and strict.unsure is None and "0.1% of strangers" in strict.meaning
-    assert "extrapolated" not in strict.meaning and "1 person, 75" in strict.meaning
-    assert choose_gallery_threshold(weights, 9, 750, NOBODY, "far-0.001").value == pytest.approx(0.8)
-    assert choose_gallery_threshold(weights, 9, 750, NOBODY, "far-0.001").meaning.endswith("extrapolated")
-    values = [choose_gallery_threshold(weights, 9, pictures, NOBODY).value for pictures in (1, 9, 10, 10 ** 4, 10 ** 6)]
+    assert "extrapolated" not in strict.meaning and "1 person, 100" in strict.meaning
+    assert choose_gallery_threshold(weights, 9, 1000, operating_point="far-0.001").value == pytest.approx(0.8)
+    assert choose_gallery_threshold(weights, 9, 1000, operating_point="far-0.001").meaning.endswith("extrapolated")
+    values = [choose_gallery_threshold(weights, 9, pictures).value for pictures in (1, 9, 10, 10 ** 4, 10 ** 6)]
     assert values == sorted(values, reverse=True) and values[-1] > 0
 
 
-def test_a_gallery_of_a_thousand_people_takes_their_own_distances(weights):
+def test_the_lower_one_of_the_distances_by_the_weights_and_by_its_own_people_counts(weights):
     save_thresholds(weights, {"thresholds": THRESHOLDS, "impostors": CURVE})
-    nearest = np.random.default_rng(0).permutation(1000) / 1000
-    found = choose_gallery_threshold(weights, 1000, 5000, nearest)
-    assert found.value == 0.006 and found.unsure == (0.006, 0.074) and found.meaning.endswith("by its own people")
-    assert "LFW" in choose_gallery_threshold(weights, 1000, 5000, nearest, "far-0.001").meaning  # too few for this
-    assert "LFW" in choose_gallery_threshold(weights, 999, 5000, nearest[1:]).meaning
+    by_weights = choose_gallery_threshold(weights, 20, 100)
+    like = choose_gallery_threshold(weights, 20, 100, (0.15, 0.1))
+    for far, distance in ((1e-4, like.value), (1e-3, like.unsure[1])):
+        assert distance == pytest.approx(np.sqrt(2 - 2 * (0.1 - 0.15 * NormalDist().inv_cdf(far))))
+    assert like.value < by_weights.value and like.meaning.endswith("by its own people, who are more alike")
+    assert choose_gallery_threshold(weights, 20, 100, (0.05, 0.1)) == by_weights  # less alike than those of LFW
 
 
 def test_a_gallery_without_a_measurement_says_so_and_a_given_threshold_wins(weights):
-    found = choose_gallery_threshold(weights, 10, 75, NOBODY)
+    found = choose_gallery_threshold(weights, 10, 100)
     assert found.value == pytest.approx(0.9822) and "not measured" in found.meaning and found.note is None
-    assert choose_gallery_threshold(weights, 10, 75, NOBODY, given=1) == (1.0, "on the distance", None, None)
+    assert choose_gallery_threshold(weights, 10, 100, given=1) == (1.0, "on the distance", None, None)
     with pytest.raises(UserError, match=r"best-accuracy .*strangers.*far-0\.01"):
-        choose_gallery_threshold(weights, 10, 75, NOBODY, "best-accuracy")
+        choose_gallery_threshold(weights, 10, 100, operating_point="best-accuracy")
     save_thresholds(weights, {"thresholds": THRESHOLDS, "impostors": CURVE})
     weights.write_bytes(b"other weights")
-    assert "SHA-256" in choose_gallery_threshold(weights, 10, 75, NOBODY).note
+    assert "SHA-256" in choose_gallery_threshold(weights, 10, 100).note
 
 
 # the scripts
@@ -254,7 +255,7 @@ def test_predict_says_that_it_is_not_sure_of_two_pictures_and_of_a_gallery(publi
     distance = Arcface(model_path=weights, cuda=False).detect_image(image, other)
     save_thresholds(weights, {
         "thresholds": {"best accuracy": distance + 0.1, "FAR 0.001": distance - 0.1},
-        "impostors": {"measured": {"0.1": distance + 0.1, "0.075": distance + 0.1, "0.0075": distance - 0.1}}})
+        "impostors": {"measured": {"0.1": distance + 0.1, "0.01": distance - 0.1}}})
     arcface = Arcface(model_path=weights, cuda=False)
     predict.compare(arcface, image, other, SimpleNamespace(save=tmp_path / "pair.png", show=False))
     assert (f"Verdict: not sure: one person by this threshold, not below {distance - 0.1:.3f} = FAR 0.001 "

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch._dynamo  # 2 s, which each process would take at its first optimizer
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn

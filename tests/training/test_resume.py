@@ -100,7 +100,7 @@ def finished(shared, tmp_path_factory):
 def test_the_checkpoint_holds_the_whole_state_as_plain_types(finished):
     state = torch.load(only_run(finished / "logs") / "last.pt", weights_only=True)
     assert {"model", "optimizer", "scaler", "average", "step", "epoch", "batch", "sums", "random", "rows", "settings",
-            "data", "maps"} == state.keys()
+            "data", "maps", "shards", "people"} == state.keys()
     assert {"python", "numpy", "torch", "cuda"} == state["random"][0].keys()
     assert state["epoch"] == 1 and state["batch"] == 0 and len(state["rows"]) == 1
 

@@ -18,7 +18,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
     worker = Path(__file__).parent / "head_worker.py"
     result = subprocess.run([sys.executable, str(worker), str(folder)], capture_output=True, encoding="utf-8",
-                            timeout=120)
+                            timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     names = ["1", "2", "3", "4", "resumed2", "resumed3", "resumed1"]
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in names} | {"folder": folder}

@@ -48,7 +48,7 @@ def read_annotation(path, root=None):
     """
     text, parts, number = read_bytes(path), [], 0
     for begin, end in blocks(text):
-        check_utf8(text[begin:end], path)
+        check_utf8(text[begin:end], begin, path)
         *part, lines = read_block(text, begin, end, number, path)
         parts.append(part)
         number += lines
@@ -84,12 +84,12 @@ def blocks(text):
         begin = end
 
 
-def check_utf8(block, path):
+def check_utf8(block, begin, path):
     try:
         if (block > 127).any():
             block.tobytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"cannot read {path} as UTF-8 text: {error}") from None
+        raise UserError(f"cannot read {path} as UTF-8 text: {error.reason} at byte {begin + error.start}") from None
 
 
 def read_block(text, begin, end, number, path):

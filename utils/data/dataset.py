@@ -78,7 +78,7 @@ class FaceDataset(Dataset):
 def load_picture(source, input_shape, letterbox):
     """What `preprocess` makes of a path or StoredPicture, bit for bit, as a uint8 tensor (H, W, 3).
 
-    In two thirds of the time.
+    In four fifths of the time (benchmarks/loader_speed.py).
     """
     with caught_stderr():  # libjpeg's warnings, which txt_annotation.py has told with the names of the files
         pixels = decode_color_jpeg(source)
@@ -183,9 +183,9 @@ def split_validation(labels, fraction, seed):
 
 def batches_of(loader):
     """Yield the batches of a DataLoader. Raises UserError where one of its processes was killed."""
-    batches = iter(loader)
-    leave_deaths_to_the_loader()
     try:
+        batches = iter(loader)  # which asks processes that are kept from the last epoch for their first batches
+        leave_deaths_to_the_loader()
         yield from batches
     # OSError and EOFError: it had announced a batch, and died before that was fetched.
     except (RuntimeError, OSError, EOFError) as error:

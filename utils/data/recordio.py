@@ -65,7 +65,7 @@ def write_picture(path, picture):
     """-> whether it had to be written.
 
     Without fsync, which costs 3.5 instead of 0.2 ms a picture, 6 hours instead of 20 minutes for MS1M's 5.8 million:
-    what a power cut leaves has another size, or scan_folder finds that it does not decode.
+    what a power cut leaves has another size, or the scan finds that it does not decode.
     """
     try:
         if os.stat(path).st_size == len(picture):
@@ -198,7 +198,7 @@ def unpack(record):
     if not label.is_integer() or not 0 <= label < 1 << 24:  # beyond, float32 cannot tell people apart
         raise ValueError(f"the label {label:g} is no person's number")
     picture = record[begin:]
-    for beginning, suffix in SUFFIXES.items():  # scan_folder decodes them all afterwards
+    for beginning, suffix in SUFFIXES.items():  # the scan decodes them all afterwards
         if picture.startswith(beginning):
             return int(label), picture, suffix
     raise ValueError("neither JPEG nor PNG")

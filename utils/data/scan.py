@@ -1,11 +1,16 @@
 """A folder of one folder per person, looked through: what is a picture, which of them decode, what else is there."""
+import multiprocessing
 import os
+import signal
+import threading
 from collections import Counter, deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from utils.data.bad_pictures import reason_of
 from utils.data.dataset import decode_color_jpeg
@@ -30,7 +35,8 @@ class Person(NamedTuple):
     pictures: list        # their paths, sorted; all decode
     skipped: list         # everything that was left out
     damaged: list         # of the pictures, those of which libjpeg could not read all
-    unaligned: list = []  # of the pictures, those larger than an aligned crop
+    unaligned: list       # of the pictures, those larger than an aligned crop
+    changed: int | None   # changed_at() of the folder before it was listed
 
 
 def list_root(root):
@@ -40,6 +46,8 @@ def list_root(root):
     """
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder: make one folder per person in it, or give --datasets-path")
+    if unwritable(str(root)):
+        raise UserError(f"{str(root)!a} has {unwritable(str(root))}: give the folder another")
     names, skipped = [], []
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
         reason = BESIDE if not entry.is_dir() else unwritable(entry.name) or (
@@ -68,6 +76,14 @@ def list_person(folder):
     return candidates, skipped
 
 
+def changed_at(folder):
+    """When a file was last added to a folder or removed, in ns; None for one that is not to be read."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+
+
 def unwritable(name):
     """Why a name cannot stand in a line of UTF-8 text, or None."""
     if "\n" in name or "\r" in name:
@@ -89,11 +105,12 @@ def scan_people(root, names, progress, check=True):
     with decoders() as decode, progress(total=len(names)) as bar:
         for number, name in enumerate(names, 1):
             folder = os.path.join(root, name)
+            changed = changed_at(folder)
             candidates, skipped = list_person(folder)
             cut = [candidates[start:start + PART] for start in range(0, len(candidates), PART)] if check else []
-            waiting.append((folder, candidates, skipped, [decode(part) for part in cut]))
+            waiting.append((folder, changed, candidates, skipped, [decode(part) for part in cut]))
             parts, seen = parts + len(cut), seen + len(candidates)
-            while waiting and (parts >= most or number == len(names)):
+            while waiting and (parts >= most or number == len(names) or all(part.done() for part in waiting[0][-1])):
                 parts -= len(waiting[0][-1])
                 yield judge(*waiting.popleft())
                 bar.set_postfix_str(f"{seen} pictures", refresh=False)
@@ -113,7 +130,7 @@ def decoders():
             done.set_result(examine(paths))
             return done
         if pool is None:
-            pool = ProcessPoolExecutor(available_cores(), initializer=one_thread)
+            pool = ProcessPoolExecutor(available_cores(), initializer=start_decoder)
         return pool.submit(examine, paths)
 
     try:
@@ -126,9 +143,16 @@ def decoders():
             pool.shutdown(cancel_futures=True)
 
 
-def one_thread():
-    import torch
+def start_decoder():
+    """In a process that decodes: one thread, Ctrl-C is the main process's affair, and it never outlives that one."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def leave_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def examine(paths):
@@ -142,11 +166,12 @@ def examine(paths):
                 reason, aligned = None, looks_aligned(size)
             except UserError as error:
                 reason, aligned = reason_of(error, path), True
-        found.append((reason, " ".join(printed.text.split()), aligned))
+        warning = " ".join(printed.text.split()) if "JPEG" in printed.text else ""  # libtiff's are of no account
+        found.append((reason, warning, aligned))
     return found
 
 
-def judge(folder, candidates, skipped, futures):
+def judge(folder, changed, candidates, skipped, futures):
     """What was listed in a folder, and the Futures of what was examined of it (none where nothing is) -> Person."""
     found = [one for future in futures for one in future.result()] or [(None, "", True)] * len(candidates)
     bad = [(path, reason) for path, (reason, _, _) in zip(candidates, found) if reason]
@@ -154,7 +179,7 @@ def judge(folder, candidates, skipped, futures):
     damaged = [(path, warning) for path, (reason, warning, _) in zip(candidates, found) if warning and reason is None]
     unaligned = [path for path, (_, _, aligned) in zip(candidates, found) if not aligned]
     nobody = [] if good else [(folder, "a person with no picture")]
-    return Person(os.path.basename(folder), good, skipped + bad + nobody, damaged, unaligned)
+    return Person(os.path.basename(folder), good, skipped + bad + nobody, damaged, unaligned, changed)
 
 
 class Tally:

@@ -85,7 +85,8 @@ def plot_history(rows, columns, best_epoch, path):
     figure = new_figure()
     axes = figure.add_subplot(ylabel=path.stem)
     for column, label in columns.items():
-        points = [(row["epoch"], row[column]) for row in rows if math.isfinite(row[column])]
+        points = [(row["epoch"], row[column]) for row in rows
+                  if math.isfinite(row.get(column, math.nan))]
         if points:
             axes.plot(*zip(*points), marker="." if len(points) < 40 else "", label=label)
     if best_epoch is not None:

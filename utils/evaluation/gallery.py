@@ -16,6 +16,7 @@ import numpy as np
 
 from utils.evaluation.embedding import UselessEmbeddings
 from utils.evaluation.gallery_cache import PARTS, read_cache, write_part
+from utils.evaluation.impostors import count_impostors, fit_tail
 from utils.faces.face_crop import NoDetector
 from utils.faces.images import EXTENSIONS
 from utils.faces.left_out import OTHER_PICTURES
@@ -23,9 +24,8 @@ from utils.machine.errors import UserError
 
 NAME = attrgetter("name")
 PART = 256            # pictures embedded at once; where one of them is bad its part is halved until that one is found
-BLOCK = 2_000_000     # products of embeddings at once: 8 MB
-MANY_PEOPLE = 1000    # from so many on the people tell how near they come to each other: see thresholds.py
-ASKED_PEOPLE = 2000   # and so many of them are enough to tell
+ENOUGH_PEOPLE = 20    # 190 pairs of people: the least that tell how near they come to each other
+ASKED_PICTURES = 4000  # and the most, 8 million pairs
 
 
 class Gallery(NamedTuple):
@@ -37,7 +37,7 @@ class Gallery(NamedTuple):
     embedded: int               # how many of them were not in the cache
     skipped: list               # one line for each picture, folder or kind of file that was left out
     note: str | None            # why the embeddings could not be kept, in one line
-    nearest_others: np.ndarray  # float64: what nearest_others() found, (0,) for fewer than MANY_PEOPLE
+    own_tail: np.ndarray        # of fit_own_tail()
 
 
 def open_gallery(folder, embed, settings, progress=None):
@@ -79,14 +79,14 @@ def open_gallery(folder, embed, settings, progress=None):
     people, person = people_of(paths)
     embedded, note = len(paths) - kept, None
     if unchanged and not embedded:
-        nearest = cache.nearest_others
+        own_tail = cache.own_tail
     else:
-        nearest = nearest_others(embeddings, person, len(people))
+        own_tail = fit_own_tail(embeddings, person, len(people))
         append = unchanged and cache.parts <= PARTS and embedded < kept
         chosen = np.flatnonzero(rows < 0) if append else np.arange(len(paths))
         note = write_part(folder, cache.parts if append else 0, key, [paths[place] for place in chosen],
-                          stamps[chosen], embeddings[chosen], nearest)
-    return Gallery(folder, paths, people, person, embeddings, embedded, skipped, note, nearest)
+                          stamps[chosen], embeddings[chosen], own_tail)
+    return Gallery(folder, paths, people, person, embeddings, embedded, skipped, note, own_tail)
 
 
 def scan(folder):
@@ -157,22 +157,16 @@ def embed_usable(sources, embed):
     return first | second, bad + also_bad
 
 
-def nearest_others(embeddings, person, people):
-    """The distances of up to ASKED_PEOPLE people, by a picture each, to the nearest picture of another, float64 (n,).
+def fit_own_tail(embeddings, person, people):
+    """How near the gallery's own people come to each other -> fit_tail(), float64 (2,); (0,) for too few people.
 
-    What strangers who are like these people would come to. None, (0,), for fewer than MANY_PEOPLE.
+    Of a large gallery some of the pictures tell.
     """
-    if people < MANY_PEOPLE:
+    if people < ENOUGH_PEOPLE:
         return np.zeros(0)
-    asked = np.unique(np.linspace(0, people - 1, min(people, ASKED_PEOPLE)).astype(np.int32))
-    first_of = np.unique(person, return_index=True)[1][asked]
-    cosines, rows = [], max(1, BLOCK // len(person))
-    for start in range(0, len(asked), rows):
-        block = slice(start, start + rows)
-        products = embeddings[first_of[block]] @ embeddings.T
-        products[asked[block, None] == person] = -1
-        cosines.append(products.max(1))
-    return np.sqrt(np.maximum(0, 2 - 2 * np.concatenate(cosines).astype(np.float64)))
+    asked = np.unique(np.linspace(0, len(person) - 1, ASKED_PICTURES).astype(np.int64))
+    counts, people = count_impostors(embeddings[asked], person[asked]), len(np.unique(person[asked]))
+    return np.array(fit_tail(counts, people * (people - 1) // 2)) if people >= ENOUGH_PEOPLE else np.zeros(0)
 
 
 def nearest_people(embedding, gallery, top):

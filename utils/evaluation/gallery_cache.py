@@ -24,7 +24,7 @@ class Cache(NamedTuple):
     paths: list                 # M, relative to the gallery
     stamps: np.ndarray          # int64 (M, 2): bytes, time of change in ns
     embeddings: np.ndarray      # float32 (M, D)
-    nearest_others: np.ndarray  # of the whole gallery when the last part was written: see gallery.py
+    own_tail: np.ndarray        # of the whole gallery when the last part was written: see gallery.py
     parts: int                  # files that may be added to; 0: write all anew
 
 
@@ -47,28 +47,28 @@ def read_cache(folder, key, size):
         return Cache([], np.zeros((0, 2), np.int64), np.zeros((0, size), np.float32), np.zeros(0), 0)
     if len(parts) == 1:
         return Cache(*parts[0], 0 if path.exists() else 1)
-    paths, stamps, embeddings, nearest = zip(*parts)
-    return Cache([*itertools.chain(*paths)], np.concatenate(stamps), np.concatenate(embeddings), nearest[-1],
+    paths, stamps, embeddings, tails = zip(*parts)
+    return Cache([*itertools.chain(*paths)], np.concatenate(stamps), np.concatenate(embeddings), tails[-1],
                  0 if path.exists() else len(parts))
 
 
 def read_part(path, key, size):
-    """-> (paths, stamps, embeddings, nearest_others) of one file, None where it is of no use."""
+    """-> (paths, stamps, embeddings, own_tail) of one file, None where it is of no use."""
     try:
         with np.load(path, allow_pickle=False) as part:
             if str(part["key"]) != key:
                 return None
             paths = bytes(part["paths"]).decode("utf-8", "surrogateescape").split("\0")
-            stamps, rows, nearest = part["stamps"], part["embeddings"], part["nearest_others"]
+            stamps, rows, tail = part["stamps"], part["embeddings"], part["own_tail"]
         usable = (rows.dtype == np.float32 and rows.shape == (len(paths), size) and np.isfinite(rows).all()
                   and stamps.dtype == np.int64 and stamps.shape == (len(paths), 2)
-                  and nearest.dtype == np.float64 and nearest.ndim == 1)
-        return (paths, stamps, rows, nearest) if usable else None
+                  and tail.dtype == np.float64 and tail.shape in ((0,), (2,)) and np.isfinite(tail).all())
+        return (paths, stamps, rows, tail) if usable else None
     except Exception:  # a damaged file may raise almost anything: it is made anew
         return None
 
 
-def write_part(folder, number, key, paths, stamps, embeddings, nearest_others):
+def write_part(folder, number, key, paths, stamps, embeddings, own_tail):
     """Write the part of this number; 0 is all, and the other parts go.
 
     -> a line that says why it cannot be written, None where it is.
@@ -77,7 +77,7 @@ def write_part(folder, number, key, paths, stamps, embeddings, nearest_others):
     try:
         with atomic_write(part_path(folder, number)) as temporary, open(temporary, "wb") as file:
             np.savez(file, key=key, paths=np.frombuffer(names, np.uint8), stamps=stamps, embeddings=embeddings,
-                     nearest_others=nearest_others)
+                     own_tail=own_tail)
     except UserError as error:
         return f"{error}: the next query will embed the pictures again"
     if number == 0:

@@ -53,8 +53,8 @@ def impostor_curve(counts):
     if pairs < LEAST_PAIRS:
         return None
     measured = {far: quantile(counts, far) for far in FARS if far * pairs >= 1}
-    slope, start = fit_tail(counts, pairs)
-    beyond = {far: round(distance_of(start + slope * deviate(far)), 5) for far in FARS if far not in measured}
+    tail = fit_tail(counts, pairs)
+    beyond = {far: round(distance_on(tail, far), 5) for far in FARS if far not in measured}
     return {"pairs": pairs, "measured": by_name(measured)} | (
         {"extrapolated": by_name(beyond), "how": HOW} if beyond else {})
 
@@ -70,10 +70,18 @@ def quantile(counts, far):
 
 
 def fit_tail(counts, pairs):
-    """-> (slope, start) of the cosine over deviate(FAR)."""
+    """Counts of impostor distances, of so many pairs of people -> (slope, start) of the cosine over deviate(FAR).
+
+    It is fitted from FAR 0.3 to that of ten pairs, so that one person under two names does not tilt it.
+    """
     fars = np.geomspace(0.3, 10 / pairs, 30)
     cosines = [1 - quantile(counts, far) ** 2 / 2 for far in fars]
     return np.polyfit([deviate(far) for far in fars], cosines, 1)
+
+
+def distance_on(tail, far):
+    slope, start = tail
+    return distance_of(start + slope * deviate(far))
 
 
 def deviate(far):

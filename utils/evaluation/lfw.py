@@ -107,8 +107,10 @@ class SubjectCrop:
         return align(image, landmarks)
 
 
-def pair_distances(embeddings, pairs, part=8192):
-    """Embeddings (len(pairs.paths), D) -> L2 distances (N,), float64; `part` pairs at once, 25 MB of 512 numbers each.
+def pair_distances(embeddings, pairs, part=2048):
+    """Embeddings (len(pairs.paths), D) -> L2 distances (N,), float64.
+
+    `part` pairs at once: with 512 numbers 46 MB for a million pairs, the distances among them.
     """
     embeddings, distances = np.asarray(embeddings), np.empty(len(pairs.first))
     for start in range(0, len(distances), part):

@@ -1,28 +1,55 @@
 """What a training run is about to do, in words."""
 import math
 
+from nets.class_sums import BLOCK
 from utils.machine import distributed
 from utils.machine.device import describe_device
 from utils.training.schedule import LIMITS, REFERENCE_BATCH
+from utils.training.setup import saves_head
 
 GROUPS = ("body", "embedding layer and head", "BatchNorm, PReLU and biases")
+
+
+def head_bytes(rows, dimensions, pictures, remembered=1, others=0, rate=1.0, gradients=1):
+    """What a head of so many rows, float32, takes at the peak of a step: at the end of its backward pass.
+
+    rows: of this process. pictures: of all processes that divide the head among them. remembered: numbers that the
+    optimizer keeps for each weight. others: further copies of the weight, such as its average. rate: --sample-rate.
+    gradients: alive at once.
+    """
+    sample = math.ceil(rate * rows)
+    whole = rows * (1 + remembered + others)
+    taken = sample * (gradients + (1 + remembered if rate < 1 else 0))
+    return 4 * ((whole + taken) * dimensions + sample * pictures + min(BLOCK, sample * dimensions))
+
+
+def describe_head(training, batches, settings):
+    """-> lines: the memory of the head in this process, and where it is not saved."""
+    head, processes = training.net.head, distributed.world_size()
+    rows, dimensions = head.weight.shape
+    divided = head.shard.processes > 1
+    pictures = batches.batch_size if divided else batches.batch_size // processes
+    # What a second batch gives is added to the gradient of the first.
+    peak = head_bytes(rows, dimensions, pictures, settings.momentum > 0 if settings.optimizer_type == "sgd" else 2,
+                      bool(training.average), settings.sample_rate, 1 + (settings.accumulate > 1))
+    part = f" for {rows} of {head.classes} people" if divided else ""
+    yield (f"head: {rows * dimensions * 4 / 1e6:.1f} MB of weights{part}, {peak / 1e6:.1f} MB at the peak of a step, "
+           "gradients, optimizer's state and logits included")
+    if settings.label_weight and not saves_head(settings, head.classes):
+        yield "the epochs' weights leave the head out (--save-head keeps it); last.pt and what is beside it have it"
 
 
 def describe(training, batches, val_loader, settings):
     """-> lines: what decays, the data, the head's memory, the machine, learning rate, teacher and first loss."""
     head = training.net.head
-    classes, dimensions = head.weight.shape
     processes = distributed.world_size()
-    weights, logits = classes * dimensions * 4 / 1e6, batches.batch_size // processes * classes * 4 / 1e6
-    copies = 2 + (1 if settings.optimizer_type == "sgd" else 2) + bool(training.average)
     validated, = distributed.reduce([len(val_loader.dataset) if val_loader else 0])
     for name, group in zip(GROUPS, training.optimizer.param_groups):
         count = sum(parameter.numel() for parameter in group["params"])
         yield f"weight decay {group['weight_decay']:g} on {name}: {len(group['params'])} tensors, {count:,} parameters"
-    yield (f"{classes} people, {batches.count} pictures to train on, {validated:.0f} to validate on, "
+    yield (f"{head.classes} people, {batches.count} pictures to train on, {validated:.0f} to validate on, "
            f"{len(batches)} batches an epoch, {training.learning_rate.total_steps} steps in all")
-    yield (f"head: {weights:.1f} MB of weights ({copies} times that with gradients and the optimizer's state), "
-           f"{logits:.1f} MB a batch of logits (about four times that within a step)")
+    yield from describe_head(training, batches, settings)
     precision = str(training.autocast_dtype or "float32").removeprefix("torch.")
     layout = "channels last" if settings.channels_last else "channels first"
     yield f"device: {describe_device(training.device)}, {processes} process(es), {precision}, {layout}"

@@ -15,8 +15,10 @@ from utils.drawing.plots import plot_history
 from utils.machine import distributed
 from utils.machine.errors import UserError
 from utils.machine.files import REPOSITORY, atomic_write, write_text
+from utils.training.benchmarks import accuracy_columns
 from utils.weights import checkpoint
 
+# Of log.csv in every run; benchmarks other than LFW add theirs.
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
            "lfw_accuracy", "val_at_far", "images_per_second", "data_wait")
 
@@ -30,14 +32,15 @@ def on_main(method):
 
 
 def best_row(rows):
-    """The row of the best epoch: by LFW accuracy; without LFW by validation loss; without validation the last one.
+    """The row of the best epoch: by a benchmark's accuracy, without one by validation loss, else the last one.
 
-    Of equal ones the first counts. One with a loss or figure that is infinite, or without a training loss, never does:
-    None where there is no other.
+    Of several benchmarks see accuracy_columns(). Of equal epochs the first counts. One with a loss or figure that is
+    infinite, or without a training loss, never does: None where there is no other.
     """
     finite = [row for row in rows if math.isfinite(row["train_loss"]) and not any(map(math.isinf, row.values()))]
-    for column, sign in (("lfw_accuracy", 1), ("val_loss", -1)):
-        measured = [row for row in finite if not math.isnan(row[column])]
+    columns = [(column, 1) for row in finite[-1:] for column in accuracy_columns(row)]
+    for column, sign in (*columns, ("val_loss", -1)):
+        measured = [row for row in finite if not math.isnan(row.get(column, math.nan))]
         if measured:
             return max(measured, key=lambda row: sign * row[column])
     return finite[-1] if finite else None
@@ -81,7 +84,7 @@ class Run:
     @on_main
     def log(self, row):
         """Add one epoch's row to log.csv, the curves and TensorBoard."""
-        self.rows.append(row)
+        self.rows.append(row | {name: math.nan for name in COLUMNS if name not in row})
         written = self.attempt("log.csv", self.write_log)
         self.attempt("loss.png", self.plot_losses)
         self.attempt("accuracy.png", self.plot_accuracies)
@@ -103,18 +106,21 @@ class Run:
 
     def write_log(self):
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        columns = dict.fromkeys([*COLUMNS, *(name for row in self.rows for name in row)])
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
-            writer.writerow({name: "" if math.isnan(value) else f"{value:.6g}" for name, value in row.items()})
+            writer.writerow({name: f"{value:.6g}" for name, value in row.items() if not math.isnan(value)})
         write_text(self.folder / "log.csv", text.getvalue())
 
     def plot_losses(self):
         self.plot({"train_loss": "train", "val_loss": "validation"}, "loss.png")
 
     def plot_accuracies(self):
-        self.plot({"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
-                   "val_at_far": "LFW VAL at FAR 0.001"}, "accuracy.png")
+        labels = {"train_accuracy": "train", "val_accuracy": "validation", "lfw_accuracy": "LFW",
+                  "val_at_far": "LFW VAL at FAR 0.001"}
+        others = (name for name in self.rows[-1] if name.endswith(("_accuracy", "_val_at_far")))
+        self.plot(labels | {name: name.replace("_", " ") for name in others if name not in labels}, "accuracy.png")
 
     def plot(self, columns, name):
         best = best_row(self.rows)

@@ -35,7 +35,9 @@ def sampled_head(head, optimizer, labels, rate, seed):
         whole[head.sample] = head.weight.data
         for name, value in remembered.items():
             if value.shape == head.weight.shape:
-                kept.setdefault(name, torch.zeros_like(whole))[head.sample] = value
+                if name not in kept:  # made in this step
+                    kept[name] = torch.zeros_like(whole)
+                kept[name][head.sample] = value
     finally:
         head.weight.grad, head.weight.data = None, whole
         remembered.update(kept)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from utils.evaluation.thresholds import BY_DEFAULT
-from utils.faces.images import normalise, open_image, preprocess
+from utils.faces.images import normalise, preprocess
 from utils.machine.download import hash_file
 from utils.machine.errors import UserError
 from utils.machine.files import REPOSITORY, atomic_write
@@ -58,7 +58,7 @@ def embed_samples(arcface):
     if not pictures:
         raise UserError(f"{PICTURES} holds no .jpg to check the export with: put the repository's pictures back")
     pixels = [preprocess(picture, arcface.input_shape, arcface.letterbox_image) for picture in pictures]
-    as_they_are = arcface.embed(pictures, crop=open_image)
+    as_they_are = arcface.embed_anything(pictures)
     return normalise(torch.from_numpy(np.stack(pixels))).contiguous(), as_they_are
 
 

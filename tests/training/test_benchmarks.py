@@ -1,0 +1,71 @@
+"""Several benchmarks after every epoch: their columns, and which of them best.pth goes by."""
+import csv
+import json
+import math
+import pickle
+
+import pytest
+from conftest import assert_user_error
+from training_data import QUICK, only_run, write_faces
+
+from utils.training.benchmarks import accuracy_columns, columns_of
+from utils.training.run import best_row
+
+
+@pytest.fixture
+def packed(shared, tmp_path):
+    """agedb_30.bin and cfp_fp.bin: ten folds of a genuine and an impostor pair of LFW pictures each."""
+    people = [sorted(folder.iterdir())[:2] for folder in sorted((shared / "lfw" / "images").iterdir())]
+    people = [pictures for pictures in people if len(pictures) == 2][:42]
+    for name, first in (("agedb_30", 0), ("cfp_fp", 21)):
+        pictures = [path.read_bytes() for place in range(first, first + 20, 2)
+                    for path in (*people[place], people[place][0], people[place + 1][0])]
+        (tmp_path / f"{name}.bin").write_bytes(pickle.dumps((pictures, [True, False] * 10)))
+    return tmp_path / "agedb_30.bin", tmp_path / "cfp_fp.bin"
+
+
+def test_each_benchmark_has_its_columns_and_the_mean_where_it_is_asked_for(run_script, shared, packed, tmp_path):
+    annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=4)
+    result = run_script("train.py", "--device", "cpu", "--batch-size", 4, "--annotation-path", annotation,
+                        "--epochs", 1, "--num-workers", 0, "--val-split", 0, "--eval", *packed, "--best-by", "mean")
+    assert result.returncode == 0, result.stderr
+    run = only_run(tmp_path / "logs")
+    with open(run / "log.csv", newline="", encoding="utf-8") as file:
+        row, = csv.DictReader(file)
+    accuracies = [float(row["agedb_30_accuracy"]), float(row["cfp_fp_accuracy"])]
+    assert all(0 <= accuracy <= 1 for accuracy in accuracies) and row["lfw_accuracy"] == ""
+    assert float(row["mean_accuracy"]) == pytest.approx(sum(accuracies) / 2, abs=1e-5)
+    assert row["agedb_30_val_at_far"] == "", "ten impostor pairs measure no FAR of 0.001"
+    best = json.loads((run / "best.json").read_text(encoding="utf-8"))["training"]
+    assert best["cfp_fp_accuracy"] == pytest.approx(accuracies[1], abs=1e-5)
+
+
+def rows(*accuracies, **more):
+    return [{"epoch": epoch, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 1 / epoch} | dict(zip(names, values))
+            for epoch, (names, values) in enumerate(((list(one), list(one.values())) for one in accuracies), 1)]
+
+
+def test_the_first_benchmark_decides_or_the_mean():
+    first = {"agedb_30_accuracy": 0.7, "lfw_accuracy": 0.9}
+    second = {"agedb_30_accuracy": 0.8, "lfw_accuracy": 0.6}
+    assert best_row(rows(first, second))["epoch"] == 2
+    assert best_row(rows(dict(reversed(first.items())), dict(reversed(second.items()))))["epoch"] == 1
+    assert best_row(rows(first | {"mean_accuracy": 0.8}, second | {"mean_accuracy": 0.7}))["epoch"] == 1
+    assert best_row(rows({"lfw_accuracy": math.nan}, {"lfw_accuracy": math.nan}))["epoch"] == 1  # by validation loss
+
+
+def test_the_columns_of_lfw_keep_their_names():
+    assert columns_of("LFW") == ("lfw_accuracy", "val_at_far")
+    row = dict.fromkeys(("train_accuracy", "val_accuracy", "lfw_accuracy", "agedb_30_accuracy"), 0.5)
+    assert accuracy_columns(row) == ["lfw_accuracy", "agedb_30_accuracy"]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--eval", "gone.bin"], ["gone.bin"]), (["--eval", "lfw", "--lfw-eval"], ["--eval", "--lfw-eval"]),
+    (["--eval", "agedb_30.bin", "agedb_30.bin"], ["agedb_30", "twice"]),
+    (["--eval", "cls_train.txt"], ["cls_train.txt"])])
+def test_a_benchmark_that_does_not_read_is_a_user_error(call_script, shared, packed, tmp_path, flags, words):
+    write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=4)
+    quick = [flag for flag in QUICK if flag != "--no-lfw-eval"]
+    assert_user_error(call_script("train.py", *quick, *flags), *words)
+    assert not (tmp_path / "logs").exists()

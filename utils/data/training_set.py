@@ -1,0 +1,35 @@
+"""The pictures to train on, wherever they are: in a list of files, or in insightface's .rec files."""
+from typing import NamedTuple
+
+import torch
+
+from utils.data.annotation import check_there, check_trainable, read_annotation, read_names
+from utils.data.records import holds_records, read_records_of
+from utils.machine.download import hash_file
+
+
+class TrainingSet(NamedTuple):
+    pictures: object      # PackedPaths or Records
+    labels: torch.Tensor  # int32 (N,), 0..C-1
+    names: list           # of the C people
+    sha256: str           # tells this set from others
+
+
+def read_training_set(settings):
+    """What --rec or --annotation-path names -> TrainingSet. Prints the records that are left out.
+
+    Raises UserError for a set that does not read, that is too small, or whose pictures have moved.
+    """
+    folder = settings.rec or (settings.annotation_path if holds_records(settings.annotation_path) else None)
+    if folder:
+        pictures, labels, skipped = read_records_of(folder)
+        for record, reason in skipped:
+            print(f"skipped {record}: {reason}")
+        check_trainable(labels, folder)
+        return TrainingSet(pictures, labels, [str(label) for label in range(int(labels.max()) + 1)],
+                           pictures.sha256(labels))
+    path = settings.annotation_path
+    pictures, labels = read_annotation(path, settings.datasets_path)
+    check_trainable(labels, path)
+    check_there(pictures, path, settings.max_bad_pictures)
+    return TrainingSet(pictures, labels, read_names(path, int(labels.max()) + 1), hash_file(path))
