@@ -74,7 +74,7 @@ class Arcface:
         "backbone": None,               # the network of model_path; None: told from the file
         "input_shape": [112, 112, 3],   # height, width, channels
         "letterbox_image": True,        # pad to a square instead of stretching to one
-        "device": "auto",               # or "cpu", "cuda", "cuda:N"; auto is CUDA where there is one
+        "device": "auto",               # or "cpu", "cuda", "cuda:N", "mps"; auto is the first of cuda, mps, cpu
         "cuda": True,                   # False: the CPU, whatever `device` says
         "bf16": False,                  # run in bfloat16: faster where the machine has instructions for it
         "align": "auto",                # True, False, or "auto": find the face in what is larger than an aligned crop

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from train import check_settings, make_parser
 from utils.data.dataset import EpochBatches
 from utils.machine import distributed
-from utils.training.engine import Diverged, train_one_step
+from utils.training.engine import Diverged, enter_training_mode, train_one_step
 from utils.training.setup import make_net, make_training
 
 PICTURES = 16
@@ -35,8 +35,8 @@ def parse(*arguments):
     return settings
 
 
-def hashes_of_all(net):
-    flat = torch.cat([p.detach().flatten() for p in net.parameters()])
+def hashes_of_all(tensors):
+    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
     return distributed.gather(hashlib.sha256(flat.numpy().tobytes()).hexdigest())
 
 
@@ -49,7 +49,15 @@ def teach(teacher, batches, group, device):
     for apart in (True, False):
         train_one_step(training, group, Pictures)
         assert training.objective.apart == apart
-    return hashes_of_all(net)
+    return hashes_of_all(net.parameters())
+
+
+def freeze(training):
+    """-> the hashes of BatchNorm's statistics after a step in training mode, and once they are to stay as they are."""
+    learned = hashes_of_all(training.net.buffers())
+    training.freeze_bn_from = 0
+    enter_training_mode(training)
+    return [learned, hashes_of_all(training.net.buffers())]
 
 
 def diverge(training, group):
@@ -77,7 +85,8 @@ def main(output, teacher):
     flat = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
     training.model.train()
     train_one_step(training, group, Pictures)
-    result = {"loss": loss, "correct": correct, "gradient": flat, "hashes": hashes_of_all(net),
+    result = {"loss": loss, "correct": correct, "gradient": flat, "hashes": hashes_of_all(net.parameters()),
+              "statistics": freeze(training),
               "student": teach(teacher, batches, group, device), "facts": diverge(training, group),
               "pictures": distributed.gather([Pictures.name(i) for _, _, indices in group for i in indices])}
     if distributed.is_main():

@@ -64,6 +64,12 @@ def test_a_student_has_the_same_parameters_in_both_processes(one_and_two):
     assert len(two["student"]) == 2 and len(set(two["student"])) == 1
 
 
+def test_statistics_that_are_to_stay_as_they_are_are_the_same_in_both_processes(one_and_two):
+    _, two = one_and_two
+    learned, kept = two["statistics"]
+    assert len(set(learned)) == 2 and set(kept) == {learned[0]}
+
+
 def test_a_loss_that_is_not_finite_is_told_with_the_pictures_of_its_own_process(one_and_two):
     _, two = one_and_two
     assert math.isnan(two["facts"]["loss"])

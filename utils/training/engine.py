@@ -201,6 +201,7 @@ def take_step(training, group, dataset, rate):
     """-> loss and number correct as train_one_step, and whether the weights were moved."""
     outcomes = []
     for number, (images, labels, _) in enumerate(group):
+        training.net.head.check_labels(labels)  # here, where they are on the CPU
         images, labels = send(images, training.device), send(labels, training.device)
         # Without this, DistributedDataParallel would average the gradients once a batch instead of once a step.
         training.model.require_backward_grad_sync = number == len(group) - 1
@@ -213,8 +214,8 @@ def take_step(training, group, dataset, rate):
     loss, correct, norm, spread = read(torch.stack([outcome.loss for outcome in outcomes]).mean(),
                                        torch.stack([outcome.correct.sum() for outcome in outcomes]).sum(), norm,
                                        least_spread(outcomes) if training.step % CHECK_EVERY == 0 else None)
-    check_collapse(training, spread)
     check_finite(training, loss, norm, rate, group, dataset)
+    check_collapse(training, spread)
     return loss, correct, update_weights(training, overflow=not math.isfinite(norm))
 
 
