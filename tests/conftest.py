@@ -5,7 +5,6 @@ import io
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 from contextlib import suppress
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from script_runner import Runner
 
 from utils.machine import download
 
@@ -62,14 +62,19 @@ def face_model(shared, tmp_path, monkeypatch):
     return tmp_path / MODEL_PATH
 
 
+@pytest.fixture(scope="session")
+def runner():
+    runner = Runner()
+    yield runner
+    runner.close()
+
+
 @pytest.fixture
-def run_script(tmp_path):
+def run_script(runner, tmp_path):
     """run_script("train.py", "--epochs", 1) -> CompletedProcess, run in tmp_path as a user would, without a screen."""
     def run(script, *arguments, stdin="", cwd=tmp_path, timeout=120):
         environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-        return subprocess.run(
-            [sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, input=stdin, timeout=timeout,
-            capture_output=True, encoding="utf-8", env=environment | {"PYTHONUTF8": "1"})
+        return runner.run(script, list(map(str, arguments)), cwd, environment | {"PYTHONUTF8": "1"}, stdin, timeout)
     return run
 
 
