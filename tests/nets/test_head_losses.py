@@ -148,3 +148,23 @@ def test_losses_far_apart_keep_their_digits():
     cosine = math.cos(0.01 + 0.5) + math.cos(0.01), math.cos(3.13) - 0.5 * math.sin(0.5) + math.cos(3.13)
     expected = [math.log1p(math.exp(-64 * lead)) for lead in cosine]
     assert losses.tolist() == pytest.approx(expected, rel=1e-4) and correct.tolist() == [True, False]
+
+
+def test_the_products_are_of_float32_whatever_precision_is_asked_for_elsewhere():
+    """On a CPU "medium" rounds other products, as "high" does on CUDA (TF32)."""
+    torch.manual_seed(0)
+    head, labels = ArcMarginProduct(512, 2000, 64, 0.5), torch.arange(16)
+    embeddings = F.normalize(torch.randn(16, 512))
+
+    def figures(precision):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            found = embeddings.clone().requires_grad_()
+            losses, _ = head.losses(found, labels)
+            losses.sum().backward()
+            assert torch.get_float32_matmul_precision() == precision
+            return losses.detach(), found.grad, head(embeddings, labels).detach()
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    for exact, found in zip(figures("highest"), figures("medium")):
+        assert torch.equal(exact, found)

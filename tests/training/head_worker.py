@@ -27,11 +27,12 @@ from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import EpochBatches
 from utils.machine import distributed
 from utils.training import resume
-from utils.training.engine import train_one_step, validate
+from utils.training.engine import train_one_step
 from utils.training.head_files import whole_weight
 from utils.training.loss_scale import LossScale
 from utils.training.optimizer import clip_gradients
 from utils.training.setup import make_net, make_training
+from utils.training.validation import validate
 
 PICTURES, BATCH, PEOPLE = 48, 12, 101
 CPU = torch.device("cpu")

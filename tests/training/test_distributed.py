@@ -20,9 +20,9 @@ from nets.arcface import ArcfaceNet
 from utils.data.annotation import read_annotation
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
-from utils.training.engine import validate
 from utils.training.objective import LabelLoss
 from utils.training.schedule import Margin
+from utils.training.validation import validate
 
 ROOT = Path(__file__).parents[2]
 VALIDATED = 5  # pictures, an odd number: no process may see one twice to have as many as the other

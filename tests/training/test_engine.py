@@ -14,17 +14,11 @@ from utils.machine.errors import UserError
 from utils.training import resume
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
-from utils.training.engine import (
-    Diverged,
-    Interrupted,
-    enter_training_mode,
-    train_one_epoch,
-    train_one_step,
-    validate,
-)
+from utils.training.engine import Diverged, Interrupted, enter_training_mode, train_one_epoch, train_one_step
 from utils.training.loss_scale import LossScale
 from utils.training.run import Run
 from utils.training.setup import make_net, make_training
+from utils.training.validation import validate
 
 PICTURES = SimpleNamespace(name=lambda number: f"picture {number}")
 

@@ -8,8 +8,9 @@ from train import check_settings, make_parser
 from utils.data.augmentation import KINDS
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import EpochBatches
-from utils.training.engine import train_one_step, validate
+from utils.training.engine import train_one_step
 from utils.training.setup import make_net, make_training
+from utils.training.validation import validate
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None or torch.cuda.is_available(),
                                 reason="for a CUDA build of PyTorch on a machine without a GPU")

@@ -64,8 +64,8 @@ def tune_cuda(device):
     """What training on CUDA sets for the whole process. Not measured: it was written without a card.
 
     cuDNN times its convolutions and takes the fastest, which may be another one in another run, so that a resumed run
-    is not bit-exact there. Products of float32 matrices may round their factors to 11 bits (TF32): of 512,000 logits of
-    random 512-d embeddings at s = 64, so rounded, none moves by more than 0.005 (bfloat16: 0.036).
+    is not bit-exact there. Products of float32 matrices may round their factors to 11 bits (TF32), but for the
+    head's (nets/class_sums.py).
     """
     torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True
