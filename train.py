@@ -58,7 +58,7 @@ def make_parser():
     data.add_argument("--val-split", type=float, default=0.01,
                       help="share of the pictures that is kept out of training, to validate on; 0 keeps none")
     data.add_argument("--augment", nargs="+", metavar="KIND", default=[],
-                      help=f"change pictures at random beside mirroring them: any of {', '.join(KINDS)}")
+                      help=f"change pictures at random beside mirroring: any of {', '.join(KINDS)} (default: none)")
     data.add_argument("--num-workers", type=int, default=4, help="processes that decode pictures")
     data.add_argument("--max-bad-pictures", type=float, default=1e-3, metavar="SHARE",
                       help="share of the training pictures that may fail to open and be replaced by others")
@@ -66,7 +66,8 @@ def make_parser():
     network.add_argument("--backbone", help=f"the network that embeds: {', '.join(BACKBONES)} "
                          f"(default: that of --model-path, without one {DEFAULT_BACKBONE})")
     network.add_argument("--model-path", default="",
-                         help="start from these weights: a .pth file, or a run's folder for its best.pth")
+                         help="start from these weights: a .pth file, or a run's folder for its best.pth (default: "
+                              "random ones)")
     network.add_argument("--pretrained", action=switch, default=False,
                          help="start the backbone from model_data/<backbone>_backbone_weights.pth")
     network.add_argument("--head", choices=HEADS, default="arcface", help="the loss that asks for a margin")
@@ -82,7 +83,7 @@ def make_parser():
                          help="train on a batch's own people and a random part of the others, R of all (Partial FC)")
     teacher = parser.add_argument_group("learning from another network")
     teacher.add_argument("--teacher", default="", metavar="WEIGHTS",
-                         help="learn to give the embeddings of this network, the teacher")
+                         help="learn to give the embeddings of this network, the teacher (default: none)")
     teacher.add_argument("--teacher-backbone", help="the teacher's backbone (default: told from its weights)")
     teacher.add_argument("--distill-weight", type=float, default=1.0,
                          help="weight in the loss of 1 - cosine to the teacher's embedding")
@@ -108,7 +109,7 @@ def make_parser():
     optimisation.add_argument("--lr-decay-type", choices=("cos", "step"), default="cos",
                               help="how the learning rate falls: along a cosine, or in ten steps")
     optimisation.add_argument("--milestones", type=float, nargs="+", default=[], metavar="EPOCH",
-                              help="divide the learning rate by ten at each of these epochs instead")
+                              help="divide the learning rate by ten at each of these epochs instead (default: none)")
     optimisation.add_argument("--warmup-epochs", type=float,
                               help="let the learning rate rise over the first N epochs (default: a tenth of the run, "
                                    "at most 3, before a cosine; 0 otherwise)")
