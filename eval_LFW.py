@@ -34,7 +34,7 @@ from utils.faces.detector import FaceDetector
 from utils.faces.images import check_input_shape, preprocess
 from utils.machine.device import DEVICES, choose_device, describe_device, keep_freed_memory
 from utils.machine.errors import SettingsParser, UserError, script
-from utils.machine.files import atomic_write, locate, write_text
+from utils.machine.files import atomic_write, write_text
 from utils.weights.checkpoint import find_weights, load_embedder
 from utils.weights.published import published_weights
 
@@ -154,9 +154,8 @@ def save_mistakes(pairs, distances, threshold, settings, crop, most=12):
 def main():
     settings = parse_settings()
     if settings.weights == "published":
-        settings.model_path = str(published_weights(settings.backbone or "mobilefacenet"))
+        settings.model_path = str(published_weights(settings.backbone))
     settings.model_path = str(find_weights(settings.model_path))
-    settings.lfw_pairs = str(locate(settings.lfw_pairs))
     keep_freed_memory()
     check_input_shape(settings.input_shape)
     device = choose_device(settings.device)

@@ -189,7 +189,7 @@ def main():
         print(f"{published_weights(settings.download)}: --weights published --backbone {settings.download} uses it")
         return
     if settings.weights == "published":
-        settings.model_path = str(published_weights(settings.backbone or "mobilefacenet"))
+        settings.model_path = str(published_weights(settings.backbone))
     keep_freed_memory()
     arcface = Arcface(**{name: getattr(settings, name) for name in
                          ("model_path", "backbone", "letterbox_image", "device", "cuda", "bf16", "align", "face",

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from torch.utils.data import default_collate
 
-from nets.arcface import BACKBONES, HEADS
+from nets.arcface import BACKBONES, DEFAULT_BACKBONE, HEADS
 from utils.data.augmentation import KINDS, augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
@@ -35,7 +35,7 @@ from utils.training.engine import Diverged, Interrupted, epoch_means, epoch_tota
 from utils.training.head_files import whole_weight
 from utils.training.progress import Progress
 from utils.training.run import Run, best_row, commit
-from utils.training.settings import DEFAULT_BACKBONE, check_settings
+from utils.training.settings import check_settings
 from utils.training.setup import load_weights, make_net, make_training, saves_head
 from utils.training.validation import validate
 

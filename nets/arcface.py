@@ -32,6 +32,7 @@ BACKBONES = {
     "iresnet100": Backbone(partial(IResNet, (3, 13, 30, 3)), 512, 64.0, "fc", True),
     "iresnet200": Backbone(partial(IResNet, (6, 26, 60, 6)), 512, 64.0, "fc", True),
 }
+DEFAULT_BACKBONE = "mobilefacenet"
 ALIASES = {"mobilenetv1": "mobilenet"}
 HEADS = {"arcface": ArcMarginProduct}
 
@@ -58,7 +59,7 @@ class ArcfaceNet(nn.Module):
     `state_dict()` has the names of the published files: `arcface.<layer>...` and `head.weight`.
     """
 
-    def __init__(self, num_classes=None, backbone="mobilefacenet", s=None, m=0.5, easy_margin=False, head="arcface",
+    def __init__(self, num_classes=None, backbone=DEFAULT_BACKBONE, s=None, m=0.5, easy_margin=False, head="arcface",
                  shard=WHOLE):
         super().__init__()
         self.backbone = backbone_name(backbone)

@@ -8,6 +8,7 @@ import pytest
 from conftest import assert_user_error, jpeg
 from PIL import Image
 from recording import insightface_set, record, write_set
+from scanning import Bar
 
 from utils.data.annotation import check_trainable, read_annotation
 from utils.data.recordio import MOST_SKIPPED, NOTE, extract
@@ -26,24 +27,6 @@ def rec(tmp_path):
     def write(records, name="faces;小 明"):
         return write_set(tmp_path / name, records, index=None not in dict(records))
     return write
-
-
-class Bar:
-    """Stands for tqdm."""
-
-    def __init__(self, total):
-        self.total, self.n = total, 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        if error == (None, None, None):
-            assert self.n == self.total
-
-    def update(self, count):
-        assert count > 0
-        self.n += count
 
 
 def tree(folder):

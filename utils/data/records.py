@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.data.recordio import HEADER, MAGIC, MOST_SKIPPED, START, WHOLE, read_index, read_record, unpack
+from utils.data.recordio import END, HEADER, MAGIC, MOST_SKIPPED, START, WHOLE, read_index, read_record, unpack
 from utils.faces.stored_picture import StoredPicture
 from utils.machine.errors import UserError
 
@@ -134,7 +134,7 @@ def walk(content, path):
         kind, length = divmod(struct.unpack("<I", head[4:])[0], 1 << 29)
         if not within:
             yield place
-        within = kind not in (WHOLE, 3) if not within else kind != 3
+        within = kind not in (WHOLE, END) if not within else kind != END
         place += 8 + length + -length % 4
     if place > len(content) or within:
         raise UserError(f"{path}: the file ends within a record: download it again")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from utils.machine.device import available_cores
-from utils.machine.errors import UserError
+from utils.machine.errors import UserError, one_line
 from utils.machine.files import atomic_write
 
 FOLDERS = {"original": "lfw", "funneled": "lfw_funneled"}
@@ -40,9 +40,9 @@ def fetch_lfw(variant):
         shutil.rmtree(folder, ignore_errors=True)  # scikit-learn would take what is unpacked in part for the whole
         if not isinstance(error, OSError | EOFError | tarfile.TarError | zlib.error):
             raise
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot fetch LFW ({reason}): try again with a network, or unpack {ARCHIVES[variant]} from "
-                        f"elsewhere so that {folder} holds <Person>/<Person>_0001.jpg and so on") from None
+        raise UserError(f"cannot fetch LFW ({one_line(error)}): try again with a network, or unpack "
+                        f"{ARCHIVES[variant]} from elsewhere so that {folder} holds <Person>/<Person>_0001.jpg and so "
+                        "on") from None
     if not folder.is_dir():
         raise UserError(f"{ARCHIVES[variant]} did not unpack to {folder}: unpack it there by hand")
     return folder

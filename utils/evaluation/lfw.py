@@ -11,7 +11,7 @@ from utils.faces.detector import subject
 from utils.faces.images import open_image
 from utils.machine import distributed
 from utils.machine.errors import UserError
-from utils.machine.files import read_lines
+from utils.machine.files import locate, read_lines
 
 # Where the landmarks are in a 250x250 picture of LFW: the mean over those of folds 1 to 3, as the detector sees them.
 LANDMARKS = np.array([(104.5, 112.2), (145.9, 111.6), (125.4, 137.3), (108.4, 157.4), (143.4, 156.9)])
@@ -33,9 +33,11 @@ def read_pairs(pairs_path, folder):
     """The official list (first line: folds, genuine pairs per fold) and the folder of pictures -> Pairs.
 
     A line is `name n m` for a genuine pair and `name n name m` for an impostor pair; picture n of a person
-    is <folder>/<name>/<name>_000n.jpg. Where tabs divide it, names may hold spaces.
+    is <folder>/<name>/<name>_000n.jpg. Where tabs divide it, names may hold spaces. The repository's own list is found
+    from any folder.
     Raises UserError for a malformed line, and where pictures are missing.
     """
+    pairs_path = locate(pairs_path)
     lines = [split_line(line) for line in read_lines(pairs_path, "it comes with the repository, give --lfw-pairs")]
     try:
         folds, per_fold = map(int, lines[0])

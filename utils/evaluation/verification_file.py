@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.evaluation.lfw import Pairs
 from utils.faces.stored_picture import StoredPicture
-from utils.machine.errors import UserError
+from utils.machine.errors import UserError, one_line
 
 FOLDS = 10
 
@@ -55,8 +55,7 @@ def load(path):
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give --bin an insightface file such as lfw.bin") from None
     except Exception as error:  # bytes that are no pickle may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is no verification file ({reason}): download or pack it again") from None
+        raise UserError(f"{path} is no verification file ({one_line(error)}): download or pack it again") from None
     try:
         pictures, flags = content
         flags = flags.values() if isinstance(flags, StoredArray) else flags

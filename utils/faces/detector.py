@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from utils.faces.images import open_image
 from utils.machine.download import download
-from utils.machine.errors import UserError
+from utils.machine.errors import UserError, one_line
 from utils.machine.files import locate
 
 INSTALL = 'pip install "opencv-python-headless>=5"'
@@ -65,7 +65,7 @@ class FaceDetector:
             import cv2
             release, self.create = cv2.__version__, cv2.FaceDetectorYN.create
         except Exception as error:  # a library that is missing, a NumPy that it was not built for, a folder called cv2
-            raise UserError(f"no face detection without OpenCV 5 ({' '.join(str(error).split())}): {INSTALL}") from None
+            raise UserError(f"no face detection without OpenCV 5 ({one_line(error)}): {INSTALL}") from None
         if int(release.partition(".")[0]) < 5:
             raise UserError(f"no face detection with OpenCV {release}, it needs 5: {INSTALL}")
         model_path = locate(model_path)

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image
 
-from utils.machine.errors import UserError
+from utils.machine.errors import UserError, one_line
 
 # What Pillow may take a file for, whatever its name is: by itself it hands a PostScript file to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF")
@@ -80,8 +80,8 @@ def why_not_read(error, source):
     kind = foreign_format(source)
     if kind and (kind != "AVIF" or isinstance(error, Image.UnidentifiedImageError)):
         return f"is {kind}, which is not read here: convert it to JPEG"
-    reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
-    return f"does not decode ({reason or type(error).__name__}): replace or remove it"
+    reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
+    return f"does not decode ({reason}): replace or remove it"
 
 
 def foreign_format(path):

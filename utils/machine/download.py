@@ -8,7 +8,7 @@ from urllib.error import HTTPError
 
 from tqdm import tqdm
 
-from utils.machine.errors import UserError
+from utils.machine.errors import UserError, one_line
 from utils.machine.files import atomic_write, write_text
 
 ATTEMPTS = 4      # three after the first
@@ -71,8 +71,7 @@ def receive(url, name, remedy):
                 return
             except (OSError, ValueError, HTTPException) as error:  # URLError, timeouts and resets are OSErrors
                 if attempt == ATTEMPTS or is_final(error) or time.monotonic() - began > LONGEST:
-                    reason = " ".join(str(error).split()) or type(error).__name__  # a server's words may have line ends
-                    raise UserError(f"cannot download {url} ({reason}): {remedy}") from None
+                    raise UserError(f"cannot download {url} ({one_line(error)}): {remedy}") from None
             time.sleep(PAUSE)
 
 

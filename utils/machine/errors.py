@@ -20,6 +20,11 @@ def tell(line):
         tell_once(line)
 
 
+def one_line(error):
+    """What an exception says, without line ends; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def script(main):
     """Decorate a script's main(): a UserError is reported in one line, Ctrl-C and a reader who leaves end quietly.
 

@@ -11,7 +11,6 @@ from utils.evaluation.metrics import can_measure_far
 from utils.evaluation.verification_file import read_verification_file
 from utils.machine import distributed
 from utils.machine.errors import UserError
-from utils.machine.files import locate
 
 MEAN = "mean_accuracy"  # the column of --best-by mean
 
@@ -36,7 +35,7 @@ def read_benchmarks(settings):
 
 
 def read_lfw(settings):
-    pairs = lfw.read_pairs(locate(settings.lfw_pairs), settings.lfw_dir)
+    pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
     if lfw.looks_unaligned(pairs.paths):
         print(f"{settings.lfw_dir} {lfw.UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
     return pairs

@@ -1,5 +1,5 @@
 """The weights that bubbliiiing/arcface-pytorch published, trained on CASIA-WebFace."""
-from nets.arcface import backbone_name
+from nets.arcface import DEFAULT_BACKBONE, backbone_name
 from utils.machine.download import download
 from utils.machine.errors import UserError
 from utils.machine.files import locate
@@ -13,13 +13,13 @@ SHA256 = {  # by backbone; None: not known, so the first download is recorded
 }
 
 
-def published_weights(backbone):
+def published_weights(backbone=None):
     """-> the path of a backbone's published weights, downloaded into model_data/ where they are not there yet.
 
-    Raises UserError for a backbone without published weights, and as `download` does.
+    None: the default backbone's. Raises UserError for a backbone without published weights, and as `download` does.
     """
     try:
-        backbone = backbone_name(backbone)
+        backbone = backbone_name(backbone or DEFAULT_BACKBONE)
     except ValueError as error:
         raise UserError(str(error)) from None
     if backbone not in SHA256:
