@@ -19,6 +19,7 @@ from pathlib import Path
 from torch.utils.data import default_collate
 
 from nets.arcface import BACKBONES, DEFAULT_BACKBONE, HEADS
+from nets.head import NOBODY
 from utils.data.augmentation import KINDS, augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
@@ -51,6 +52,8 @@ def make_parser():
                       "moved since (default: where the list says)")
     data.add_argument("--rec", metavar="DIR", help="instead of a list: the folder of insightface's train.rec, or of "
                       "several .rec files of one set, which are read as they are")
+    data.add_argument("--unlabelled", metavar="DIR", help="train on all pictures below this folder too, whoever they "
+                      "show; with --teacher, whose embeddings need no labels")
     data.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"),
                       help="height and width that every picture is brought to")
     data.add_argument("--letterbox-image", action=switch, default=True,
@@ -85,6 +88,8 @@ def make_parser():
     teacher.add_argument("--teacher", default="", metavar="WEIGHTS",
                          help="learn to give the embeddings of this network, the teacher (default: none)")
     teacher.add_argument("--teacher-backbone", help="the teacher's backbone (default: told from its weights)")
+    teacher.add_argument("--teacher-flip", action=switch, default=False,
+                         help="learn the sum of the teacher's embeddings of a picture and of its mirror image")
     teacher.add_argument("--distill-weight", type=float, default=1.0,
                          help="weight in the loss of 1 - cosine to the teacher's embedding")
     teacher.add_argument("--hint-weight", type=float, default=0.0,
@@ -299,7 +304,7 @@ def main():
     print("\n".join([*describe(training, batches, val_loader, settings), *batches.advice()]))
 
     images, _ = augment(images.to(device), settings.seed, 0, 0, settings.augment)
-    run.save_batch_picture(images, [names[label] for label in sample_labels])
+    run.save_batch_picture(images, ["no label" if label == NOBODY else names[label] for label in sample_labels])
     left = (settings.epochs - training.epoch) * len(batches) - training.batch
     print(compile_if_wanted(training, settings, left * batches.batch_size, images, sample_labels.to(device)))
     run.write_json("settings.json", vars(settings))  # once more: with --compile decided, or what --force changed

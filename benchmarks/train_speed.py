@@ -4,11 +4,11 @@
     python benchmarks/train_speed.py --annotation-path cls_train.txt --backbone iresnet50 --batch-size 32 --bf16
     python benchmarks/train_speed.py --annotation-path cls_train.txt --steps 50 --repeats 1     do the losses agree?
 
-plain: eager, channels first, float32, the C library's malloc as it is, margin by a one-hot matrix, accuracy by a
-softmax, one parameter after the other in the optimizer, in the order of the published scripts. ours: the step of
-utils/training/engine.py, set up as train.py does, in a long run. Each measurement is a process of its own; pictures are
-decoded beforehand in both. Every flag of train.py is one here; the plain loop knows those of network, data and learning
-rate.
+plain: eager, channels first, float32, the C library's malloc and cuDNN's choice as they are, margin by a one-hot
+matrix, accuracy by a softmax, one parameter after the other in the optimizer, in the order of the published scripts.
+ours: the step of utils/training/engine.py, set up as train.py does, in a long run. Each measurement is a process of its
+own; pictures are decoded beforehand in both. Every flag of train.py is one here; the plain loop knows those of network,
+data, learning rate and device. Peak memory is the process's, or what PyTorch took of a CUDA device.
 """
 import json
 import math
@@ -24,17 +24,16 @@ import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from train import check_settings, make_parser
+from train import check_settings, make_parser, prepare_machine
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
 from utils.data.dataset import EpochBatches, FaceDataset
-from utils.machine.device import keep_freed_memory
+from utils.machine.device import choose_device
 from utils.machine.errors import script
 from utils.training.compilation import compile_if_wanted
 from utils.training.engine import enter_training_mode, train_one_step
 from utils.training.setup import load_weights, make_net, make_training
 
-CPU = torch.device("cpu")
 WARM_UP = 3  # steps not counted
 
 
@@ -51,21 +50,22 @@ def parse_settings():
 def measure(settings):
     """Run one loop. -> {"images_per_second", "losses", "peak_megabytes"}."""
     if settings.side == "ours":
-        keep_freed_memory()
+        device = prepare_machine(settings)
     else:
-        settings.channels_last = settings.bf16 = False
+        settings.channels_last = settings.bf16 = settings.fp16 = False
+        device = choose_device(settings.device)
     paths, labels = read_annotation(settings.annotation_path)
     dataset = FaceDataset(paths, labels, settings.input_shape, settings.letterbox_image)
     batches = EpochBatches(len(paths), settings.batch_size, settings.seed)
     groups = [default_collate([dataset[i] for i in indices])
               for _, indices in zip(range(WARM_UP + settings.steps), batches)]
-    net = make_net(settings, int(labels.max()) + 1, CPU)
+    net = make_net(settings, int(labels.max()) + 1, device)
     load_weights(net, settings)
-    training = make_training(net, batches, settings, CPU)
+    training = make_training(net, batches, settings, device)
     if settings.side == "ours":
         step = our_step
-        images, _ = augment(groups[0][0], settings.seed, 0, 0)
-        print(compile_if_wanted(training, settings, math.inf, images, groups[0][1]), file=sys.stderr)
+        images, _ = augment(groups[0][0].to(device), settings.seed, 0, 0)
+        print(compile_if_wanted(training, settings, math.inf, images, groups[0][1].to(device)), file=sys.stderr)
     else:
         step = plain_step
         for group in training.optimizer.param_groups:
@@ -76,8 +76,10 @@ def measure(settings):
         start = time.perf_counter()
         losses.append(step(training, group, dataset))
         seconds.append(time.perf_counter() - start)
+    peak = (torch.cuda.max_memory_reserved(device) if device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     return {"images_per_second": batches.batch_size / statistics.median(seconds[WARM_UP:]), "losses": losses,
-            "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+            "peak_megabytes": peak / 2 ** 20}
 
 
 def our_step(training, group, dataset):
@@ -87,7 +89,7 @@ def our_step(training, group, dataset):
 
 
 def plain_step(training, group, dataset):
-    pixels, labels, _ = group
+    pixels, labels = (tensor.to(training.device) for tensor in group[:2])
     images = augment(pixels, training.seed, training.epoch, training.batch)[0].contiguous()
     for parameters in training.optimizer.param_groups:
         parameters["lr"] = training.learning_rate(training.step)

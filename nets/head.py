@@ -8,7 +8,7 @@ from torch import nn
 from nets.class_sums import ClassSums, float32_products
 from nets.shards import WHOLE, draw_rows
 
-NOBODY = -1  # the label, in `losses` alone, of what only fills a batch up
+NOBODY = -1  # the label, in `losses` alone, of a picture that is of none of the people
 
 
 class MarginHead(nn.Module):
@@ -56,11 +56,12 @@ class MarginHead(nn.Module):
         """-> (losses (B,), correct (B,) bool) of each picture: the cross-entropy of its logits, and `correct`.
 
         share: what mixup left of each picture, (B,); the rest of it is the picture before, and counts for that one's
-        label. A label NOBODY has a loss of no meaning. The logits are those of `forward`, but for what a sum of C
-        numbers is rounded to. One backward pass: another one, or a gradient of the gradient, raises RuntimeError.
+        label, unless it is NOBODY. A picture labelled NOBODY has a loss of no meaning. The logits are those of
+        `forward`, but for what a sum of C numbers is rounded to. One backward pass: another one, or a gradient of the
+        gradient, raises RuntimeError.
         """
         if labels.is_cpu:  # elsewhere it would wait for the device
-            self.check_labels(labels[labels != NOBODY])
+            self.check_labels_or_nobody(labels)
         targets = labels[:, None] if share is None else torch.stack([labels, labels.roll(1)], 1)
         columns = self.columns(self.shard.gather(targets).flatten(0, 1))
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -70,9 +71,9 @@ class MarginHead(nn.Module):
             if share is None:
                 return logistic_loss(shifted[:, 0] - rest), plain[:, 0] > largest
             # In the loss of either target the other one is a class like all the rest, unless both are of one person.
-            same = targets[:, :1] == targets[:, 1:]
-            other = plain.flip(1).masked_fill(same, torch.finfo(plain.dtype).min)
-            losses = logistic_loss(shifted - torch.logaddexp(rest[:, None], other))
+            same, known = targets[:, :1] == targets[:, 1:], targets != NOBODY
+            other = plain.flip(1).masked_fill(same | ~known.flip(1), torch.finfo(plain.dtype).min)
+            losses = logistic_loss(shifted - torch.logaddexp(rest[:, None], other)).where(known, 0)
             return (share * losses[:, 0] + (1 - share) * losses[:, 1],
                     plain[:, 0] > torch.maximum(largest, other[:, 0]))
 
@@ -94,6 +95,9 @@ class MarginHead(nn.Module):
         if len(labels) and (labels.min() < 0 or labels.max() >= self.classes):
             wrong = labels[(labels < 0) | (labels >= self.classes)][0].item()
             raise ValueError(f"label {wrong} is outside 0..{self.classes - 1}: the head has {self.classes} classes")
+
+    def check_labels_or_nobody(self, labels):
+        self.check_labels(labels.where(labels != NOBODY, 0))
 
     def correct(self, logits, labels):
         """Of the last forward pass: (B,) bool, whether the target's plain cosine beats every other class."""

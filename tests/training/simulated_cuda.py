@@ -39,6 +39,15 @@ class SimulatedTensor(torch.Tensor):
     is_cuda = property(lambda self: True)
     is_cpu = is_meta = property(lambda self: False)
 
+    @property
+    def data(self):
+        return self.detach()
+
+    @data.setter
+    def data(self, other):
+        torch.Tensor.data.__set__(self, other)
+        self.value = other.value
+
     @classmethod
     def __torch_dispatch__(cls, operation, types, arguments=(), keywords=None):
         return run(operation, arguments, keywords or {})

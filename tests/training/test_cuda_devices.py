@@ -47,7 +47,8 @@ def fake_cuda(monkeypatch):
 
 @pytest.mark.parametrize("flags", [
     "--ema 0.9 --grad-clip 5 --bf16 --accumulate 2", "--optimizer-type adamw --fp16 --ema 0.9",
-    "--teacher {} --teacher-backbone mobilefacenet --hint-weight 1 --hint-epochs 1 --label-weight 1 --bf16"])
+    "--teacher {} --teacher-backbone mobilefacenet --teacher-flip --hint-weight 1 --hint-epochs 1 --label-weight 1 "
+    "--bf16"])
 def test_a_step_stays_on_the_device(fake_cuda, monkeypatch, flags, published_weights):
     parser = make_parser()
     settings = parser.parse_args([*flags.format(published_weights).split(), "--batch-size", "4", "--augment", *KINDS])

@@ -17,8 +17,10 @@ pytestmark = pytest.mark.skipif(torch.version.cuda is None or torch.cuda.is_avai
 
 
 @pytest.mark.parametrize("flags", [
-    "--ema 0.9 --accumulate 2", f"--optimizer-type adamw --grad-clip 5 --fp16 --augment {' '.join(KINDS)}",
-    "--teacher {} --teacher-backbone mobilefacenet --hint-weight 1 --hint-epochs 1 --label-weight 1 --bf16"])
+    "--ema 0.9 --accumulate 2", "--sample-rate 0.5",
+    f"--optimizer-type adamw --grad-clip 5 --fp16 --augment {' '.join(KINDS)}",
+    "--teacher {} --teacher-backbone mobilefacenet --teacher-flip --hint-weight 1 --hint-epochs 1 --label-weight 1 "
+    "--bf16"])
 def test_a_step_waits_once(simulated_cuda, tmp_path, flags, published_weights):  # noqa: F811
     parser = make_parser()
     settings = parser.parse_args([*flags.format(published_weights).split(), "--batch-size", "2"])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from nets.head import NOBODY
 from utils.data.bad_pictures import BadPicture, reason_of
 from utils.faces.images import MOST_PIXELS, check_is_file, preprocess
 from utils.faces.stored_picture import StoredPicture
@@ -32,7 +33,7 @@ class FaceDataset(Dataset):
     """
 
     def __init__(self, pictures, labels, input_shape, letterbox):
-        """pictures: PackedPaths or Records."""
+        """pictures: PackedPaths, Records or Joined."""
         self.pictures, self.labels = pictures, torch.as_tensor(labels, dtype=torch.int32)
         self.input_shape, self.letterbox = input_shape, letterbox
 
@@ -168,9 +169,12 @@ def mix_seeds(*numbers):
 def split_validation(labels, fraction, seed):
     """-> (training indices, validation indices), int64 tensors, disjoint and sorted.
 
-    Never takes a person's last training picture, so a small dataset may give fewer than asked for, or none.
+    Never takes a person's last training picture, so a small dataset may give fewer than asked for, or none. Pictures
+    of NOBODY, which are the last, are all trained on: with them or without, the validation set is the same.
     """
     labels = np.asarray(labels)
+    nobody = np.flatnonzero(labels == NOBODY)
+    labels = labels[:len(labels) - len(nobody)]
     order = np.random.default_rng(seed).permutation(len(labels))
     last = np.zeros(labels.max() + 1, np.int64)
     last[labels[order]] = np.arange(len(labels))  # of several places in the order that a person has, the last one stays
@@ -178,7 +182,8 @@ def split_validation(labels, fraction, seed):
     free[last] = False
     validated = np.zeros(len(labels), bool)
     validated[order[free][:int(len(labels) * fraction)]] = True
-    return torch.from_numpy(np.flatnonzero(~validated)), torch.from_numpy(np.flatnonzero(validated))
+    trained = np.concatenate([np.flatnonzero(~validated), nobody])
+    return torch.from_numpy(trained), torch.from_numpy(np.flatnonzero(validated))
 
 
 def batches_of(loader):
@@ -204,7 +209,7 @@ def start_worker(number):
 def make_loaders(pictures, labels, settings, device):
     """-> (training loader over EpochBatches, validation loader or None), as `settings` of train.py asks.
 
-    pictures: PackedPaths or Records. labels: int32 tensor. Both are shared by the loaders' processes, not copied.
+    pictures, labels: of a TrainingSet; shared by the loaders' processes, not copied.
     """
     def make_loader(indices, **batching):
         dataset = FaceDataset(pictures.subset(indices), labels[indices], settings.input_shape,

@@ -54,12 +54,13 @@ class Distillation(nn.Module):
     """`loss(images, labels, share)` -> Outcome, like LabelLoss.
 
     net: the student, an ArcfaceNet. stages: of it and its teacher, on one device; the teacher's are frozen, and folded
-    as for inference.
+    as for inference. mirrored: let the target be the sum of the teacher's embeddings of the picture and of its mirror
+    image, so that the student learns to give both the same; the teacher then works twice.
     `apart`: while true, and in training mode, the loss is the hints' alone and each stage is fed by the teacher.
     `maps`: linear maps between features of different widths, learned too; they are no part of the network.
     """
 
-    def __init__(self, net, stages, weights):
+    def __init__(self, net, stages, weights, mirrored=False):
         super().__init__()
         self.net, self.weights, self.apart = net, weights, False
         self.leaves_parameters_out = len(stages.student) > 1 or not weights.label
@@ -70,8 +71,10 @@ class Distillation(nn.Module):
         self.maps = nn.ModuleList([*entries, *self.exits]).to(next(net.parameters()).device)
         self.student = Chain(stages.student)
         self.stages_apart = Apart([nn.Sequential(entry, stage) for entry, stage in zip(entries, stages.student)])
+        teacher = Chain([fold_batch_norm(stage) for stage in stages.teacher])
+        teacher = (Mirrored(teacher) if mirrored else teacher).eval().requires_grad_(False)
         # In a tuple, so that it is no submodule: never in training mode, not among the parameters.
-        self.teacher = (Chain([fold_batch_norm(stage) for stage in stages.teacher]).eval().requires_grad_(False),)
+        self.teacher = (teacher,)
 
     def compiled_modules(self):
         return [*self.teacher, self.student, self.stages_apart]
@@ -104,7 +107,7 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def teach(self, images):
-        """-> the teacher's features at the end of each stage; the last are its embeddings, not normalised."""
+        """-> the teacher's features at the end of each stage; the last are the target, an embedding of any length."""
         return self.teacher[0](images)
 
     def embedding_losses(self, head, output, target, labels, share=None):
@@ -141,6 +144,19 @@ class Chain(nn.Module):
         for stage in self.stages:
             outputs.append(stage(outputs[-1]))
         return outputs[1:]
+
+
+class Mirrored(nn.Module):
+    """A Chain whose embedding is summed with that of the mirrored images, both of length 1; all else is the images'."""
+
+    def __init__(self, chain):
+        super().__init__()
+        self.chain = chain
+
+    def forward(self, images):
+        *features, embedding = self.chain(images)
+        other = self.chain(images.flip(3))[-1]
+        return [*features, F.normalize(embedding.float()) + F.normalize(other.float())]
 
 
 class Apart(nn.Module):

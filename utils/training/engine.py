@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nets.arcface import ArcfaceNet
+from nets.head import NOBODY
 from utils.data.augmentation import augment
 from utils.data.dataset import batches_of, mix_seeds
 from utils.machine import distributed
@@ -78,7 +79,7 @@ class Interrupted(UserError):
 
 
 def new_sums():
-    return {"images": 0, "loss": 0.0, "correct": 0, "seconds": 0.0, "waiting": 0.0}
+    return {"images": 0, "labelled": 0, "loss": 0.0, "correct": 0, "seconds": 0.0, "waiting": 0.0}
 
 
 def train_one_epoch(training, loader, report, save, bad_pictures):
@@ -117,8 +118,9 @@ def train_one_epoch(training, loader, report, save, bad_pictures):
         loss, correct = train_or_save(training, group, loader.dataset, save)
         training.batch, left, steps = training.batch + len(group), left - len(group), steps + 1
         now = time.perf_counter()
-        images = sum(len(labels) for _, labels, _ in group)
-        for name, value in (("images", images), ("loss", loss * images), ("correct", correct),
+        labels = torch.cat([labels for _, labels, _ in group])
+        for name, value in (("images", len(labels)), ("labelled", int((labels != NOBODY).sum())),
+                            ("loss", loss * len(labels)), ("correct", correct),
                             ("seconds", fetched - start + now - begin), ("waiting", fetched - start)):
             sums[name] += value
         start = now
@@ -197,7 +199,7 @@ def take_step(training, group, dataset, rate):
     """-> loss and number correct as train_one_step, and whether the weights were moved."""
     outcomes = []
     for number, (images, labels, _) in enumerate(group):
-        training.net.head.check_labels(labels)  # here, where they are on the CPU
+        training.net.head.check_labels_or_nobody(labels)  # here, where they are on the CPU
         images, labels = send(images, training.device), send(labels, training.device)
         # Without this, DistributedDataParallel would average the gradients once a batch instead of once a step.
         training.model.require_backward_grad_sync = number == len(group) - 1
@@ -282,6 +284,6 @@ def epoch_totals(training):
 
 
 def epoch_means(sums):
-    """-> loss, accuracy (without the margin), img/s and the share of time spent waiting for data."""
-    return {"loss": sums["loss"] / sums["images"], "accuracy": sums["correct"] / sums["images"],
+    """-> loss, accuracy (without the margin, of what has labels), img/s share of time waiting for data."""
+    return {"loss": sums["loss"] / sums["images"], "accuracy": sums["correct"] / (sums["labelled"] or math.nan),
             "images_per_second": sums["images"] / sums["seconds"], "waiting": sums["waiting"] / sums["seconds"]}

@@ -16,7 +16,7 @@ from utils.weights.integrity import Implausible, find_implausible
 OF_ONE_START = {"resume", "force"}  # what is said of this start alone, and not kept
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
 FREE = {"num_workers", "device", "save_dir", "save_period", "checkpoint_every", "annotation_path",
-        "datasets_path", "rec", "max_bad_pictures", "shard_head", "save_head"}
+        "datasets_path", "rec", "unlabelled", "max_bad_pictures", "shard_head", "save_head"}
 # Settings that what is saved is made for.
 FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate"}
 # What last.pt holds.
@@ -139,6 +139,9 @@ def restore(training, run, state, data_sha256, force):
     run.rows = state["rows"]
     print(f"going on after step {training.step}, in epoch {training.epoch + 1}")
     before, now = len(state["random"]), distributed.world_size()
+    for sums in state["sums"]:
+        if sums:
+            sums.setdefault("labelled", sums["images"])  # a run begun before there were pictures without labels
     if before == now:
         training.sums = state["sums"][distributed.rank()]
         set_random_state(state["random"][distributed.rank()], training.device)

@@ -7,13 +7,16 @@ from contextlib import contextmanager
 
 import torch
 
+from utils.machine.device import send
+
 
 @contextmanager
 def sampled_head(head, optimizer, labels, rate, seed):
     """Within, head.weight is a sample of its rows; after it they are written back.
 
     labels: of all pictures of the step, in this process, as many in each. rate: the share of the process's rows that
-    is drawn, positives first; with more positives than that the positives alone. At 1 nothing is sampled.
+    is drawn, positives first, but as many rows as the step has labels at least: so that all positives find room, and
+    nobody has to wait until the device has counted them. At 1 nothing is sampled.
     seed: of the draw; the process's rank counts too.
 
     Rows that are not drawn stay as they are, and so does what the optimizer remembers of them: neither momentum nor
@@ -49,8 +52,7 @@ def draw(head, labels, rate, seed):
     count = len(head.weight)
     positive = head.columns(head.shard.gather(labels).flatten())
     generator = torch.Generator().manual_seed(seed + head.shard.rank)
-    order = torch.rand(count, generator=generator).to(labels.device)
+    order = send(torch.rand(count, generator=generator), labels.device)
     # A row that is not here goes to the end of the list, which no row is.
     order = torch.cat([order, order.new_zeros(1)]).index_fill_(0, positive.where(positive >= 0, count), 2)[:count]
-    wanted = max(int(rate * count), int((order == 2).sum()))
-    return order.topk(wanted).indices.sort().values
+    return order.topk(min(count, max(int(rate * count), len(positive)))).indices.sort().values

@@ -52,7 +52,8 @@ def make_objective(net, settings, device):
     teacher = checkpoint.load_embedder(settings.teacher, settings.teacher_backbone)
     teacher = teacher.to(device, memory_format=memory_format(settings))
     stages = (matched_stages if settings.hint_weight or settings.hint_epochs else one_stage)(net, teacher)
-    return Distillation(net, stages, Weights(settings.label_weight, settings.distill_weight, settings.hint_weight))
+    return Distillation(net, stages, Weights(settings.label_weight, settings.distill_weight, settings.hint_weight),
+                        settings.teacher_flip)
 
 
 def memory_format(settings):

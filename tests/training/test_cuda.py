@@ -1,0 +1,171 @@
+"""Training and prediction on a real CUDA device: the figures of the CPU, one wait a step, runs that stop and go on."""
+import csv
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_data import only_run, weights
+
+from nets.head import ArcMarginProduct
+from train import check_settings, make_parser
+from utils.data.augmentation import KINDS
+from utils.data.dataset import EpochBatches
+from utils.machine.device import tune_cuda
+from utils.training.engine import train_one_step
+from utils.training.setup import load_weights, make_net, make_training
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="for a machine with a CUDA device")
+
+ROOT = Path(__file__).parents[2]
+BUNDLED = str(ROOT / "model_data" / "arcface_mobilefacenet.pth")
+CUDA = torch.device("cuda", 0)
+
+
+class Pictures:
+    def name(self, index):
+        return f"picture {index}"
+
+
+def training_of(flags, device, people=40, batch=8):
+    parser = make_parser()
+    settings = parser.parse_args([*flags.split(), "--batch-size", str(batch), "--epochs", "10"])
+    check_settings(settings, parser)
+    net = make_net(settings, people, device)
+    load_weights(net, settings)
+    training = make_training(net, EpochBatches(10 * batch, batch, 1), settings, device)
+    training.model.train()
+    return training
+
+
+def batch_of(number, people=40, count=8):
+    generator = torch.Generator().manual_seed(number)
+    return (torch.randint(0, 256, (count, 112, 112, 3), generator=generator, dtype=torch.uint8),
+            torch.randint(0, people, (count,), generator=generator), torch.arange(count))
+
+
+def losses_of(training, steps):
+    groups = [[batch_of(number)] * training.accumulate for number in range(steps)]
+    return [train_one_step(training, group, Pictures())[0] for group in groups]
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """A folder of four people with ten pictures each: one pattern a person, noise on it. -> the annotation file."""
+    folder = tmp_path_factory.mktemp("people")
+    random, lines = np.random.default_rng(1), []
+    for label in range(4):
+        pattern = random.integers(0, 200, (14, 14, 3))
+        for number in range(10):
+            noisy = pattern.repeat(8, 0).repeat(8, 1) + random.integers(0, 56, (112, 112, 3))
+            path = folder / str(label) / f"{number}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(noisy.astype(np.uint8)).save(path, quality=95)
+            lines.append(f"{label};{path}\n")
+    (folder / "cls_train.txt").write_text("".join(lines), encoding="utf-8")
+    return folder / "cls_train.txt"
+
+
+@pytest.fixture(autouse=True)
+def as_train_sets_it(monkeypatch):
+    precision = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    tune_cuda(CUDA)
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize(("flags", "apart"), [
+    (f"--model-path {BUNDLED} --init-lr 1e-3", 0.01), (f"--model-path {BUNDLED} --init-lr 1e-3 --bf16", 0.1),
+    (f"--model-path {BUNDLED} --teacher {BUNDLED} --teacher-flip --init-lr 1e-3 --optimizer-type adamw", 0.01)])
+def test_the_losses_are_those_of_the_cpu(flags, apart):
+    on_cpu, on_cuda = (losses_of(training_of(flags, device), 3) for device in (torch.device("cpu"), CUDA))
+    assert on_cuda == pytest.approx(on_cpu, rel=apart)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+def test_the_head_is_of_float32_whatever_is_asked_for_elsewhere(autocast):
+    torch.manual_seed(3)
+    head = ArcMarginProduct(512, 3000, 64.0, 0.5)
+    embeddings, labels = torch.randn(32, 512, requires_grad=True), torch.randint(0, 3000, (32,))
+    exact = ArcMarginProduct(512, 3000, 64.0, 0.5).double()
+    exact.load_state_dict(head.double().state_dict())
+    exact.losses(embeddings.double(), labels)[0].mean().backward()
+    here = ArcMarginProduct(512, 3000, 64.0, 0.5).to(CUDA)
+    here.load_state_dict(head.float().state_dict())
+    inputs = embeddings.detach().to(CUDA).requires_grad_()
+    with torch.autocast("cuda", autocast, enabled=autocast is not None):
+        losses = here.losses(inputs, labels.to(CUDA))[0]
+    losses.mean().backward()
+    torch.testing.assert_close(losses.cpu().double(), exact.losses(embeddings.double(), labels)[0], rtol=1e-5, atol=0)
+    for found, expected in ((here.weight.grad, exact.weight.grad), (inputs.grad, embeddings.grad)):
+        assert (found.cpu() - expected).norm() / expected.norm() < 1e-4
+
+
+@pytest.mark.parametrize("flags", [
+    "--ema 0.9 --accumulate 2 --bf16", f"--optimizer-type adamw --grad-clip 5 --fp16 --augment {' '.join(KINDS)}",
+    "--sample-rate 0.3",
+    f"--teacher {BUNDLED} --teacher-flip --hint-weight 1 --hint-epochs 1 --label-weight 1 --bf16"])
+def test_a_step_waits_once(flags):
+    training = training_of(flags, CUDA)
+    losses_of(training, 2)
+    training.step = 51  # at every fiftieth step it looks closer
+    try:
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as met:
+            warnings.simplefilter("always")
+            losses_of(training, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(one.filename) + f":{one.lineno}" for one in met if "synchroniz" in str(one.message)]
+    assert len(waits) == 1, waits
+
+
+@pytest.mark.parametrize("flags", ["--bf16", "--fp16", "--no-channels-last", "--backbone iresnet18 --bf16",
+                                   "--backbone mobilenet", "--bf16 --compile"])
+def test_a_run_trains_validates_and_goes_on(run_script, tmp_path, people, flags):
+    arguments = ["--annotation-path", people, "--batch-size", "8", "--val-split", "0.2", "--no-lfw-eval"]
+    result = run_script("train.py", *arguments, *flags.split(), "--epochs", "2", timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "cuda" in result.stdout
+    run = only_run(tmp_path / "logs")
+    result = run_script("train.py", "--resume", run, "--epochs", "3", "--force", timeout=300)
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader((run / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert all(value.device.type == "cpu" for value in weights(run).values())
+    pictures = [line.split(";")[1] for line in people.read_text().splitlines()]
+    result = run_script("predict.py", pictures[0], pictures[1], "--model-path", run, "--device", "cuda")
+    assert result.returncode in (0, 1), result.stderr
+    on_cpu = run_script("predict.py", pictures[0], pictures[1], "--model-path", run, "--device", "cpu")
+    assert result.stdout.splitlines()[0][:4] == on_cpu.stdout.splitlines()[0][:4]
+
+
+def torchrun(folder, processes, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run([*command, str(ROOT / "train.py"), *map(str, arguments)], cwd=folder, capture_output=True,
+                          encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1"}, timeout=300)
+
+
+def test_nccl_trains_as_one_process_does(run_script, tmp_path, people):
+    """One process is all that one GPU allows; it goes through NCCL and a divided head all the same."""
+    arguments = ["--annotation-path", people, "--batch-size", "8", "--epochs", "2", "--no-lfw-eval"]
+    result = torchrun(tmp_path, 1, *arguments, "--shard-head", "--sync-bn", "--save-dir", "nccl")
+    assert result.returncode == 0, result.stderr
+    assert run_script("train.py", *arguments, "--save-dir", "alone", timeout=300).returncode == 0
+    losses = [[float(row["train_loss"]) for row in csv.DictReader((only_run(tmp_path / name) / "log.csv").open())]
+              for name in ("nccl", "alone")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_more_processes_than_devices_are_refused_in_one_line(tmp_path, people):
+    count = torch.cuda.device_count()
+    result = torchrun(tmp_path, count + 1, "--annotation-path", people, "--batch-size", str(8 * (count + 1)))
+    assert result.returncode and f"{count + 1} processes for {count} CUDA device(s)" in result.stderr
+    assert "Traceback (most recent call last):\n  File \"" + str(ROOT) not in result.stderr
