@@ -33,6 +33,7 @@ def choose_device(name):
             raise UserError(f"--device {name}: PyTorch sees no CUDA device here, use --device cpu")
         if device.index is not None and device.index >= count:
             raise UserError(f"--device {name}: there are {count} CUDA devices, 0 to {count - 1}")
+        device = torch.device("cuda", device.index or 0)  # several calls of torch.cuda want to know which one
         check_age(device)
     return device
 
