@@ -5,7 +5,7 @@ import torch
 from utils.machine import device, distributed
 from utils.machine.errors import UserError
 
-CUDA = torch.device("cuda")
+CUDA = torch.device("cuda", 0)
 
 
 @pytest.fixture
@@ -27,6 +27,18 @@ def test_a_card_older_than_this_pytorch_is_refused_and_a_newer_one_is_not(card):
     assert device.choose_device("auto") == CUDA and not device.emulates_bf16(CUDA)
     card((7, 5))
     assert device.choose_device("cuda") == CUDA and device.emulates_bf16(CUDA)
+
+
+def test_a_cuda_device_has_a_number_which_torch_asks_for(card, monkeypatch):
+    card((9, 0))
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda one: taken.append(torch.cuda._utils._get_device_index(one)))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    precision = torch.get_float32_matmul_precision()
+    for name in ("auto", "cuda", "cuda:0"):
+        device.tune_cuda(device.choose_device(name))
+    torch.set_float32_matmul_precision(precision)
+    assert taken == [0, 0, 0]
 
 
 def test_auto_is_the_gpu_of_a_mac_where_there_is_no_cuda(monkeypatch):

@@ -8,6 +8,7 @@ from conftest import assert_user_error
 from training_data import QUICK, only_run, weights, write_faces
 
 from nets.arcface import ArcfaceNet
+from nets.head import NOBODY
 from utils.data.augmentation import KINDS, augment
 from utils.faces.images import normalise, preprocess
 from utils.training.distillation import Distillation, Weights, match_blocks, matched_stages, one_stage
@@ -115,6 +116,20 @@ def test_labels_and_teacher_add_up(teacher, faces):
     torch.testing.assert_close(both.evaluate(net, images, labels).loss, 0.25 * alone + 2 * from_teacher)
 
 
+def test_a_mirrored_target_is_the_sum_over_both_sides_and_the_features_are_the_pictures_own(teacher, faces):
+    net, images = settled("mobilefacenet", 4), normalise(faces)
+    stages = matched_stages(net, teacher)
+    plain, mirrored = (Distillation(net, stages, Weights(0, 1, 1), mirrored) for mirrored in (False, True))
+    targets, both = plain.teach(images), mirrored.teach(images)
+    assert all(map(torch.equal, targets[:-1], both[:-1]))
+    expected = F.normalize(teacher(images) + teacher(images.flip(3)))
+    torch.testing.assert_close(F.normalize(both[-1]), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[-1], mirrored.teach(images.flip(3))[-1], atol=1e-5, rtol=0)
+    assert F.cosine_similarity(targets[-1], expected).max() < 0.999
+    distance = (1 - F.cosine_similarity(net(images), expected)).mean()
+    torch.testing.assert_close(mirrored.evaluate(net, images, torch.zeros(8, dtype=torch.long)).loss, distance)
+
+
 def test_where_hints_alone_are_learned_the_embedding_is_validated(teacher, faces):
     net, images, labels = settled("mobilefacenet", 4), normalise(faces), torch.arange(8) % 4
     losses = [Distillation(net, one_stage(net, teacher), weights).evaluate(net, images, labels).loss.item()
@@ -131,6 +146,24 @@ def test_mixup_counts_both_people_by_their_shares():
     torch.testing.assert_close(label_loss(head, embeddings, labels, share)[0], expected)
     plain, _ = label_loss(head, embeddings, labels)
     torch.testing.assert_close(label_loss(head, embeddings, labels, torch.ones(4))[0], plain)
+
+
+def test_pictures_of_nobody_count_for_no_label_mixed_up_or_not():
+    torch.manual_seed(5)
+    head = ArcfaceNet(4).head
+    embeddings, labels = F.normalize(torch.randn(5, 128)), torch.tensor([0, NOBODY, 2, 3, NOBODY])
+    known = labels != NOBODY
+    plain = F.cross_entropy(head(embeddings[known], labels[known]), labels[known], reduction="none")
+    loss, correct = label_loss(head, embeddings, labels)
+    torch.testing.assert_close(loss, plain.mean())
+    assert correct.shape == labels.shape and not correct[~known].any()
+    share = torch.tensor([0.75, 0.5, 0.5, 0.75, 1])
+    # Only the fourth picture is mixed with one of somebody, the third; those of the others count for themselves alone.
+    other = F.cross_entropy(head(embeddings[3:4], labels[2:3]), labels[2:3])
+    expected = (0.75 * plain[0] + 0.5 * plain[1] + 0.75 * plain[2] + 0.25 * other) / 3
+    torch.testing.assert_close(label_loss(head, embeddings, labels, share)[0], expected)
+    nobody = torch.full((5,), NOBODY)
+    assert label_loss(head, embeddings, nobody)[0] == label_loss(head, embeddings, nobody, share)[0] == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
