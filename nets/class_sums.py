@@ -44,6 +44,9 @@ class ClassSums(torch.autograd.Function):
         with float32_products(weight.device):
             everyone = shard.gather(embeddings).flatten(0, 1)
             here, column = columns >= 0, columns.clamp_min(0)
+            # Before the buffer: freed together, they leave a hole that the next step's fit into again. The other way
+            # round a heap that is kept (utils/machine/device.py) grew by another weight.
+            ctx.of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
             inverse = torch.linalg.vector_norm(weight, dim=1).clamp_min_(1e-12).reciprocal_()
             buffer = (everyone @ weight.T).mul_(inverse * s)
             if not len(weight):
@@ -79,7 +82,10 @@ class ClassSums(torch.autograd.Function):
             gradient.scatter_add_(1, ctx.column, torch.where(ctx.here, upstream[:, :-1] / ctx.s, 0))
             gradient = gradient[:, :len(weight)].mul_(ctx.inverse * ctx.s)
             of_embeddings = ctx.shard.own(ctx.shard.sum_(gradient @ weight))
-            of_weight = gradient.T @ everyone
+            of_weight, ctx.of_weight = ctx.of_weight, None
+            if of_weight is None:  # nothing is learned of the weight
+                return of_embeddings, None, None, None, None
+            torch.mm(gradient.T, everyone, out=of_weight)
             del gradient
             if ctx.shard.processes > 1:
                 of_weight.div_(ctx.shard.processes)

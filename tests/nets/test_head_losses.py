@@ -97,6 +97,15 @@ def test_gradients_are_finite_differences(mixup):
         assert (gradient * direction).sum().item() == pytest.approx((moved[0] - moved[1]) / 2e-5, rel=1e-7)
 
 
+def test_a_head_that_stays_as_it_is_passes_the_gradient_on():
+    head, embeddings, labels, _ = make()
+    expected, _ = gradients(head.losses(embeddings, labels)[0], head, embeddings)
+    head.weight.requires_grad_(False)
+    weights = torch.linspace(0.5, 2, len(labels), dtype=torch.float64)
+    found, = torch.autograd.grad((head.losses(embeddings, labels)[0] * weights).mean(), embeddings)
+    assert torch.equal(found, expected)
+
+
 def test_autocast_changes_no_digit_of_losses_and_gradients():
     results = []
     for enabled in (False, True):
