@@ -58,9 +58,12 @@ def open_gallery(folder, embed, settings, progress=None):
     rows = rows_of(cache, paths, stamps)
     kept, usable = int((rows >= 0).sum()), rows >= 0
     unchanged = cache.parts and kept == len(cache.paths)
-    embeddings = np.empty((len(paths), size), np.float32)
-    if kept:  # take(), not an index, which would make another array of this size
-        np.take(cache.embeddings, rows, 0, embeddings, "clip")
+    if np.array_equal(rows, np.arange(len(cache.paths))):
+        embeddings = cache.embeddings
+    else:
+        embeddings = np.empty((len(paths), size), np.float32)
+        if kept:  # take(), not an index, which would make another array of this size
+            np.take(cache.embeddings, rows, 0, embeddings, "clip")
 
     new = np.flatnonzero(rows < 0).tolist()
     parts = [new[start:start + PART] for start in range(0, len(new), PART)]
@@ -104,7 +107,7 @@ def scan(folder):
             continue
         for entry in entries:
             name = entry.name
-            if name.startswith("."):
+            if name[0] == ".":
                 continue
             ending = name[name.rfind("."):].lower()
             if entry.is_dir():
@@ -128,8 +131,11 @@ def scan(folder):
 
 def rows_of(cache, paths, stamps):
     """-> the row of each picture in the cache, int64 (N,), -1 where it is new or has changed."""
-    row_of = {path: row for row, path in enumerate(cache.paths)}
-    rows = np.array([row_of.get(path, -1) for path in paths], np.int64)
+    if paths == cache.paths:
+        rows = np.arange(len(paths))
+    else:
+        row_of = {path: row for row, path in enumerate(cache.paths)}
+        rows = np.array([row_of.get(path, -1) for path in paths], np.int64)
     known = np.flatnonzero(rows >= 0)
     rows[known[(cache.stamps[rows[known]] != stamps[known]).any(1)]] = -1
     return rows
