@@ -156,9 +156,9 @@ def main():
     if settings.weights == "published":
         settings.model_path = str(published_weights(settings.backbone))
     settings.model_path = str(find_weights(settings.model_path))
-    keep_freed_memory()
     check_input_shape(settings.input_shape)
     device = choose_device(settings.device)
+    keep_freed_memory(device)
     net = inference_copy(load_embedder(settings.model_path, settings.backbone)).to(device)
     settings.backbone = net.backbone
     print(f"{settings.model_path} ({net.backbone}) on {describe_device(device)}")

@@ -190,10 +190,10 @@ def main():
         return
     if settings.weights == "published":
         settings.model_path = str(published_weights(settings.backbone))
-    keep_freed_memory()
     arcface = Arcface(**{name: getattr(settings, name) for name in
                          ("model_path", "backbone", "letterbox_image", "device", "cuda", "bf16", "align", "face",
                           "threshold", "operating_point")})
+    keep_freed_memory(arcface.device)
     print(f"{arcface.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
     if arcface.threshold_note:
         print(arcface.threshold_note)

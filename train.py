@@ -189,9 +189,8 @@ def parse_settings():
 def prepare_machine(settings):
     """-> the device, after joining the other processes where torchrun started some."""
     device = distributed.start(choose_device(settings.device))
-    if device.type == "cpu":
-        keep_freed_memory()
-    elif device.type == "cuda":
+    keep_freed_memory(device)
+    if device.type == "cuda":
         tune_cuda(device)
     if settings.bf16 and emulates_bf16(device):
         print(f"{describe_device(device)} has no instructions for bfloat16 and emulates them: --bf16 is slower there "

@@ -86,7 +86,8 @@ def call_script(tmp_path, monkeypatch, capfd):
     """
     def call(script, *arguments, stdin=()):
         module = importlib.import_module(script.removesuffix(".py"))
-        monkeypatch.setattr(module, "keep_freed_memory", lambda: None, raising=False)  # it would outlive the test
+        # It would outlive the test.
+        monkeypatch.setattr(module, "keep_freed_memory", lambda device: None, raising=False)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         monkeypatch.chdir(tmp_path)
         for name in ("DISPLAY", "WAYLAND_DISPLAY"):

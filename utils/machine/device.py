@@ -8,6 +8,7 @@ import torch
 
 from utils.machine.errors import UserError
 
+CPU = torch.device("cpu")
 # The help of every --device.
 DEVICES = "where to compute: cpu, cuda, cuda:N, mps (a Mac's GPU, untested), or auto: the first of cuda, mps, cpu"
 
@@ -86,13 +87,13 @@ def available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def keep_freed_memory():
+def keep_freed_memory(device=CPU):
     """Stop glibc from handing every freed tensor back to the kernel, only to fault it in again a step later.
 
     On a CPU that is the largest single cost of a step (twice as much system time as user time). The
-    process keeps its peak memory until it ends. Does nothing where the C library is not glibc.
+    process keeps its peak memory until it ends. Does nothing for another device, and where the C library is not glibc.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_max = -1, -4  # the names and numbers of malloc.h
         libc.mallopt(m_mmap_max, 0)
