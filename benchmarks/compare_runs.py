@@ -57,15 +57,15 @@ def read_curve(folders, column):
 
 
 def read_pieces(path, column):
-    """-> [(its epochs and name, epochs, values)] of each piece; a value is NaN where the file holds null."""
+    """-> [(its epochs and name, epochs, values)] of each piece, without the epochs where the file holds null."""
     text, done, curves = "\n".join(read_lines(path, "give the JSON file of weights")), 0, []
     try:
         for piece in json.loads(text)["training"]["pieces"]:
-            values = [float("nan") if value is None else float(value) for value in piece[column]]
-            epochs = range(done + 1, done + len(values) + 1)
-            span = f"epoch {epochs[0]}" if len(values) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
-            curves.append((f"{span}: {piece['name']}", epochs, values))
-            done += len(values)
+            epochs = range(done + 1, done + len(piece[column]) + 1)
+            span = f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
+            points = [(epoch, float(value)) for epoch, value in zip(epochs, piece[column]) if value is not None]
+            curves.append((f"{span}: {piece['name']}", *(zip(*points) if points else ((), ()))))
+            done += len(epochs)
     except (KeyError, ValueError, TypeError, IndexError):
         raise UserError(f"{path} holds no training.pieces with a name and a list {column} of numbers") from None
     return curves

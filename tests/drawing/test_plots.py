@@ -97,6 +97,18 @@ def test_curves_count_whole_epochs_and_mark_the_best(figures, tmp_path, epochs):
     assert list(axes.lines[-1].get_xdata()) == [epochs, epochs]
 
 
+@pytest.mark.parametrize(("length", "rows"), [(5, 2), (40, 3), (60, 6)])
+def test_a_legend_of_long_names_has_fewer_columns(length, rows):
+    figure = plots.new_figure(width=11, height=4.6)
+    axes = figure.subplots()
+    for number in range(6):
+        axes.plot([1, 2], label=f"{number} {'x' * (length - 2)}")
+    plots.add_legend(figure, axes, columns=3)
+    assert_legend_beside_the_axes(figure)
+    places = {round(text.get_window_extent().y0) for text in figure.legends[0].get_texts()}
+    assert len(figure.legends) == 1 and len(places) == rows
+
+
 def test_a_series_without_numbers_is_left_out_and_one_with_gaps_is_drawn(figures, tmp_path):
     draw_history(history(9, train_loss=lambda epoch: math.nan if epoch % 3 == 0 else epoch), tmp_path)
     draw_history(history(3), tmp_path)

@@ -16,22 +16,35 @@ def new_figure(width=7.0, height=5.0):
 
 
 def save_figure(figure, path):
-    """Write a PNG file, with names of people and folders in fonts that have their letters."""
-    from matplotlib.text import Text
-    for text in figure.findobj(lambda item: isinstance(item, Text) and not item.get_text().isascii()):
-        font, letters = fit_font(text.get_text(), 12)
-        text.set_text(letters)
-        text.get_fontproperties().set_file(font.path)
+    """Write a PNG file."""
+    fit_fonts(figure)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
+def fit_fonts(artist):
+    """Write names of people and folders in fonts that have their letters."""
+    from matplotlib.text import Text
+    for text in artist.findobj(lambda item: isinstance(item, Text) and not item.get_text().isascii()):
+        font, letters = fit_font(text.get_text(), 12)
+        text.set_text(letters)
+        text.get_fontproperties().set_file(font.path)
+
+
 def add_legend(figure, *panels, columns=1):
-    """What the curves of these axes are, beneath all axes, where it covers none of them."""
+    """What the curves of these axes are, beneath all axes, where it covers none of them.
+
+    columns: at most; fewer where the names are too long for so many.
+    """
     curves = [curve for axes in panels for curve in zip(*axes.get_legend_handles_labels())]
-    if curves:
-        for text in figure.legend(*zip(*curves), loc="outside lower center", ncols=columns).get_texts():
+    for count in range(columns, 0, -1) if curves else ():
+        legend = figure.legend(*zip(*curves), loc="outside lower center", ncols=count)
+        for text in legend.get_texts():
             text.set_parse_math(False)  # a name may hold $
+        fit_fonts(legend)
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def number_epochs(axes):
