@@ -147,7 +147,10 @@ class Chain(nn.Module):
 
 
 class Mirrored(nn.Module):
-    """A Chain whose embedding is summed with that of the mirrored images, both of length 1; all else is the images'."""
+    """A Chain whose embedding points where those of an image and its mirror image, of length 1, add up to.
+
+    Its length and all features before it, which hints compare, are the image's own.
+    """
 
     def __init__(self, chain):
         super().__init__()
@@ -155,8 +158,9 @@ class Mirrored(nn.Module):
 
     def forward(self, images):
         *features, embedding = self.chain(images)
-        other = self.chain(images.flip(3))[-1]
-        return [*features, F.normalize(embedding.float()) + F.normalize(other.float())]
+        embedding, other = embedding.float(), self.chain(images.flip(3))[-1].float()
+        both = F.normalize(F.normalize(embedding) + F.normalize(other))
+        return [*features, both * torch.linalg.vector_norm(embedding, dim=1, keepdim=True)]
 
 
 class Apart(nn.Module):
