@@ -8,8 +8,8 @@ nets/head.py. sharded: --shard-head over two processes, of which the larger figu
 A step is forward and backward pass of the head, and SGD with momentum, for 64 pictures with embeddings of 512 numbers;
 on the CPU, in float32. Each measurement is a process of its own (two for sharded): the least processor time of its
 steps, over all threads, which other work on the machine changes little, and its peak memory, ru_maxrss, less what it
-had after the same for 2,000 people. The C library hands freed tensors back at once, so that this is what lives. On a CPU
-train.py keeps freed memory (utils/machine/device.py), and by chance holds up to another copy of the weight in it.
+had after the same for 2,000 people. The C library hands freed tensors back at once, so that this is what lives; on a
+CPU train.py keeps freed memory (utils/machine/device.py), and by chance holds up to another copy of the weight in it.
 """
 import argparse
 import json
