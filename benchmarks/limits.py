@@ -63,8 +63,8 @@ def people_of(paths, groups):
 @script
 def main():
     settings = parse_settings()
-    keep_freed_memory()
     arcface = Arcface(model_path=settings.model_path, align=False)
+    keep_freed_memory(arcface.device)
     thresholds = read_measured(settings.model_path).get("thresholds")
     if not thresholds:
         raise UserError(f"no thresholds were measured for {settings.model_path}: run eval_LFW.py --save-threshold")

@@ -65,7 +65,7 @@ def compare(ways, settings):
 
 def measure_waiting(paths, labels, settings):
     """Train for two epochs, as train.py does, and print the share of the second that the loop waited for pictures."""
-    keep_freed_memory()
+    keep_freed_memory(CPU)
     loader, _ = make_loaders(paths, labels, settings, CPU)
     net = make_net(settings, int(labels.max()) + 1, CPU)
     load_weights(net, settings)

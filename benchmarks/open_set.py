@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -76,7 +77,7 @@ def measure(embeddings, person, rows_of, number, settings, generator):
 @script
 def main():
     settings = parse_settings()
-    keep_freed_memory()
+    keep_freed_memory(torch.device("cpu"))
     pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
     net = inference_copy(load_embedder(settings.model_path))
     embeddings = lfw.embed_pairs(net, pairs, SimpleNamespace(

@@ -8,7 +8,7 @@ from torch import nn
 from nets.class_sums import ClassSums, float32_products
 from nets.shards import WHOLE, draw_rows
 
-NOBODY = -1  # the label, in `losses` alone, of a picture that is of none of the people
+NOBODY = -1  # the label, in `losses` alone, of a picture whose person is not known
 
 
 class MarginHead(nn.Module):
@@ -66,7 +66,8 @@ class MarginHead(nn.Module):
         columns = self.columns(self.shard.gather(targets).flatten(0, 1))
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = F.normalize(embeddings.to(self.weight.dtype))
-            cosine, rest, largest = ClassSums.apply(embeddings, self.weight, columns, self.s, self.shard)
+            weight = self.weight if torch.is_grad_enabled() else self.weight.detach()  # whose gradient takes no memory
+            cosine, rest, largest = ClassSums.apply(embeddings, weight, columns, self.s, self.shard)
             plain, shifted = cosine * self.s, self.add_margin(cosine) * self.s
             if share is None:
                 return logistic_loss(shifted[:, 0] - rest), plain[:, 0] > largest

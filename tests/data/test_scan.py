@@ -243,7 +243,7 @@ def test_a_journal_of_another_folder_or_way_is_of_no_use(tmp_path):
 def test_a_scan_takes_no_memory_for_the_pictures_behind_it(tmp_path, monkeypatch):
     root = make_people(tmp_path / "faces", **{f"{n:03d}": 1 for n in range(3)})
     names = ["000", "001", "002"] * 300
-    monkeypatch.setattr(module, "list_person", lambda folder: ([f"{folder}/{n:08d}.jpg" for n in range(200)], []))
+    monkeypatch.setattr(module, "list_folder", lambda folder: ([f"{folder}/{n:08d}.jpg" for n in range(200)], []))
 
     def peak(names):
         tracemalloc.start()

@@ -1,5 +1,6 @@
 """Pictures without labels: which are found, how they are joined to the others, and what a run makes of them."""
 import csv
+import os
 import pickle
 import shutil
 
@@ -32,6 +33,17 @@ def test_all_pictures_below_a_folder_are_found_however_deep(tmp_path):
     assert found == ["b.jpg", "a/d.JPEG", "a/deep/est/c.png", "z/g.jpg"]
     line, = lines
     assert "1 .heic" in line and "txt" not in line
+
+
+def test_what_cannot_be_named_in_text_is_left_out_and_told(tmp_path):
+    folder = place(tmp_path / "more", "ok.jpg", "line\nbreak.jpg", "line\nbreak/a.jpg", os.fsdecode(b"b\xff/a.jpg"),
+                   os.fsdecode(b"b\xff.jpg"))
+    (folder / "loop").symlink_to(folder / "loop")  # to itself
+    pictures, _, (line,) = read_unlabelled(folder)
+    assert list(pictures) == [f"{folder}/ok.jpg"]
+    assert "4 files and folders" in line and line.isascii() and "\n" not in line
+    with pytest.raises(UserError, match="not valid Unicode"):
+        read_unlabelled(folder / os.fsdecode(b"b\xff"))
 
 
 def test_a_set_is_told_by_where_its_pictures_lie_in_it(tmp_path):
@@ -97,7 +109,7 @@ def test_a_student_learns_from_them_and_its_accuracy_is_of_the_labelled_alone(
     shutil.rmtree(moved / sorted(path.name for path in moved.iterdir())[0])
     place(moved, "other.jpg")
     result = run_script("train.py", "--resume", run, "--unlabelled", moved, "--epochs", 4, "--force")
-    assert result.returncode == 0 and "not the one of" in result.stdout, result.stderr
+    assert result.returncode == 0 and "not those of" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

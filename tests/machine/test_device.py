@@ -12,7 +12,7 @@ CUDA = torch.device("cuda", 0)
 def card(monkeypatch):
     """card(capability) -> the machine has one CUDA card of that compute capability; PyTorch is made for 7.5 and 9.0."""
     def install(capability):
-        for name, answer in {"is_available": True, "device_count": 1, "get_device_name": "Card",
+        for name, answer in {"is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "Card",
                              "get_device_capability": capability, "get_arch_list": ["sm_75", "sm_90a", "compute_90"],
                              "is_bf16_supported": capability >= (8, 0)}.items():
             monkeypatch.setattr(torch.cuda, name, lambda *given, answer=answer, **named: answer)

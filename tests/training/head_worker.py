@@ -34,7 +34,7 @@ from utils.training.optimizer import clip_gradients
 from utils.training.setup import make_net, make_training
 from utils.training.validation import validate
 
-PICTURES, BATCH, PEOPLE = 48, 12, 101
+PICTURES, BATCH, PEOPLE = 48, 12, 301
 CPU = torch.device("cpu")
 
 

@@ -12,7 +12,7 @@ from nets.head import NOBODY
 from utils.data.augmentation import KINDS, augment
 from utils.faces.images import normalise, preprocess
 from utils.training.distillation import Distillation, Weights, match_blocks, matched_stages, one_stage
-from utils.training.objective import LabelLoss, label_loss
+from utils.training.objective import LabelLoss, label_losses
 from utils.weights.checkpoint import load_embedder
 
 BACKBONES = ("mobilefacenet", "mobilenet", "iresnet18")
@@ -144,9 +144,9 @@ def test_mixup_counts_both_people_by_their_shares():
     labels, share = torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0.75, 0.5, 1])
     expected = sum(weight * F.cross_entropy(head(embeddings[i:i + 1], torch.tensor([label])), torch.tensor([label]))
                    for i in range(4) for weight, label in ((share[i], i), (1 - share[i], i - 1 if i else 3))) / 4
-    torch.testing.assert_close(label_loss(head, embeddings, labels, share)[0], expected)
-    plain, _ = label_loss(head, embeddings, labels)
-    torch.testing.assert_close(label_loss(head, embeddings, labels, torch.ones(4))[0], plain)
+    torch.testing.assert_close(label_losses(head, embeddings, labels, share)[0].mean(), expected)
+    plain, _ = label_losses(head, embeddings, labels)
+    torch.testing.assert_close(label_losses(head, embeddings, labels, torch.ones(4))[0], plain)
 
 
 def test_pictures_of_nobody_count_for_no_label_mixed_up_or_not():
@@ -155,16 +155,26 @@ def test_pictures_of_nobody_count_for_no_label_mixed_up_or_not():
     embeddings, labels = F.normalize(torch.randn(5, 128)), torch.tensor([0, NOBODY, 2, 3, NOBODY])
     known = labels != NOBODY
     plain = F.cross_entropy(head(embeddings[known], labels[known]), labels[known], reduction="none")
-    loss, correct = label_loss(head, embeddings, labels)
-    torch.testing.assert_close(loss, plain.mean())
+    losses, correct = label_losses(head, embeddings, labels)
+    torch.testing.assert_close(losses[known], plain)
+    assert not losses[~known].any()
     assert correct.shape == labels.shape and not correct[~known].any()
     share = torch.tensor([0.75, 0.5, 0.5, 0.75, 1])
     # Only the fourth picture is mixed with one of somebody, the third; those of the others count for themselves alone.
     other = F.cross_entropy(head(embeddings[3:4], labels[2:3]), labels[2:3])
-    expected = (0.75 * plain[0] + 0.5 * plain[1] + 0.75 * plain[2] + 0.25 * other) / 3
-    torch.testing.assert_close(label_loss(head, embeddings, labels, share)[0], expected)
+    expected = torch.cat([0.75 * plain[:1], 0.5 * plain[1:2], 0.75 * plain[2:] + 0.25 * other])
+    mixed, _ = label_losses(head, embeddings, labels, share)
+    torch.testing.assert_close(mixed[known], expected)
     nobody = torch.full((5,), NOBODY)
-    assert label_loss(head, embeddings, nobody)[0] == label_loss(head, embeddings, nobody, share)[0] == 0
+    assert not mixed[~known].any() and not label_losses(head, embeddings, nobody, share)[0].any()
+
+
+def test_the_labels_of_a_picture_weigh_the_same_whoever_is_in_its_batch(teacher, faces):
+    net, images, labels = settled("mobilefacenet", 4), normalise(faces), torch.arange(8) // 2
+    loss = Distillation(net, one_stage(net, teacher), Weights(1, 0, 0)).eval()
+    few = labels.where(torch.arange(8) == 3, NOBODY)
+    alone = loss(images[3:4], labels[3:4]).loss
+    torch.testing.assert_close(loss(images, few).loss, alone / 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)

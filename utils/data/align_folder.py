@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from utils.data.bad_pictures import reason_of
-from utils.data.scan import list_person, list_root
+from utils.data.scan import list_folder, list_root
 from utils.faces.alignment import align, eye_distance
 from utils.faces.detector import subject
 from utils.faces.images import open_image
@@ -33,7 +33,7 @@ def align_folder(source, destination, detector, progress):
     names, skipped = list_root(source)
     candidates = []
     for name in names:
-        found, others = list_person(source / name)
+        found, others = list_folder(source / name)
         candidates += map(Path, found)
         skipped += others
     taken = {crop_path(path, source, destination) for path in candidates if path.suffix == ".jpg"}

@@ -20,6 +20,7 @@ from utils.faces.images import EXTENSIONS, open_image
 from utils.faces.left_out import describe_left_out, ending
 from utils.machine.device import available_cores
 from utils.machine.errors import UserError
+from utils.machine.files import is_folder
 from utils.machine.stderr import caught_stderr
 
 PART = 256   # pictures that are decoded by one process at a time
@@ -50,7 +51,7 @@ def list_root(root):
         raise UserError(f"{str(root)!a} has {unwritable(str(root))}: give the folder another")
     names, skipped = [], []
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        reason = BESIDE if not entry.is_dir() else unwritable(entry.name) or (
+        reason = BESIDE if not is_folder(entry) else unwritable(entry.name) or (
             "a hidden folder" if entry.name.startswith(".") else None)
         if entry.name == NOTE:
             continue
@@ -58,7 +59,7 @@ def list_root(root):
     return names, skipped
 
 
-def list_person(folder):
+def list_folder(folder):
     """-> (paths that are pictures by their names, [(path, reason)] of everything else), both sorted."""
     candidates, skipped = [], []
     try:
@@ -66,7 +67,7 @@ def list_person(folder):
     except OSError as error:
         return [], [(folder, f"cannot be read ({error.strerror})")]
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             reason = NESTED
         elif entry.name.startswith(".") or ending(entry.name) not in EXTENSIONS:
             reason = "not a picture by its extension"
@@ -106,7 +107,7 @@ def scan_people(root, names, progress, check=True):
         for number, name in enumerate(names, 1):
             folder = os.path.join(root, name)
             changed = changed_at(folder)
-            candidates, skipped = list_person(folder)
+            candidates, skipped = list_folder(folder)
             cut = [candidates[start:start + PART] for start in range(0, len(candidates), PART)] if check else []
             waiting.append((folder, changed, candidates, skipped, [decode(part) for part in cut]))
             parts, seen = parts + len(cut), seen + len(candidates)

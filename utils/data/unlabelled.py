@@ -4,47 +4,57 @@ import os
 from collections import Counter
 
 from utils.data.packed_paths import pack
-from utils.data.scan import NESTED, list_person
+from utils.data.scan import NESTED, list_folder, unwritable
 from utils.faces.left_out import describe_left_out, ending
 from utils.machine.errors import UserError
 
 
-def read_unlabelled(folder):
+def read_unlabelled(root):
     """-> (PackedPaths of all pictures below a folder, however deep; SHA-256 of where they lie in it; lines to print).
 
-    Links to folders are followed. Raises UserError where there is no picture.
+    Links to folders are followed, hidden folders left out. Raises UserError where there is no picture, and for a folder
+    that cannot be read.
     """
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder} is not a folder: give --unlabelled the one that the pictures lie in")
-    paths, left_out = list_below(folder)
+    if not os.path.isdir(root):
+        raise UserError(f"{root} is not a folder: give --unlabelled the one that the pictures lie in")
+    if unwritable(str(root)):
+        raise UserError(f"{str(root)!a} has {unwritable(str(root))}: give the folder another")
+    paths, left_out = list_below(root)
     if not paths:
-        raise UserError(f"{folder} holds no picture: give --unlabelled the folder that the pictures lie in")
-    line = describe_left_out(Counter(ending(path) for path in left_out))
-    names = "\n".join(os.path.relpath(path, folder) for path in paths)
-    return pack(paths), hashlib.sha256(names.encode("utf-8")).hexdigest(), [line] if line else []
+        raise UserError(f"{root} holds no picture: give --unlabelled the folder that the pictures lie in")
+    names = "\n".join(os.path.relpath(path, root) for path in paths)
+    return pack(paths), hashlib.sha256(names.encode("utf-8")).hexdigest(), [*describe(left_out)]
 
 
-def list_below(folder):
-    """-> (paths that are pictures by their names, paths of all other files), folder by folder.
-
-    Hidden folders are left out. Raises UserError for a folder that cannot be read.
-    """
-    paths, left_out, waiting, seen = [], [], [folder], set()
+def list_below(root):
+    """-> (paths that are pictures by their names, [(path, reason)] of what else is there), folder by folder."""
+    paths, left_out, waiting, seen = [], [], [root], set()
     while waiting:
         folder = waiting.pop()
         if (place := os.path.realpath(folder)) in seen:  # a link to a folder above it
             continue
         seen.add(place)
-        pictures, others = list_person(folder)
+        pictures, others = list_folder(folder)
         paths += pictures
         for path, reason in reversed(others):
+            name = os.path.basename(path)
             if path == folder:
                 raise UserError(f"{folder} {reason}: let it be read, or move it out of --unlabelled")
-            if reason != NESTED:
-                left_out.append(path)
-            elif not os.path.basename(path).startswith("."):
+            if reason != NESTED or unwritable(name):
+                left_out.append((path, unwritable(name) or reason))
+            elif not name.startswith("."):
                 waiting.append(path)
     return paths, left_out
+
+
+def describe(left_out):
+    """-> lines on what was left out and looks like pictures, or is a folder of them."""
+    if line := describe_left_out(Counter(ending(path) for path, _ in left_out)):
+        yield line
+    badly_named = [(path, reason) for path, reason in left_out if unwritable(os.path.basename(path))]
+    if badly_named:
+        path, reason = badly_named[0]
+        yield f"left out: {len(badly_named)} files and folders that need other names, {path!a} has {reason}"
 
 
 class Joined:

@@ -8,7 +8,6 @@ import torch
 
 from utils.machine.errors import UserError
 
-CPU = torch.device("cpu")
 # The help of every --device.
 DEVICES = "where to compute: cpu, cuda, cuda:N, mps (a Mac's GPU, untested), or auto: the first of cuda, mps, cpu"
 
@@ -16,6 +15,7 @@ DEVICES = "where to compute: cpu, cuda, cuda:N, mps (a Mac's GPU, untested), or 
 def choose_device(name):
     """"auto", "cpu", "cuda", "cuda:N" or "mps" -> torch.device; auto is the first of CUDA, MPS and CPU that is there.
 
+    One of CUDA has its number, which several calls of torch.cuda ask for: without N that of the current device.
     Raises UserError where the device is not there, or is older than this PyTorch is made for.
     """
     if name == "auto":
@@ -34,7 +34,7 @@ def choose_device(name):
             raise UserError(f"--device {name}: PyTorch sees no CUDA device here, use --device cpu")
         if device.index is not None and device.index >= count:
             raise UserError(f"--device {name}: there are {count} CUDA devices, 0 to {count - 1}")
-        device = torch.device("cuda", device.index or 0)  # several calls of torch.cuda want to know which one
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         check_age(device)
     return device
 
@@ -67,8 +67,7 @@ def tune_cuda(device):
 
     cuDNN times its convolutions and takes the fastest, which may be another one in another run, so that a resumed run
     is not bit-exact there. Products of float32 matrices may round their factors to 11 bits (TF32), but for the
-    head's (nets/class_sums.py). With both, and channels last, MobileFaceNet in batches of 512 goes from 5,077 to 8,523
-    img/s on an H100.
+    head's (nets/class_sums.py).
     """
     torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True
@@ -87,7 +86,7 @@ def available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def keep_freed_memory(device=CPU):
+def keep_freed_memory(device):
     """Stop glibc from handing every freed tensor back to the kernel, only to fault it in again a step later.
 
     On a CPU that is the largest single cost of a step (twice as much system time as user time). The

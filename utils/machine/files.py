@@ -25,6 +25,14 @@ def locate(path):
     return REPOSITORY / path
 
 
+def is_folder(entry):
+    """-> whether an entry of os.scandir is a folder, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 @contextmanager
 def atomic_write(path, durable=True):
     """Yield a temporary path beside `path`; when the block succeeds it becomes `path`, else it is removed.

@@ -15,7 +15,7 @@ from torch import nn
 
 from utils.evaluation.embedding import fold_batch_norm
 from utils.machine.errors import UserError
-from utils.training.objective import Outcome, label_loss
+from utils.training.objective import Outcome, label_losses
 
 
 class Weights(NamedTuple):
@@ -113,12 +113,14 @@ class Distillation(nn.Module):
     def embedding_losses(self, head, output, target, labels, share=None):
         """-> (1 - cosine to the teacher's embedding, the labels' loss, correct (B,)), none of them weighted.
 
+        Both losses are means over all pictures, so that a picture's labels weigh the same whoever else is in its batch.
         Where the labels have no weight their loss is 0 and `correct` NaN.
         """
         cosine = F.cosine_similarity(self.exits[-1](output).float(), target.float())
         from_labels, correct = 0.0, torch.full_like(cosine, torch.nan)
         if self.weights.label:
-            from_labels, correct = label_loss(head, F.normalize(output.float()), labels, share)
+            losses, correct = label_losses(head, F.normalize(output.float()), labels, share)
+            from_labels = losses.mean()
         return (1 - cosine).mean(), from_labels, correct
 
     def hint_loss(self, outputs, targets):

@@ -35,14 +35,15 @@ class LabelLoss(nn.Module):
     def evaluate(self, net, images, labels, share=None):
         """The loss of another network of the same kind, such as the averaged one."""
         embeddings = net(images)
-        return Outcome(*label_loss(net.head, embeddings, labels, share), embeddings.detach())
+        losses, correct = label_losses(net.head, embeddings, labels, share)
+        return Outcome(losses.sum() / (labels != NOBODY).sum().clamp_min(1), correct, embeddings.detach())
 
 
-def label_loss(head, embeddings, labels, share=None):
-    """-> (mean cross-entropy, correct (B,) float). With mixup both people in a picture count by their shares.
+def label_losses(head, embeddings, labels, share=None):
+    """-> (cross-entropy (B,), correct (B,) float), both 0 where the label is NOBODY.
 
-    Pictures whose label is NOBODY count nowhere.
+    With mixup both people in a picture count by their shares.
     """
     losses, correct = head.losses(embeddings, labels, share)
     known = labels != NOBODY
-    return losses.where(known, 0).sum() / known.sum().clamp_min(1), (correct & known).float()
+    return losses.where(known, 0), (correct & known).float()

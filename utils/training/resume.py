@@ -9,7 +9,7 @@ import torch
 from utils.machine import distributed
 from utils.machine.errors import UserError
 from utils.training import head_files
-from utils.training.engine import Diverged
+from utils.training.engine import Diverged, new_sums
 from utils.weights import checkpoint
 from utils.weights.integrity import Implausible, find_implausible
 
@@ -81,7 +81,7 @@ def check_settings(saved, now, force):
 
 
 def save_checkpoint(training, run, settings, data_sha256):
-    """Write last.pt. Every process has to call it; rank 0 writes. data_sha256: of the annotation file.
+    """Write last.pt. Every process has to call it; rank 0 writes. data_sha256: of the TrainingSet.
 
     Raises Diverged for a state with values that are not finite or huge; last.pt stays as it was.
     """
@@ -114,7 +114,7 @@ def restore(training, run, state, data_sha256, force):
     Raises UserError where the training pictures are others, unless `force`, and where the state is not of this network.
     """
     if state["data"] != data_sha256:
-        message = f"the annotation file is not the one of {run.folder}"
+        message = f"the training pictures are not those of {run.folder}"
         people = training.net.head.classes
         known = state["people"] if "people" in state else len(state["model"]["head.weight"])
         if people != known:
@@ -139,9 +139,8 @@ def restore(training, run, state, data_sha256, force):
     run.rows = state["rows"]
     print(f"going on after step {training.step}, in epoch {training.epoch + 1}")
     before, now = len(state["random"]), distributed.world_size()
-    for sums in state["sums"]:
-        if sums:
-            sums.setdefault("labelled", sums["images"])  # a run begun before there were pictures without labels
+    # In the order of new_sums(); a run begun before there were pictures without labels has no count of those with.
+    state["sums"] = [sums and {name: sums.get(name, sums["images"]) for name in new_sums()} for sums in state["sums"]]
     if before == now:
         training.sums = state["sums"][distributed.rank()]
         set_random_state(state["random"][distributed.rank()], training.device)
