@@ -83,7 +83,8 @@ def make_parser():
     network.add_argument("--shard-head", action=switch, default=False,
                          help="divide the people's rows of the head over torchrun's processes")
     network.add_argument("--sample-rate", type=float, default=1.0, metavar="R",
-                         help="train on a batch's own people and a random part of the others, R of all (Partial FC)")
+                         help="train on a batch's own people and a random part of the others, R of all, but as many as "
+                         "the step has pictures at least (Partial FC)")
     teacher = parser.add_argument_group("learning from another network")
     teacher.add_argument("--teacher", default="", metavar="WEIGHTS",
                          help="learn to give the embeddings of this network, the teacher (default: none)")

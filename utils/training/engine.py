@@ -284,6 +284,6 @@ def epoch_totals(training):
 
 
 def epoch_means(sums):
-    """-> loss, accuracy (without the margin, of what has labels), img/s share of time waiting for data."""
+    """-> loss, accuracy (without the margin, of what has labels), img/s and the share of time spent waiting."""
     return {"loss": sums["loss"] / sums["images"], "accuracy": sums["correct"] / (sums["labelled"] or math.nan),
             "images_per_second": sums["images"] / sums["seconds"], "waiting": sums["waiting"] / sums["seconds"]}
