@@ -23,7 +23,7 @@ def float32_products(device):
 
 
 class ClassSums(torch.autograd.Function):
-    """(embeddings (B, D), weight (C, D), columns (B, K), s, shard) -> (cosine (B, K), rest (B,), largest (B,)).
+    """Embeddings (B, D), weight (C, D), columns (B, K) and more -> (cosine (B, K), rest (B,), largest (B,)).
 
     embeddings: of length 1. columns: int64, the rows of the K targets, of which two may be equal; -1 is none.
     cosine: between each embedding and those rows. rest: the logarithm of the sum of exp(s * cos) over all other
@@ -33,6 +33,8 @@ class ClassSums(torch.autograd.Function):
     Beside the weight, its gradient and one B x C buffer nothing of that size is ever made: the weight is not
     normalised, its products are.
 
+    learned: whether a backward pass may follow, whose gradient of the weight then has its place from the start.
+
     shard: where the classes are divided over R processes, `weight` is this one's rows and `columns`, (R * B, K), tells
     of the pictures of all processes which targets are among them. What comes out is of its own B pictures. All
     processes have B alike. Gradients are those of the mean over processes of what each makes of its figures, as
@@ -40,13 +42,13 @@ class ClassSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, embeddings, weight, columns, s, shard):
+    def forward(ctx, embeddings, weight, columns, s, shard, learned):
         with float32_products(weight.device):
             everyone = shard.gather(embeddings).flatten(0, 1)
             here, column = columns >= 0, columns.clamp_min(0)
             # Before the buffer: freed together, they leave a hole that the next step's fit into again. The other way
             # round a heap that is kept (utils/machine/device.py) grew by another weight.
-            ctx.of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+            ctx.of_weight = torch.empty_like(weight) if learned and ctx.needs_input_grad[1] else None
             inverse = torch.linalg.vector_norm(weight, dim=1).clamp_min_(1e-12).reciprocal_()
             buffer = (everyone @ weight.T).mul_(inverse * s)
             if not len(weight):
@@ -84,13 +86,13 @@ class ClassSums(torch.autograd.Function):
             of_embeddings = ctx.shard.own(ctx.shard.sum_(gradient @ weight))
             of_weight, ctx.of_weight = ctx.of_weight, None
             if of_weight is None:  # nothing is learned of the weight
-                return of_embeddings, None, None, None, None
+                return of_embeddings, None, None, None, None, None
             torch.mm(gradient.T, everyone, out=of_weight)
             del gradient
             if ctx.shard.processes > 1:
                 of_weight.div_(ctx.shard.processes)
             remove_radial_part_(of_weight, weight, ctx.inverse)
-        return of_embeddings, of_weight, None, None, None
+        return of_embeddings, of_weight, None, None, None, None
 
 
 def remove_radial_part_(gradient, weight, inverse):

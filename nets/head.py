@@ -66,8 +66,8 @@ class MarginHead(nn.Module):
         columns = self.columns(self.shard.gather(targets).flatten(0, 1))
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = F.normalize(embeddings.to(self.weight.dtype))
-            weight = self.weight if torch.is_grad_enabled() else self.weight.detach()  # whose gradient takes no memory
-            cosine, rest, largest = ClassSums.apply(embeddings, weight, columns, self.s, self.shard)
+            cosine, rest, largest = ClassSums.apply(embeddings, self.weight, columns, self.s, self.shard,
+                                                    torch.is_grad_enabled())
             plain, shifted = cosine * self.s, self.add_margin(cosine) * self.s
             if share is None:
                 return logistic_loss(shifted[:, 0] - rest), plain[:, 0] > largest

@@ -118,7 +118,7 @@ def test_what_the_saved_state_does_not_fit_is_refused_even_by_force(run_script, 
 def test_a_resume_with_other_pictures_is_refused(run_script, finished, shared, tmp_path):
     other = write_faces(shared, tmp_path / "other.txt", skip=5)
     refused = run_script("train.py", "--resume", "--annotation-path", other, cwd=finished)
-    assert_user_error(refused, "annotation file", "--force")
+    assert_user_error(refused, "training pictures", "--force")
 
 
 def test_a_resume_with_another_teacher_in_the_old_ones_file_is_refused(tmp_path):
