@@ -3,15 +3,18 @@ import csv
 import os
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import assert_user_error, jpeg
+from recording import record, write_set
 from training_data import QUICK, only_run, weights, write_faces
 
 from nets.head import NOBODY
-from utils.data.dataset import split_validation
+from utils.data.dataset import FaceDataset, split_validation
 from utils.data.packed_paths import pack
+from utils.data.training_set import read_training_set
 from utils.data.unlabelled import Joined, read_unlabelled
 from utils.machine.errors import UserError
 
@@ -77,6 +80,20 @@ def test_pictures_without_labels_are_trained_on_and_change_nothing_of_the_valida
     more = split_validation(torch.cat([labels, torch.full((9,), NOBODY, dtype=torch.int32)]), 0.2, 7)
     assert torch.equal(more[1], validation) and len(validation) == 6
     assert torch.equal(more[0], torch.cat([training, torch.arange(30, 39)]))
+
+
+def test_they_join_the_pictures_of_a_rec_file_too(tmp_path, capsys):
+    records = write_set(tmp_path / "rec", [(number, record(label, jpeg(number), number))
+                                           for number, label in enumerate([0, 0, 1, 1], 1)])
+    folder = place(tmp_path / "more", "a.jpg", "b.jpg")
+    (folder / "a.jpg").write_bytes(b"no picture")
+    found = read_training_set(SimpleNamespace(rec=str(records), annotation_path="", unlabelled=str(folder)))
+    assert "2 pictures without labels" in capsys.readouterr().out and found.names == ["0", "1"]
+    dataset = FaceDataset(found.pictures.subset(torch.tensor([1, 3, 4, 5])), found.labels[[1, 3, 4, 5]], (8, 8), True)
+    # Where a picture without a label does not open, another without one stands in for it.
+    assert [dataset[index][1:] for index in range(4)] == [(0, 0), (1, 1), (NOBODY, 3), (NOBODY, 3)]
+    bad, = dataset.replaced([2], [3])
+    assert (bad.picture, bad.label, bad.replaced_by) == (f"{folder}/a.jpg", NOBODY, f"{folder}/b.jpg")
 
 
 @pytest.fixture(scope="module")
