@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.common.device import choose_device, describe_device
+from utils.common.download import hash_file
 from utils.drawing.photograph import draw_faces
 from utils.drawing.pictures import draw_candidates, draw_comparison
 from utils.evaluation.embedding import UselessEmbeddings, embed, inference_copy
@@ -29,8 +31,6 @@ from utils.evaluation.thresholds import choose_gallery_threshold, choose_thresho
 from utils.faces.blank import blank_pictures, near_blank
 from utils.faces.face_crop import FaceCrop, faces_of_two
 from utils.faces.images import check_input_shape, preprocess
-from utils.machine.device import choose_device, describe_device
-from utils.machine.download import hash_file
 from utils.weights.checkpoint import find_weights, load_embedder
 
 

@@ -21,6 +21,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from utils.common.device import DEVICES, choose_device, describe_device, keep_freed_memory
+from utils.common.errors import SettingsParser, UserError, script
+from utils.common.files import atomic_write, write_text
 from utils.drawing.pictures import draw_mistakes
 from utils.drawing.plots import plot_roc
 from utils.evaluation import lfw
@@ -32,9 +35,6 @@ from utils.evaluation.thresholds import measure_thresholds, save_thresholds
 from utils.evaluation.verification_file import read_verification_file
 from utils.faces.detector import FaceDetector
 from utils.faces.images import check_input_shape, preprocess
-from utils.machine.device import DEVICES, choose_device, describe_device, keep_freed_memory
-from utils.machine.errors import SettingsParser, UserError, script
-from utils.machine.files import atomic_write, write_text
 from utils.weights.checkpoint import find_weights, load_embedder
 from utils.weights.published import published_weights
 

@@ -21,11 +21,11 @@ from itertools import takewhile
 from tqdm import tqdm
 
 from arcface import Arcface
+from utils.common.device import DEVICES, describe_device, keep_freed_memory
+from utils.common.errors import SettingsParser, UserError, script
+from utils.common.files import REPOSITORY, atomic_write
 from utils.drawing.pictures import show
 from utils.evaluation.thresholds import OPERATING_POINTS, WORDS
-from utils.machine.device import DEVICES, describe_device, keep_freed_memory
-from utils.machine.errors import SettingsParser, UserError, script
-from utils.machine.files import REPOSITORY, atomic_write
 from utils.weights.export import export
 from utils.weights.published import SHA256, published_weights
 

@@ -20,14 +20,14 @@ from torch.utils.data import default_collate
 
 from nets.arcface import BACKBONES, DEFAULT_BACKBONE, HEADS
 from nets.head import NOBODY
+from utils.common import distributed
+from utils.common.device import DEVICES, choose_device, describe_device, emulates_bf16, keep_freed_memory, tune_cuda
+from utils.common.errors import SettingsParser, UserError, script
 from utils.data.augmentation import KINDS, augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
 from utils.data.training_set import read_training_set
 from utils.faces.images import check_input_shape
-from utils.machine import distributed
-from utils.machine.device import DEVICES, choose_device, describe_device, emulates_bf16, keep_freed_memory, tune_cuda
-from utils.machine.errors import SettingsParser, UserError, script
 from utils.training import resume
 from utils.training.benchmarks import measure, read_benchmarks
 from utils.training.compilation import compile_if_wanted

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from utils.common.errors import SettingsParser, UserError, script
+from utils.common.files import read_lines
 from utils.drawing.plots import add_legend, new_figure, number_epochs, save_figure
-from utils.machine.errors import SettingsParser, UserError, script
-from utils.machine.files import read_lines
 from utils.training.run import COLUMNS
 
 

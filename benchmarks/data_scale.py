@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from utils.common.download import hash_file
+from utils.common.errors import SettingsParser, UserError, script
 from utils.data.annotation import check_there, check_trainable, read_annotation
 from utils.data.dataset import make_loaders
-from utils.machine.download import hash_file
-from utils.machine.errors import SettingsParser, UserError, script
 
 REAL = 1000      # pictures on the disk
 OF_PERSON = 50   # lines

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from utils.common.errors import SettingsParser, script
 from utils.evaluation.gallery import nearest_people, open_gallery
-from utils.machine.errors import SettingsParser, script
 
 PICTURES, SIZE = 5, 128
 

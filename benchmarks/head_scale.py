@@ -9,7 +9,7 @@ A step is forward and backward pass of the head, and SGD with momentum, for 64 p
 on the CPU, in float32. Each measurement is a process of its own (two for sharded): the least processor time of its
 steps, over all threads, which other work on the machine changes little, and its peak memory, ru_maxrss, less what it
 had after the same for 2,000 people. The C library hands freed tensors back at once, so that this is what lives; on a
-CPU train.py keeps freed memory (utils/machine/device.py), and by chance holds up to another copy of the weight in it.
+CPU train.py keeps freed memory (utils/common/device.py), and by chance holds up to another copy of the weight in it.
 """
 import argparse
 import json
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nets.head import ArcMarginProduct
 from nets.shards import WHOLE, Shard
-from utils.machine import distributed
+from utils.common import distributed
 from utils.training.describe import head_bytes
 from utils.training.sampling import sampled_head
 

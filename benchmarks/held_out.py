@@ -16,10 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from utils.common.errors import SettingsParser, UserError, script
+from utils.common.files import write_text
 from utils.data.annotation import write_annotation
 from utils.data.scan import list_root, scan_people
-from utils.machine.errors import SettingsParser, UserError, script
-from utils.machine.files import write_text
 
 FOLDS, PAIRS = 10, 300
 

@@ -19,12 +19,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from eval_LFW import make_parser
+from utils.common.device import keep_freed_memory
+from utils.common.errors import script
 from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
 from utils.evaluation.metrics import verification
 from utils.faces.images import normalise, preprocess
-from utils.machine.device import keep_freed_memory
-from utils.machine.errors import script
 from utils.weights.checkpoint import load_embedder
 
 PLAIN_BATCH = 256  # pairs, as published

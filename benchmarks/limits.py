@@ -20,10 +20,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from arcface import Arcface
+from utils.common.device import keep_freed_memory
+from utils.common.errors import SettingsParser, UserError, script
 from utils.evaluation.thresholds import read_measured
 from utils.faces.images import EXTENSIONS, open_image
-from utils.machine.device import keep_freed_memory
-from utils.machine.errors import SettingsParser, UserError, script
 
 
 def parse_settings():

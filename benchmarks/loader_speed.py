@@ -17,14 +17,14 @@ from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from train import check_settings, make_parser
+from utils.common.device import keep_freed_memory
+from utils.common.errors import script
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import load_picture, make_loaders
 from utils.data.records import read_records_of
 from utils.faces.images import preprocess
-from utils.machine.device import keep_freed_memory
-from utils.machine.errors import script
 from utils.training.compilation import compile_if_wanted
 from utils.training.engine import epoch_means, train_one_epoch
 from utils.training.setup import load_weights, make_net, make_training

@@ -18,12 +18,12 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from utils.common.device import keep_freed_memory
+from utils.common.errors import SettingsParser, script
 from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
 from utils.evaluation.gallery import fit_own_tail
 from utils.evaluation.thresholds import choose_gallery_threshold, judge
-from utils.machine.device import keep_freed_memory
-from utils.machine.errors import SettingsParser, script
 from utils.weights.checkpoint import load_embedder
 
 

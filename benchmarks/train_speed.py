@@ -25,11 +25,11 @@ from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from train import check_settings, make_parser, prepare_machine
+from utils.common.device import choose_device
+from utils.common.errors import script
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
 from utils.data.dataset import EpochBatches, FaceDataset
-from utils.machine.device import choose_device
-from utils.machine.errors import script
 from utils.training.compilation import compile_if_wanted
 from utils.training.engine import enter_training_mode, train_one_step
 from utils.training.setup import load_weights, make_net, make_training

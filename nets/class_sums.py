@@ -47,7 +47,7 @@ class ClassSums(torch.autograd.Function):
             everyone = shard.gather(embeddings).flatten(0, 1)
             here, column = columns >= 0, columns.clamp_min(0)
             # Before the buffer: freed together, they leave a hole that the next step's fit into again. The other way
-            # round a heap that is kept (utils/machine/device.py) grew by another weight.
+            # round a heap that is kept (utils/common/device.py) grew by another weight.
             ctx.of_weight = torch.empty_like(weight) if learned and ctx.needs_input_grad[1] else None
             inverse = torch.linalg.vector_norm(weight, dim=1).clamp_min_(1e-12).reciprocal_()
             buffer = (everyone @ weight.T).mul_(inverse * s)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from script_runner import Runner
 
-from utils.machine import download
+from utils.common import download
 
 # Two test processes on two cores: with a thread each they do not wait for each other (before torch is imported).
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -11,9 +11,9 @@ from PIL import Image
 
 from arcface import Arcface
 from nets.arcface import ArcfaceNet
+from utils.common.errors import UserError
 from utils.evaluation.thresholds import DEFAULT_THRESHOLD
 from utils.faces.images import preprocess
-from utils.machine.errors import UserError
 
 SETTINGS = ("model_path", "backbone", "input_shape", "letterbox_image", "cuda", "align", "face", "threshold")
 

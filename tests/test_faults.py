@@ -11,8 +11,8 @@ from conftest import ROOT
 from training_data import QUICK, assert_same_weights, only_run, train_command, write_faces
 
 from arcface import Arcface
+from utils.common.errors import UserError
 from utils.data.annotation import check_trainable, read_annotation
-from utils.machine.errors import UserError
 
 faults = pytest.mark.faults
 

@@ -9,7 +9,7 @@ from PIL import Image
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from compare_runs import read_curve, read_pieces
 
-from utils.machine.errors import UserError
+from utils.common.errors import UserError
 
 
 def write_log(folder, values):

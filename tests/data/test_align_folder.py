@@ -6,10 +6,10 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from utils.common.errors import UserError
 from utils.data.align_folder import NO_FACE, SEVERAL, SMALL, align_folder, read_report, report_path
 from utils.data.annotation import read_annotation
 from utils.faces.images import open_image
-from utils.machine.errors import UserError
 
 PHOTO, OTHER = ROOT / "img" / "photo_1.jpg", ROOT / "img" / "photo_3.jpg"
 

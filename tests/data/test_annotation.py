@@ -10,6 +10,7 @@ import torch
 from conftest import assert_user_error
 from scanning import draw, make_people, scan
 
+from utils.common.errors import UserError
 from utils.data import annotation
 from utils.data.annotation import (
     check_there,
@@ -20,7 +21,6 @@ from utils.data.annotation import (
     write_annotation,
 )
 from utils.data.packed_paths import pack
-from utils.machine.errors import UserError
 
 
 def read(path, root=None):
@@ -206,7 +206,7 @@ def test_an_interrupted_write_leaves_the_old_annotation_and_no_rubbish(tmp_path,
     def fail(*_):
         raise KeyboardInterrupt
     for step in ("fsync", "replace"):
-        monkeypatch.setattr(f"utils.machine.files.os.{step}", fail)
+        monkeypatch.setattr(f"utils.common.files.os.{step}", fail)
         with pytest.raises(KeyboardInterrupt):
             write_annotation([("ann", ["/a.jpg"])], output)
         monkeypatch.undo()

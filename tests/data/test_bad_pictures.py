@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from utils.common.errors import UserError
 from utils.data.bad_pictures import FILE, BadPicture, BadPictures, most_allowed
 from utils.data.dataset import EpochBatches, FaceDataset, batches_of, make_loaders
 from utils.data.packed_paths import pack
-from utils.machine.errors import UserError
 
 CPU = torch.device("cpu")
 

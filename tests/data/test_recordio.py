@@ -10,9 +10,9 @@ from PIL import Image
 from recording import insightface_set, record, write_set
 from scanning import Bar
 
+from utils.common.errors import UserError
 from utils.data.annotation import check_trainable, read_annotation
 from utils.data.recordio import MOST_SKIPPED, NOTE, extract
-from utils.machine.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from conftest import jpeg
 from PIL import Image
 from recording import insightface_set, record, write_set
 
+from utils.common.errors import UserError
 from utils.data import records as module
 from utils.data.dataset import FaceDataset, batches_of, make_loaders
 from utils.data.recordio import MOST_SKIPPED, read_records, unpack
 from utils.data.records import holds_records, read_records_of
-from utils.machine.errors import UserError
 
 MAGIC = bytes.fromhex("0a23d7ce")
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from scanning import Bar, draw, make_people, reasons, scan
 
+from utils.common.errors import UserError
 from utils.data import scan as module
 from utils.data.annotation import write_annotation
 from utils.data.dataset import FaceDataset
 from utils.data.packed_paths import pack
 from utils.data.scan_journal import scan_on
-from utils.machine.errors import UserError
 
 
 def write(path, text):

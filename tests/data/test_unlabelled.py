@@ -12,11 +12,11 @@ from recording import record, write_set
 from training_data import QUICK, only_run, weights, write_faces
 
 from nets.head import NOBODY
+from utils.common.errors import UserError
 from utils.data.dataset import FaceDataset, split_validation
 from utils.data.packed_paths import pack
 from utils.data.training_set import read_training_set
 from utils.data.unlabelled import Joined, read_unlabelled
-from utils.machine.errors import UserError
 
 
 def place(folder, *names):

@@ -9,9 +9,9 @@ from conftest import assert_user_error
 from PIL import Image
 
 import eval_LFW
+from utils.common.errors import UserError
 from utils.evaluation.download_lfw import fetch_lfw
 from utils.evaluation.lfw import read_pairs
-from utils.machine.errors import UserError
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from conftest import ROOT
 from PIL import Image
 
 from arcface import Arcface
+from utils.common.errors import UserError
 from utils.evaluation.embedding import UselessEmbeddings, check_embeddings
-from utils.machine.errors import UserError
 
 
 def images(*greys):

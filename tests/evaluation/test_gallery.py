@@ -13,11 +13,11 @@ from conftest import assert_user_error
 from PIL import Image
 
 from arcface import Arcface, Candidate
+from utils.common.errors import UserError
 from utils.evaluation import gallery as gallery_module
 from utils.evaluation.embedding import UselessEmbeddings
 from utils.evaluation.gallery import Gallery, fit_own_tail, nearest_people, open_gallery
 from utils.evaluation.gallery_cache import CACHE_NAME, PARTS
-from utils.machine.errors import UserError
 
 PEOPLE = {"王小明": "Adrien_Brody", "Andre; Agassi": "Andre_Agassi", "Abel Pacheco": "Abel_Pacheco"}
 SETTINGS = {"weights_sha256": "one", "letterbox_image": True}

@@ -8,9 +8,9 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from utils.common.errors import UserError
 from utils.evaluation.embedding import inference_copy
 from utils.evaluation.lfw import check_pictures, evaluate, looks_unaligned, pair_distances, read_pairs
-from utils.machine.errors import UserError
 from utils.weights.checkpoint import load_embedder
 
 OFFICIAL = ROOT / "model_data" / "lfw_pair.txt"

@@ -14,6 +14,8 @@ from PIL import Image
 
 import predict
 from arcface import Arcface, Candidate, Match
+from utils.common.download import hash_file
+from utils.common.errors import UserError
 from utils.drawing.pictures import AMBER, GREEN, RED
 from utils.evaluation.metrics import best_threshold, threshold_at_far
 from utils.evaluation.thresholds import (
@@ -25,8 +27,6 @@ from utils.evaluation.thresholds import (
     measure_thresholds,
     save_thresholds,
 )
-from utils.machine.download import hash_file
-from utils.machine.errors import UserError
 
 THRESHOLDS = {"best accuracy": 1.167, "FAR 0.01": 1.1, "FAR 0.001": 1.05}
 

@@ -14,10 +14,10 @@ import pytest
 from conftest import assert_user_error, jpeg
 from PIL import Image
 
+from utils.common.errors import UserError
 from utils.evaluation.lfw import pair_distances
 from utils.evaluation.verification_file import read_verification_file
 from utils.faces.images import preprocess
-from utils.machine.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from conftest import ROOT
 from PIL import Image, ImageDraw, ImageFilter
 
 from arcface import Arcface
+from utils.common.errors import UserError
 from utils.faces.face_crop import FaceCrop
-from utils.machine.errors import UserError
 
 FACE = ROOT / "img" / "1_001.jpg"
 

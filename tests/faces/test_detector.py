@@ -14,12 +14,12 @@ from conftest import ROOT, assert_user_error
 from PIL import ExifTags, Image
 
 from arcface import Arcface
+from utils.common.errors import UserError
 from utils.faces import detector as detector_module
 from utils.faces.alignment import TEMPLATE, align, similarity
 from utils.faces.detector import MODEL_PATH, FaceDetector, subject
 from utils.faces.face_crop import FaceCrop, NoDetector, looks_aligned
 from utils.faces.images import open_image
-from utils.machine.errors import UserError
 
 PHOTOS = [ROOT / "img" / f"photo_{number}.jpg" for number in (1, 2, 3)]
 # The corners of the eyes and mouths and the tips of the noses of PHOTOS, read off by eye.

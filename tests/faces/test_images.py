@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import AvifImagePlugin, EpsImagePlugin, Image
 
+from utils.common.errors import UserError
 from utils.data.dataset import load_picture
 from utils.faces.images import check_input_shape, normalise, open_image, preprocess, resize
-from utils.machine.errors import UserError
 
 RED = (200, 40, 60)
 

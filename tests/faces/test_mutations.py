@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.common.errors import UserError
 from utils.data.dataset import decode_color_jpeg
 from utils.faces.images import open_image
-from utils.machine.errors import UserError
 
 
 def exif(orientation):

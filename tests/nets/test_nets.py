@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nets.arcface import BACKBONES, ArcfaceNet, backbone_name
 from nets.depthwise import DepthwiseConv2d
+from utils.common.errors import UserError
 from utils.evaluation.embedding import embed_batch, inference_copy
-from utils.machine.errors import UserError
 from utils.weights.checkpoint import load_embedder, read_weights, save
 
 PUBLISHED = ("mobilefacenet", "mobilenet", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200")

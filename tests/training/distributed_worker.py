@@ -14,8 +14,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from train import check_settings, make_parser
+from utils.common import distributed
 from utils.data.dataset import EpochBatches
-from utils.machine import distributed
 from utils.training.engine import Diverged, enter_training_mode, train_one_step
 from utils.training.setup import make_net, make_training
 

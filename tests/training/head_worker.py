@@ -23,9 +23,9 @@ from nets.arcface import BACKBONES, Backbone
 from nets.head import ArcMarginProduct
 from nets.shards import Shard
 from train import check_settings, make_parser, weights_to_save
+from utils.common import distributed
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import EpochBatches
-from utils.machine import distributed
 from utils.training import resume
 from utils.training.engine import train_one_step
 from utils.training.head_files import whole_weight

@@ -15,9 +15,9 @@ from training_data import only_run, weights
 
 from nets.head import ArcMarginProduct
 from train import check_settings, make_parser
+from utils.common.device import tune_cuda
 from utils.data.augmentation import KINDS
 from utils.data.dataset import EpochBatches
-from utils.machine.device import tune_cuda
 from utils.training.engine import train_one_step
 from utils.training.setup import load_weights, make_net, make_training
 

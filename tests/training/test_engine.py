@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from train import check_settings, make_parser
+from utils.common.errors import UserError
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import EpochBatches
 from utils.faces.images import normalise
-from utils.machine.errors import UserError
 from utils.training import resume
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe

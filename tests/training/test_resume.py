@@ -13,8 +13,8 @@ from conftest import ROOT, assert_user_error
 from training_data import QUICK, assert_same_weights, only_run, train_command, weights, write_faces
 
 import train
-from utils.machine.errors import UserError
-from utils.machine.interrupt import StopRequest
+from utils.common.errors import UserError
+from utils.common.interrupt import StopRequest
 from utils.training import resume
 from utils.training.objective import LabelLoss
 
@@ -136,7 +136,7 @@ def test_a_resume_with_another_teacher_in_the_old_ones_file_is_refused(tmp_path)
 
 
 def test_what_ends_an_evaluation_does_not_cost_the_epoch(run_script, annotation, tmp_path):
-    code = ("import train\nfrom utils.machine.errors import UserError\n"
+    code = ("import train\nfrom utils.common.errors import UserError\n"
             "def finish_epoch(*_): raise UserError('a picture does not open')\n"
             "train.finish_epoch = finish_epoch\ntrain.main()")
     arguments = [*QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0]

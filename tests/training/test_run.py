@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.machine.errors import UserError
+from utils.common.errors import UserError
 from utils.training import progress
 from utils.training import run as module
 from utils.training.progress import Progress

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from train import check_settings, make_parser
+from utils.common.errors import UserError
 from utils.data.dataset import EpochBatches
-from utils.machine.errors import UserError
 from utils.training import resume
 from utils.training.run import Run
 from utils.training.setup import make_net, make_training

@@ -15,12 +15,12 @@ from sklearn.metrics import roc_auc_score
 from training_data import QUICK, assert_same_weights, only_run, weights, write_faces
 
 from nets.arcface import ArcfaceNet
+from utils.common.errors import UserError
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
 from utils.data.dataset import EpochBatches, decode_color_jpeg, load_picture, split_validation
 from utils.evaluation.embedding import embed
 from utils.faces.images import normalise, preprocess
-from utils.machine.errors import UserError
 from utils.training.run import Run
 
 # To train on, with 8 pictures each. Of 24 with 16 each a run learned about others what chance made of it: an AUC 0.05

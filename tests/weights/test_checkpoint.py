@@ -8,7 +8,7 @@ import torch
 
 from arcface import Arcface
 from nets.arcface import ArcfaceNet
-from utils.machine.errors import UserError
+from utils.common.errors import UserError
 from utils.weights.checkpoint import load_embedder, read_backbone_name, read_weights
 
 

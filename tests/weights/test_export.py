@@ -11,10 +11,10 @@ from PIL import Image
 
 from arcface import Arcface
 from nets.arcface import ArcfaceNet
+from utils.common.download import hash_file
+from utils.common.errors import UserError
 from utils.evaluation.thresholds import BY_DEFAULT
 from utils.faces.images import normalise, preprocess
-from utils.machine.download import hash_file
-from utils.machine.errors import UserError
 from utils.weights.checkpoint import save
 from utils.weights.export import describe, export
 

@@ -4,9 +4,9 @@ import torch
 from conftest import assert_user_error, files
 
 from nets.arcface import ArcfaceNet
-from utils.machine import files as machine_files
-from utils.machine.download import hash_file
-from utils.machine.errors import UserError
+from utils.common import files as machine_files
+from utils.common.download import hash_file
+from utils.common.errors import UserError
 from utils.weights import published
 from utils.weights.checkpoint import save
 

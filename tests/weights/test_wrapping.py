@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from utils.machine.errors import UserError
+from utils.common.errors import UserError
 from utils.weights.checkpoint import read_weights
 
 BUNDLED = ROOT / "model_data" / "arcface_mobilefacenet.pth"

@@ -5,14 +5,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from utils.common.device import available_cores
+from utils.common.errors import UserError
+from utils.common.files import atomic_write, read_lines, write_text
 from utils.data.bad_pictures import reason_of
 from utils.data.scan import list_folder, list_root
 from utils.faces.alignment import align, eye_distance
 from utils.faces.detector import subject
 from utils.faces.images import open_image
-from utils.machine.device import available_cores
-from utils.machine.errors import UserError
-from utils.machine.files import atomic_write, read_lines, write_text
 
 LEAST_EYE_DISTANCE = 18  # pixels, half of that in a crop: with fewer the crop is enlarged more than twice
 NO_FACE, SEVERAL, SMALL = "no face", "several faces", f"fewer than {LEAST_EYE_DISTANCE} pixels between the eyes"

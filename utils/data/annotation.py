@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from utils.common.errors import UserError
+from utils.common.files import atomic_write, read_lines, write_text
 from utils.data.bad_pictures import most_allowed
 from utils.data.packed_paths import PackedPaths
-from utils.machine.errors import UserError
-from utils.machine.files import atomic_write, read_lines, write_text
 
 NEWLINE, RETURN, SEMICOLON = b"\n\r;"
 BLOCK = 1 << 22  # bytes of a list that are read at once

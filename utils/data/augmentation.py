@@ -4,10 +4,10 @@ import math
 import torch
 import torch.nn.functional as F
 
+from utils.common import distributed
+from utils.common.device import send
 from utils.data.dataset import mix_seeds
 from utils.faces.images import normalise
-from utils.machine import distributed
-from utils.machine.device import send
 
 ROTATION, SCALE, SHIFT = math.radians(10), 0.1, 0.1     # at most; the shift in halves of the picture
 CONTRAST, BRIGHTNESS, SATURATION = 0.25, 0.2, 0.5       # at most; the brightness in halves of the range

@@ -4,9 +4,9 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.machine import distributed
-from utils.machine.errors import UserError
-from utils.machine.files import read_lines, write_text
+from utils.common import distributed
+from utils.common.errors import UserError
+from utils.common.files import read_lines, write_text
 
 FILE = "bad_pictures.csv"
 MOST_PRINTED = 10

@@ -9,14 +9,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nets.head import NOBODY
+from utils.common import distributed
+from utils.common.device import available_cores
+from utils.common.errors import UserError
+from utils.common.interrupt import leave_deaths_to_the_loader, leave_signals_to_main
+from utils.common.stderr import caught_stderr
 from utils.data.bad_pictures import BadPicture, reason_of
 from utils.faces.images import MOST_PIXELS, check_is_file, preprocess
 from utils.faces.stored_picture import StoredPicture
-from utils.machine import distributed
-from utils.machine.device import available_cores
-from utils.machine.errors import UserError
-from utils.machine.interrupt import leave_deaths_to_the_loader, leave_signals_to_main
-from utils.machine.stderr import caught_stderr
 
 FEWEST_BATCHES = 10  # of an epoch, below which the batch size is too large for the pictures
 MOST_TRIED = 100  # pictures instead of one that does not open: where none of so many does, the disk is gone

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.machine.errors import UserError
-from utils.machine.files import atomic_write, write_text
+from utils.common.errors import UserError
+from utils.common.files import atomic_write, write_text
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 WHOLE, START, MIDDLE, END = range(4)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from utils.common.errors import UserError
 from utils.data.recordio import END, HEADER, MAGIC, MOST_SKIPPED, START, WHOLE, read_index, read_record, unpack
 from utils.faces.stored_picture import StoredPicture
-from utils.machine.errors import UserError
 
 PART = 1 << 16  # records whose heads are read at once
 HEAD = 8 + HEADER.size + 4  # bytes: magic number, kind and length, IRHeader, the first label behind it

@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 import torch
 
+from utils.common.device import available_cores
+from utils.common.errors import UserError
+from utils.common.files import is_folder
+from utils.common.stderr import caught_stderr
 from utils.data.bad_pictures import reason_of
 from utils.data.dataset import decode_color_jpeg
 from utils.data.recordio import NOTE
 from utils.faces.face_crop import looks_aligned
 from utils.faces.images import EXTENSIONS, open_image
 from utils.faces.left_out import describe_left_out, ending
-from utils.machine.device import available_cores
-from utils.machine.errors import UserError
-from utils.machine.files import is_folder
-from utils.machine.stderr import caught_stderr
 
 PART = 256   # pictures that are decoded by one process at a time
 FEW = 512    # pictures that are decoded before there are such processes

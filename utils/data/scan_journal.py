@@ -3,8 +3,8 @@ import json
 import os
 from pathlib import Path
 
+from utils.common.errors import UserError
 from utils.data.scan import Person, changed_at
-from utils.machine.errors import UserError
 
 
 def journal_path(annotation_path):

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 
 from nets.head import NOBODY
+from utils.common.download import hash_file
 from utils.data.annotation import check_there, check_trainable, read_annotation, read_names
 from utils.data.records import holds_records, read_records_of
 from utils.data.unlabelled import Joined, read_unlabelled
-from utils.machine.download import hash_file
 
 
 class TrainingSet(NamedTuple):

@@ -3,10 +3,10 @@ import hashlib
 import os
 from collections import Counter
 
+from utils.common.errors import UserError
 from utils.data.packed_paths import pack
 from utils.data.scan import NESTED, list_folder, unwritable
 from utils.faces.left_out import describe_left_out, ending
-from utils.machine.errors import UserError
 
 
 def read_unlabelled(root):

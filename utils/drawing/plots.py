@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.common.files import atomic_write
 from utils.drawing.fonts import fit_font
 from utils.evaluation.metrics import can_measure_far, roc
 from utils.evaluation.thresholds import FARS
-from utils.machine.files import atomic_write
 
 
 def new_figure(width=7.0, height=5.0):

@@ -6,9 +6,9 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from utils.machine.device import available_cores
-from utils.machine.errors import UserError, one_line
-from utils.machine.files import atomic_write
+from utils.common.device import available_cores
+from utils.common.errors import UserError, one_line
+from utils.common.files import atomic_write
 
 FOLDERS = {"original": "lfw", "funneled": "lfw_funneled"}
 ARCHIVES = {"original": "lfw.tgz", "funneled": "lfw-funneled.tgz"}

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch.fx.experimental.optimization import fuse
 
 from nets.depthwise import DepthwiseConv2d
+from utils.common.errors import UserError
 from utils.faces.images import normalise, preprocess
-from utils.machine.errors import UserError
 
 # Pictures per forward pass on a CPU: few, so that they stay in its cache. MobileFaceNet, img/s on 2 cores by number:
 #                    1    4    8   16   32   64

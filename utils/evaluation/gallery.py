@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.common.errors import UserError
+from utils.common.files import is_folder
 from utils.evaluation.embedding import UselessEmbeddings
 from utils.evaluation.gallery_cache import PARTS, read_cache, write_part
 from utils.evaluation.impostors import count_impostors, fit_tail
 from utils.faces.face_crop import NoDetector
 from utils.faces.images import EXTENSIONS
 from utils.faces.left_out import OTHER_PICTURES
-from utils.machine.errors import UserError
-from utils.machine.files import is_folder
 
 NAME = attrgetter("name")
 PART = 256            # pictures embedded at once; where one of them is bad its part is halved until that one is found

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.machine.errors import UserError
-from utils.machine.files import atomic_write
+from utils.common.errors import UserError
+from utils.common.files import atomic_write
 
 CACHE_NAME = ".embeddings.npz"
 PARTS = 10  # further ones; where there would be more all are made one

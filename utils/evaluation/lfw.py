@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.common import distributed
+from utils.common.errors import UserError
+from utils.common.files import locate, read_lines
 from utils.evaluation.embedding import UselessEmbeddings, embed
 from utils.evaluation.metrics import verification
 from utils.faces.alignment import align
 from utils.faces.detector import subject
 from utils.faces.images import open_image
-from utils.machine import distributed
-from utils.machine.errors import UserError
-from utils.machine.files import locate, read_lines
 
 # Where the landmarks are in a 250x250 picture of LFW: the mean over those of folds 1 to 3, as the detector sees them.
 LANDMARKS = np.array([(104.5, 112.2), (145.9, 111.6), (125.4, 137.3), (108.4, 157.4), (143.4, 156.9)])

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.common.download import hash_file
+from utils.common.errors import UserError
+from utils.common.files import write_text
 from utils.evaluation.impostors import distance_at, distance_on
 from utils.evaluation.metrics import can_measure_far, verification
-from utils.machine.download import hash_file
-from utils.machine.errors import UserError
-from utils.machine.files import write_text
 
 FARS = (0.01, 0.001)
 OPERATING_POINTS = {"best-accuracy": "best accuracy"} | {f"far-{far:g}": f"FAR {far:g}" for far in FARS}

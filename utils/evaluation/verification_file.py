@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.common.errors import UserError, one_line
 from utils.evaluation.lfw import Pairs
 from utils.faces.stored_picture import StoredPicture
-from utils.machine.errors import UserError, one_line
 
 FOLDS = 10
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from utils.common.download import download
+from utils.common.errors import UserError, one_line
+from utils.common.files import locate
 from utils.faces.images import open_image
-from utils.machine.download import download
-from utils.machine.errors import UserError, one_line
-from utils.machine.files import locate
 
 INSTALL = 'pip install "opencv-python-headless>=5"'
 MODEL_PATH = "model_data/face_detection_yunet_2026may.onnx"

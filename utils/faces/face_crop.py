@@ -2,10 +2,10 @@
 import threading
 from typing import NamedTuple
 
+from utils.common.errors import UserError
 from utils.faces.alignment import align
 from utils.faces.blank import plain_or_noise
 from utils.faces.images import name_of, open_image
-from utils.machine.errors import UserError
 
 
 class NoDetector(UserError):

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image
 
-from utils.machine.errors import UserError, one_line
+from utils.common.errors import UserError, one_line
 
 # What Pillow may take a file for, whatever its name is: by itself it hands a PostScript file to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF")

@@ -5,12 +5,12 @@ from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
 
+from utils.common import distributed
+from utils.common.errors import UserError
 from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
 from utils.evaluation.metrics import can_measure_far
 from utils.evaluation.verification_file import read_verification_file
-from utils.machine import distributed
-from utils.machine.errors import UserError
 
 MEAN = "mean_accuracy"  # the column of --best-by mean
 

@@ -2,8 +2,8 @@
 import math
 
 from nets.class_sums import BLOCK
-from utils.machine import distributed
-from utils.machine.device import describe_device
+from utils.common import distributed
+from utils.common.device import describe_device
 from utils.training.schedule import LIMITS, REFERENCE_BATCH
 from utils.training.setup import saves_head
 

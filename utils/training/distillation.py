@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.common.errors import UserError
 from utils.evaluation.embedding import fold_batch_norm
-from utils.machine.errors import UserError
 from utils.training.objective import Outcome, label_losses
 
 

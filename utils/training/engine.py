@@ -10,12 +10,12 @@ from torch import nn
 
 from nets.arcface import ArcfaceNet
 from nets.head import NOBODY
+from utils.common import distributed
+from utils.common.device import send
+from utils.common.errors import UserError
+from utils.common.interrupt import StopRequest
 from utils.data.augmentation import augment
 from utils.data.dataset import batches_of, mix_seeds
-from utils.machine import distributed
-from utils.machine.device import send
-from utils.machine.errors import UserError
-from utils.machine.interrupt import StopRequest
 from utils.training.average import MovingAverage
 from utils.training.loss_scale import LossScale
 from utils.training.optimizer import clip_gradients

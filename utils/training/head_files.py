@@ -6,8 +6,8 @@ Another number of processes divides the same rows anew, of which each reads its 
 import torch
 import torch.distributed as dist
 
-from utils.machine import distributed
-from utils.machine.errors import UserError
+from utils.common import distributed
+from utils.common.errors import UserError
 from utils.weights import checkpoint
 
 WEIGHT = "head.weight"

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from tqdm import tqdm
 
-from utils.machine import distributed
+from utils.common import distributed
 
 
 class Progress:

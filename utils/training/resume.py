@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.machine import distributed
-from utils.machine.errors import UserError
+from utils.common import distributed
+from utils.common.errors import UserError
 from utils.training import head_files
 from utils.training.engine import Diverged, new_sums
 from utils.weights import checkpoint

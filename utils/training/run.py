@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+from utils.common import distributed
+from utils.common.errors import UserError
+from utils.common.files import REPOSITORY, atomic_write, write_text
 from utils.drawing.pictures import draw_batch
 from utils.drawing.plots import plot_history
-from utils.machine import distributed
-from utils.machine.errors import UserError
-from utils.machine.files import REPOSITORY, atomic_write, write_text
 from utils.training.benchmarks import accuracy_columns
 from utils.weights import checkpoint
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from utils.machine.device import send
+from utils.common.device import send
 
 
 @contextmanager

@@ -3,8 +3,8 @@ import math
 from pathlib import Path
 
 from nets.arcface import DEFAULT_BACKBONE, backbone_name
+from utils.common.download import hash_file
 from utils.data.augmentation import KINDS
-from utils.machine.download import hash_file
 from utils.weights import checkpoint
 
 LEAST = {"epochs": 1, "batch_size": 2, "accumulate": 1, "save_period": 1, "num_workers": 0, "seed": 0, "init_epoch": 0,

@@ -3,9 +3,9 @@ import torch
 
 from nets.arcface import ArcfaceNet
 from nets.shards import WHOLE, Shard
-from utils.machine import distributed
-from utils.machine.files import locate
-from utils.machine.interrupt import StopRequest
+from utils.common import distributed
+from utils.common.files import locate
+from utils.common.interrupt import StopRequest
 from utils.training.average import MovingAverage
 from utils.training.distillation import Distillation, Weights, matched_stages, one_stage
 from utils.training.engine import Training

@@ -5,12 +5,12 @@ from operator import mul
 import torch
 
 from nets.head import NOBODY
+from utils.common import distributed
+from utils.common.device import send
+from utils.common.errors import UserError
 from utils.data.dataset import batches_of
 from utils.evaluation.embedding import inference_copy
 from utils.faces.images import normalise
-from utils.machine import distributed
-from utils.machine.device import send
-from utils.machine.errors import UserError
 from utils.training.engine import read
 
 

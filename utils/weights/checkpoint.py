@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from nets.arcface import BACKBONES, ArcfaceNet
-from utils.machine.errors import UserError
-from utils.machine.files import atomic_write, locate
+from utils.common.errors import UserError
+from utils.common.files import atomic_write, locate
 from utils.weights.integrity import (
     Implausible,
     check_checksums,
@@ -91,7 +91,7 @@ def read_weights(path, remedy="give the path of a .pth file"):
 def find_weights(path):
     """A weight file or the folder of a run, whose best.pth is meant -> the file. Raises UserError where it has none.
 
-    One under model_data/ that the caller has not is the repository's (utils/machine/files.py).
+    One under model_data/ that the caller has not is the repository's (utils/common/files.py).
     """
     path = locate(path)
     if not path.is_dir():

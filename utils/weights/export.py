@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from utils.common.download import hash_file
+from utils.common.errors import UserError
+from utils.common.files import REPOSITORY, atomic_write
 from utils.evaluation.thresholds import BY_DEFAULT
 from utils.faces.images import normalise, preprocess
-from utils.machine.download import hash_file
-from utils.machine.errors import UserError
-from utils.machine.files import REPOSITORY, atomic_write
 
 LEAST_COSINE = 0.9999  # of a picture's embedding from the file and from PyTorch; float32 rounding leaves 1 - 1e-7
 PICTURES = REPOSITORY / "img"

@@ -4,9 +4,9 @@ import zipfile
 
 import torch
 
+from utils.common.download import hash_file
+from utils.common.errors import UserError
 from utils.evaluation.thresholds import thresholds_path
-from utils.machine.download import hash_file
-from utils.machine.errors import UserError
 
 # A flip of the highest exponent bit makes of a float32 below 1 one above 1e9, if it was not below 3e-30. The published
 # networks hold nothing above 50. Weights beyond it are those of a run that diverges, before they are infinite.

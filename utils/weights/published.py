@@ -1,8 +1,8 @@
 """The weights that bubbliiiing/arcface-pytorch published, trained on CASIA-WebFace."""
 from nets.arcface import DEFAULT_BACKBONE, backbone_name
-from utils.machine.download import download
-from utils.machine.errors import UserError
-from utils.machine.files import locate
+from utils.common.download import download
+from utils.common.errors import UserError
+from utils.common.files import locate
 from utils.weights.checkpoint import read_weights
 
 ADDRESS = "https://github.com/bubbliiiing/arcface-pytorch/releases/download/v1.0"

@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from utils.machine.errors import UserError
+from utils.common.errors import UserError
 
 # The help of every --device.
 DEVICES = "where to compute: cpu, cuda, cuda:N, mps (a Mac's GPU, untested), or auto: the first of cuda, mps, cpu"

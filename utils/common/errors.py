@@ -16,7 +16,7 @@ def tell(line):
     if os.environ.get("WORLD_SIZE", "1") == "1":
         print(line, file=sys.stderr)
     else:
-        from utils.machine.distributed import tell_once  # it imports this file
+        from utils.common.distributed import tell_once  # it imports this file
         tell_once(line)
 
 
@@ -43,7 +43,7 @@ def script(main):
             status = 1
         except UserError as error:
             # An error raised in a DataLoader worker arrives with the worker's traceback above its own last line.
-            message = str(error).strip().splitlines()[-1].removeprefix("utils.machine.errors.UserError: ")
+            message = str(error).strip().splitlines()[-1].removeprefix("utils.common.errors.UserError: ")
             status = 2
         except KeyboardInterrupt:
             status = 130

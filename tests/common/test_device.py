@@ -1,9 +1,9 @@
-"""utils/machine/device.py and distributed.start on machines that are not here."""
+"""utils/common/device.py and distributed.start on machines that are not here."""
 import pytest
 import torch
 
-from utils.machine import device, distributed
-from utils.machine.errors import UserError
+from utils.common import device, distributed
+from utils.common.errors import UserError
 
 CUDA = torch.device("cuda", 0)
 

@@ -10,8 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from utils.machine.device import available_cores
-from utils.machine.errors import UserError
+from utils.common.device import available_cores
+from utils.common.errors import UserError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's
 TIMEOUT = timedelta(minutes=20)  # for what the others wait: rank 0 writes a head of millions to a slow disk

@@ -8,8 +8,8 @@ from urllib.error import HTTPError
 
 from tqdm import tqdm
 
-from utils.machine.errors import UserError, one_line
-from utils.machine.files import atomic_write, write_text
+from utils.common.errors import UserError, one_line
+from utils.common.files import atomic_write, write_text
 
 ATTEMPTS = 4      # three after the first
 PAUSE = 1.0       # seconds between them

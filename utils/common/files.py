@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from utils.machine.errors import UserError
+from utils.common.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 A_DAY = 24 * 3600

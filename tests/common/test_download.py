@@ -1,4 +1,4 @@
-"""utils/machine/download.py: a server on this machine stands for the internet."""
+"""utils/common/download.py: a server on this machine stands for the internet."""
 import hashlib
 import re
 import socket
@@ -7,9 +7,9 @@ import time
 import pytest
 from conftest import files, send
 
-from utils.machine import download as module
-from utils.machine.download import download
-from utils.machine.errors import UserError
+from utils.common import download as module
+from utils.common.download import download
+from utils.common.errors import UserError
 
 CONTENT = bytes(range(256)) * 10_000  # 2.5 MB: several blocks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

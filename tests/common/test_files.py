@@ -1,4 +1,4 @@
-"""utils/machine/files.py: a file is written whole or not at all."""
+"""utils/common/files.py: a file is written whole or not at all."""
 import os
 import time
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils.machine.errors import UserError
-from utils.machine.files import atomic_write, locate, read_lines, write_text
+from utils.common.errors import UserError
+from utils.common.files import atomic_write, locate, read_lines, write_text
 
 
 def test_a_file_is_replaced_only_when_the_block_has_ended(tmp_path):

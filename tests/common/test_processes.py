@@ -1,8 +1,8 @@
-"""utils/machine/distributed.py without a launcher."""
+"""utils/common/distributed.py without a launcher."""
 import pytest
 import torch
 
-from utils.machine import distributed
+from utils.common import distributed
 
 
 @pytest.mark.parametrize("variables", [{"RANK": "0"}, {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost"}])
