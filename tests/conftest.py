@@ -160,6 +160,42 @@ def nowhere(monkeypatch):
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
+@pytest.fixture(scope="session")
+def lines(shared):
+    """Twelve lines of the official list, all of its first fold: genuine, impostor, genuine, impostor, by threes."""
+    first_fold = (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:601]
+    return first_fold[:3] + first_fold[300:303] + first_fold[3:6] + first_fold[303:306]
+
+
+@pytest.fixture
+def pairs_path(tmp_path, lines):
+    """A list of 2 folds of 3 + 3 pairs."""
+    return write_rows(tmp_path / "pairs.txt", ["2 3", *lines])
+
+
+@pytest.fixture
+def tiny_lfw(tmp_path, shared, lines, pairs_path):
+    """That list, and a folder of just its pictures, made in tmp_path."""
+    for line in lines:
+        fields = line.split()
+        first, second = fields[:2], [fields[-2] if len(fields) == 4 else fields[0], fields[-1]]
+        for name, number in (first, second):
+            (tmp_path / "lfw" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(shared / "lfw" / "images" / name / f"{name}_{int(number):04d}.jpg", tmp_path / "lfw" / name)
+    return "--lfw-dir", tmp_path / "lfw", "--lfw-pairs", pairs_path
+
+
+@pytest.fixture
+def weights(published_weights):
+    return "--model-path", published_weights
+
+
+@pytest.fixture
+def same(shared):
+    folder = shared / "lfw" / "images" / "Abel_Pacheco"
+    return folder / "Abel_Pacheco_0001.jpg", folder / "Abel_Pacheco_0004.jpg"
+
+
 def files(folder):
     """The paths of all files in a folder, relative to it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -181,7 +217,19 @@ def assert_user_error(result, *words):
         assert str(word) in lines[0], lines[0]
 
 
+def write_rows(path, rows):
+    path.write_text("\n".join([*rows, ""]), encoding="utf-8")
+    return path
+
+
+def is_png(path):
+    with Image.open(path) as image:
+        image.load()
+        return image.format == "PNG" and min(image.size) > 60
+
+
 def pytest_collection_modifyitems(items):
     """Fast tests first: those that start training processes come last."""
-    slow = ("test_scripts", "test_training", "test_resume", "test_distributed")
+    slow = ("test_help", "test_predict", "test_eval_LFW", "test_train", "test_training", "test_resume",
+            "test_distributed")
     items.sort(key=lambda item: slow.index(item.path.stem) + 1 if item.path.stem in slow else 0)

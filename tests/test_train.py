@@ -1,0 +1,122 @@
+"""train.py as a user runs it: what it prints and writes, and how a mistake ends."""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_user_error, write_rows
+from PIL import Image
+
+from utils.data.dataset import EpochBatches
+
+
+def draw_people(folder, people=2, pictures=4):
+    """Pictures of noise and the annotation file that lists them. -> its lines."""
+    folder.mkdir(exist_ok=True)
+    rng, rows = np.random.default_rng(0), []
+    for label in range(people):
+        for number in range(pictures):
+            path = folder / f"{label}_{number}.png"
+            Image.fromarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8)).save(path)
+            rows.append(f"{label};{path}")
+    return rows
+
+
+@pytest.fixture
+def annotation(tmp_path):
+    return write_rows(tmp_path / "cls_train.txt", draw_people(tmp_path / "faces"))
+
+
+def test_train_without_an_annotation_is_a_user_error(run_script, tmp_path):
+    assert_user_error(run_script("train.py"), "train.py", "cls_train.txt", "txt_annotation.py")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--backbone", "resnet7"], ["resnet7", "mobilefacenet"]),
+    (["--device", "tpu"], ["tpu", "cpu"]), (["--device", "cpu", "--fp16"], ["--fp16", "--bf16"]),
+    (["--fp16", "--bf16"], ["--fp16", "--bf16"]), (["--input-shape", "64", "64"], ["64", "112x112"]),
+    (["--batch-size", "1"], ["--batch-size"]), (["--batch-size", "many"], ["--batch-size", "many"]),
+    (["--epochs", "0"], ["--epochs"]), (["--init-epoch", "100"], ["--init-epoch"]),
+    (["--val-split", "1"], ["--val-split"]), (["--optimizer-type", "lion"], ["lion", "sgd"]),
+    (["--model-path", "gone.pth"], ["gone.pth"]), (["--pretrained"], ["mobilefacenet_backbone_weights.pth"]),
+    (["--model-path", "cls_train.txt"], ["cls_train.txt"]), (["--init-lr", "nan"], ["--init-lr"]),
+    (["--init-lr", "0"], ["--init-lr"]), (["--lr-decay-type", "step", "--min-lr-ratio", "0"], ["--min-lr-ratio"]),
+    (["--distill-weight", "0.5"], ["--teacher"]), (["--teacher-backbone", "mobilenet"], ["--teacher"]),
+    (["--lfw-eval", "--lfw-pairs", "gone.txt"], ["gone.txt", "--lfw-pairs"])])
+def test_train_with_a_wrong_setting_is_a_user_error(call_script, annotation, tmp_path, arguments, words):
+    assert_user_error(call_script("train.py", "--device", "cpu", *arguments), *words)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_train_asked_for_an_absent_lfw_is_a_user_error(call_script, annotation, pairs_path):
+    result = call_script("train.py", "--device", "cpu", "--lfw-eval", "--lfw-dir", "gone", "--lfw-pairs", pairs_path)
+    assert_user_error(result, "gone", "--lfw-dir")
+
+
+def test_train_from_weights_of_another_backbone_is_a_user_error(call_script, annotation, weights):
+    assert_user_error(call_script("train.py", "--device", "cpu", *weights, "--backbone", "iresnet18"),
+                      weights[1], "--backbone mobilefacenet")
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda rows: rows[:4], ["two people"]), (lambda rows: [], ["no picture", "txt_annotation.py"]),
+    (lambda rows: [rows[0], rows[4]], ["two people", "two pictures"]),
+    (lambda rows: [*rows[:2], "a line that is none", *rows[2:]], ["line 3", "txt_annotation.py"]),
+    (lambda rows: [*rows, "one;/a.jpg"], ["line 9", "txt_annotation.py"]),
+    (lambda rows: [*rows, "7;/a.jpg"], ["2 is not among them"])],
+    ids=["one person", "empty", "one picture each", "bad line", "bad label", "gap"])
+def test_train_with_a_bad_annotation_is_a_user_error(call_script, annotation, tmp_path, change, words):
+    write_rows(annotation, change(annotation.read_text(encoding="utf-8").split("\n")[:-1]))
+    assert_user_error(call_script("train.py", "--device", "cpu"), "cls_train.txt", *words)
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_train_meeting_bad_pictures_lists_them_saves_and_goes_on_as_asked(run_script, annotation, tmp_path, workers):
+    listed = annotation.read_text(encoding="utf-8")
+    _, last_batch = EpochBatches(count=8, batch_size=4, seed=11)  # the first is also drawn as batch.png, by no worker
+    bad = [Path(listed.splitlines()[number].partition(";")[2]) for number in last_batch[:2]]
+    for path in bad:
+        path.write_text("not a picture")
+    refused = run_script("train.py", "--epochs", 1, "--no-lfw-eval", "--device", "cpu", "--batch-size", 4, "--seed", 11,
+                         "--val-split", 0, "--num-workers", workers)
+    run, = (tmp_path / "logs").iterdir()
+    assert_user_error(refused, "train.py", "2 of 8 pictures do not open", bad[0], "bad_pictures.csv",
+                      "--max-bad-pictures", "the state after step 1 is saved, go on with: python",
+                      f"--resume logs/{run.name}")
+    assert torch.load(run / "last.pt", weights_only=True)["step"] == 1
+    assert annotation.read_text(encoding="utf-8") == listed
+    resumed = run_script("train.py", "--resume", "--max-bad-pictures", 0.5)
+    assert resumed.returncode == 0 and resumed.stderr == "", resumed.stderr
+    rows = (run / "bad_pictures.csv").read_text(encoding="utf-8").splitlines()
+    assert [row.partition(",")[0] for row in rows[1:]] == [str(path) for path in bad]
+
+
+def test_train_without_its_pictures_names_the_line_and_leaves_no_run_behind(call_script, annotation, tmp_path):
+    (tmp_path / "faces").rename(tmp_path / "elsewhere")
+    annotation.write_text("\n" + annotation.read_text())
+    result = call_script("train.py", "--no-lfw-eval", "--device", "cpu", "--num-workers", 0)
+    assert_user_error(result, "cls_train.txt, line 2", tmp_path / "faces" / "0_0.png", "--datasets-path")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_train_that_cannot_write_is_a_user_error(run_script, annotation, tmp_path):
+    (tmp_path / "a file").write_text("kept")
+    result = run_script("train.py", "--no-lfw-eval", "--device", "cpu", "--num-workers", 0, "--save-dir", "a file")
+    assert_user_error(result, "a file")
+    assert (tmp_path / "a file").read_text() == "kept"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux, to have fewer cores than workers")
+def test_train_with_fewer_cores_than_workers_keeps_to_one_line_on_stderr(run_script, annotation, tmp_path):
+    (tmp_path / "faces" / "1_2.png").write_text("not a picture")
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        result = run_script("train.py", "--epochs", 1, "--no-lfw-eval", "--device", "cpu", "--batch-size", 8,
+                            "--max-bad-pictures", 0)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert_user_error(result, "1_2.png")
