@@ -23,13 +23,11 @@ import numpy as np
 
 from utils.common.device import choose_device, describe_device
 from utils.common.download import hash_file
-from utils.drawing.photograph import draw_faces
-from utils.drawing.pictures import draw_candidates, draw_comparison
+from utils.drawing.contact_sheets import draw_candidates, draw_comparison, draw_faces
 from utils.evaluation.embedding import UselessEmbeddings, embed, inference_copy
 from utils.evaluation.gallery import Gallery, nearest_people, open_gallery
 from utils.evaluation.thresholds import choose_gallery_threshold, choose_threshold, judge
-from utils.faces.blank import blank_pictures, near_blank
-from utils.faces.face_crop import FaceCrop, faces_of_two
+from utils.faces.face_crop import FaceCrop, blank_images, faces_of_two, near_blank
 from utils.faces.images import check_input_shape, preprocess
 from utils.weights.checkpoint import find_weights, load_embedder
 
@@ -107,7 +105,7 @@ class Arcface:
         self.model_path = find_weights(self.model_path)
         self.net = inference_copy(load_embedder(self.model_path, self.backbone)).to(self.device)
         self.backbone = self.net.backbone
-        self.blanks = self.embed_anything(blank_pictures())
+        self.blanks = self.embed_anything(blank_images())
         self.given_threshold = self.threshold
         self.threshold, self.threshold_meaning, self.threshold_note, self.unsure = choose_threshold(
             self.model_path, self.operating_point, self.threshold)

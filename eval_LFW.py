@@ -24,7 +24,7 @@ from tqdm import tqdm
 from utils.common.device import DEVICES, choose_device, describe_device, keep_freed_memory
 from utils.common.errors import SettingsParser, UserError, script
 from utils.common.files import atomic_write, write_text
-from utils.drawing.pictures import draw_mistakes
+from utils.drawing.contact_sheets import draw_errors
 from utils.drawing.plots import plot_roc
 from utils.evaluation import lfw
 from utils.evaluation.download_lfw import FOLDERS, align_lfw, fetch_lfw
@@ -144,8 +144,8 @@ def save_mistakes(pairs, distances, threshold, settings, crop, most=12):
     accepted = np.flatnonzero(~pairs.genuine & (distances < threshold))
     worst_rejected = rejected[np.argsort(-distances[rejected])][:most]
     worst_accepted = accepted[np.argsort(distances[accepted])][:most]
-    picture = draw_mistakes({"One person, rejected": (len(rejected), [describe(n) for n in worst_rejected]),
-                             "Two people, accepted": (len(accepted), [describe(n) for n in worst_accepted])}, threshold)
+    picture = draw_errors({"One person, rejected": (len(rejected), [describe(n) for n in worst_rejected]),
+                           "Two people, accepted": (len(accepted), [describe(n) for n in worst_accepted])}, threshold)
     with atomic_write(settings.mistakes) as temporary:
         picture.save(temporary, format="png")
 

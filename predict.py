@@ -24,7 +24,7 @@ from arcface import Arcface
 from utils.common.device import DEVICES, describe_device, keep_freed_memory
 from utils.common.errors import SettingsParser, UserError, script
 from utils.common.files import REPOSITORY, atomic_write
-from utils.drawing.pictures import show
+from utils.drawing.contact_sheets import show_image
 from utils.evaluation.thresholds import OPERATING_POINTS, WORDS
 from utils.weights.export import export
 from utils.weights.published import SHA256, published_weights
@@ -116,7 +116,7 @@ def save_and_show(picture, settings):
             picture.save(temporary, format="png")
         print(f"Picture: {settings.save}")
     if settings.show:
-        show(picture)
+        show_image(picture)
 
 
 def identify(arcface, image, settings):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.drawing import fonts, plots
+from utils.drawing import contact_sheets, plots
 from utils.drawing.plots import plot_history, plot_roc
 
 THRESHOLDS = {"best accuracy": 0.8, "FAR 0.01": 0.7, "FAR 0.001": 0.1}
@@ -118,7 +118,7 @@ def test_a_series_without_numbers_is_left_out_and_one_with_gaps_is_drawn(figures
 
 @pytest.mark.parametrize("name", ["王小明", "a$b$c", "$\\frac$", "\udcff"])
 def test_a_run_of_any_name_is_drawn(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(fonts, "SYSTEM_FONTS", ())
+    monkeypatch.setattr(contact_sheets, "SYSTEM_FONTS", ())
     picture = io.BytesIO()  # not every disk takes such a name
     monkeypatch.setattr(plots, "atomic_write", lambda path: contextlib.nullcontext(picture))
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ import predict
 from arcface import Arcface, Candidate, Match
 from utils.common.download import hash_file
 from utils.common.errors import UserError
-from utils.drawing.pictures import AMBER, GREEN, RED
+from utils.drawing.contact_sheets import AMBER, GREEN, RED
 from utils.evaluation.metrics import best_threshold, threshold_at_far
 from utils.evaluation.thresholds import (
     DEFAULT_THRESHOLD,

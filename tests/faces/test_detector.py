@@ -17,7 +17,7 @@ from arcface import Arcface
 from utils.common.errors import UserError
 from utils.faces import detector as detector_module
 from utils.faces.alignment import TEMPLATE, align, similarity
-from utils.faces.detector import MODEL_PATH, FaceDetector, subject
+from utils.faces.detector import MODEL_PATH, FaceDetector, main_face
 from utils.faces.face_crop import FaceCrop, NoDetector, looks_aligned
 from utils.faces.images import open_image
 
@@ -137,10 +137,10 @@ def test_faces_come_largest_first_and_nothing_without_one(detector, two_faces, n
 def test_the_subject_is_large_and_near_the_middle(detector, two_faces):
     image = open_image(two_faces)
     faces = detector.detect(image)
-    assert subject(faces, image) is faces[0]
+    assert main_face(faces, image) is faces[0]
     left = image.crop((200, 0, image.width, image.height))  # the larger face is at its edge now
     faces = detector.detect(left)
-    assert len(faces) == 2 and subject(faces, left) is faces[1]
+    assert len(faces) == 2 and main_face(faces, left) is faces[1]
 
 
 def test_threads_share_a_detector(detector):

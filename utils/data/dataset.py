@@ -15,8 +15,7 @@ from utils.common.errors import UserError
 from utils.common.interrupt import leave_deaths_to_the_loader, leave_signals_to_main
 from utils.common.stderr import caught_stderr
 from utils.data.bad_pictures import BadPicture, reason_of
-from utils.faces.images import MOST_PIXELS, check_is_file, preprocess
-from utils.faces.stored_picture import StoredPicture
+from utils.faces.images import MOST_PIXELS, EncodedImage, check_is_file, preprocess
 
 FEWEST_BATCHES = 10  # of an epoch, below which the batch size is too large for the pictures
 MOST_TRIED = 100  # pictures instead of one that does not open: where none of so many does, the disk is gone
@@ -77,7 +76,7 @@ class FaceDataset(Dataset):
 
 
 def load_picture(source, input_shape, letterbox):
-    """What `preprocess` makes of a path or StoredPicture, bit for bit, as a uint8 tensor (H, W, 3).
+    """What `preprocess` makes of a path or EncodedImage, bit for bit, as a uint8 tensor (H, W, 3).
 
     In four fifths of the time (benchmarks/loader_speed.py).
     """
@@ -95,7 +94,7 @@ def decode_color_jpeg(source):
 
     None for what is left to Pillow: other formats, left_to_pillow(), and damaged files, which it names.
     """
-    stored = isinstance(source, StoredPicture)
+    stored = isinstance(source, EncodedImage)
     if not stored:
         if not str(source).lower().endswith((".jpg", ".jpeg")):
             return None

@@ -10,7 +10,7 @@ import torch
 
 from utils.common.errors import UserError
 from utils.data.recordio import END, HEADER, MAGIC, MOST_SKIPPED, START, WHOLE, read_index, read_record, unpack
-from utils.faces.stored_picture import StoredPicture
+from utils.faces.images import EncodedImage
 
 PART = 1 << 16  # records whose heads are read at once
 HEAD = 8 + HEADER.size + 4  # bytes: magic number, kind and length, IRHeader, the first label behind it
@@ -19,7 +19,7 @@ PLACE = np.dtype([("number", np.int64), ("offset", np.int64), ("size", np.int64)
 
 
 class Records:
-    """A sequence of the pictures in .rec files, as StoredPictures; their places in memory are shared by processes.
+    """A sequence of the pictures in .rec files, as EncodedImages; their places in memory are shared by processes.
 
     files: their paths. file, number, offset, size: of each picture: its file's place in `files`, its number by the
     index (or its place where there is none), and where its record begins and how long it is, in bytes.
@@ -37,7 +37,7 @@ class Records:
         try:
             record = read_record(io.BytesIO(self.read(int(self.file[index]), int(self.offset[index]),
                                                       int(self.size[index]))))
-            return StoredPicture(unpack(record)[1], self.name(index))
+            return EncodedImage(unpack(record)[1], self.name(index))
         except (OSError, ValueError, TypeError) as error:  # the last: there is no record any more
             raise UserError(f"{self.name(index)} does not read ({error}): download it again") from None
 

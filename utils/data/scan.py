@@ -20,8 +20,7 @@ from utils.data.bad_pictures import reason_of
 from utils.data.dataset import decode_color_jpeg
 from utils.data.recordio import NOTE
 from utils.faces.face_crop import looks_aligned
-from utils.faces.images import EXTENSIONS, open_image
-from utils.faces.left_out import describe_left_out, ending
+from utils.faces.images import EXTENSIONS, describe_unread, extension, open_image
 
 PART = 256   # pictures that are decoded by one process at a time
 FEW = 512    # pictures that are decoded before there are such processes
@@ -69,7 +68,7 @@ def list_folder(folder):
     for entry in entries:
         if is_folder(entry):
             reason = NESTED
-        elif entry.name.startswith(".") or ending(entry.name) not in EXTENSIONS:
+        elif entry.name.startswith(".") or extension(entry.name) not in EXTENSIONS:
             reason = "not a picture by its extension"
         else:
             reason = unwritable(entry.name)
@@ -201,7 +200,7 @@ class Tally:
         self.unaligned += len(person.unaligned)
         self.example = self.example or next(iter(person.unaligned), None)
         self.nested += [path for path, reason in person.skipped if reason == NESTED][:1]
-        self.endings.update(ending(path) for path, _ in person.skipped)
+        self.endings.update(extension(path) for path, _ in person.skipped)
 
     def hints(self):
         """-> lines on what looks like a mistake."""
@@ -209,11 +208,11 @@ class Tally:
         if self.nested:
             yield (f"{len(self.nested)} of the person folders hold folders, {self.nested[0]} first: if those are the "
                    f"people's, give --datasets-path {Path(self.nested[0]).parent}")
-        beside = [path for path in self.strays if ending(path) in EXTENSIONS]
+        beside = [path for path in self.strays if extension(path) in EXTENSIONS]
         if beside:
             yield (f"{len(beside)} pictures lie in {self.root} itself, {Path(beside[0]).name} first: each needs the "
                    "folder of its person; if they are one person's, give the folder above")
-        if left_out := describe_left_out(self.endings):
+        if left_out := describe_unread(self.endings):
             yield left_out
         if self.damaged:
             yield f"{self.damaged} damaged pictures decode in part and are listed: look at them, replace or remove them"

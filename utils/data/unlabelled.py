@@ -6,7 +6,7 @@ from collections import Counter
 from utils.common.errors import UserError
 from utils.data.packed_paths import pack
 from utils.data.scan import NESTED, list_folder, unwritable
-from utils.faces.left_out import describe_left_out, ending
+from utils.faces.images import describe_unread, extension
 
 
 def read_unlabelled(root):
@@ -49,7 +49,7 @@ def list_below(root):
 
 def describe(left_out):
     """-> lines on what was left out and looks like pictures, or is a folder of them."""
-    if line := describe_left_out(Counter(ending(path) for path, _ in left_out)):
+    if line := describe_unread(Counter(extension(path) for path, _ in left_out)):
         yield line
     badly_named = [(path, reason) for path, reason in left_out if unwritable(os.path.basename(path))]
     if badly_named:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.common.files import atomic_write
-from utils.drawing.fonts import fit_font
+from utils.drawing.contact_sheets import fit_font
 from utils.evaluation.metrics import can_measure_far, roc
 from utils.evaluation.thresholds import FARS
 

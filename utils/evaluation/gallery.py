@@ -20,8 +20,7 @@ from utils.evaluation.embedding import UselessEmbeddings
 from utils.evaluation.gallery_cache import PARTS, read_cache, write_part
 from utils.evaluation.impostors import count_impostors, fit_tail
 from utils.faces.face_crop import NoDetector
-from utils.faces.images import EXTENSIONS
-from utils.faces.left_out import OTHER_PICTURES
+from utils.faces.images import EXTENSIONS, UNREAD_EXTENSIONS
 
 NAME = attrgetter("name")
 PART = 256            # pictures embedded at once; where one of them is bad its part is halved until that one is found
@@ -120,7 +119,7 @@ def scan(folder):
                     stamps.extend((stat.st_size, stat.st_mtime_ns))
                 except OSError as error:  # a link that leads nowhere
                     skipped.append(f"{entry.path} cannot be read ({error.strerror})")
-            elif ending in OTHER_PICTURES:
+            elif ending in UNREAD_EXTENSIONS:
                 others.setdefault(ending, []).append(entry.path)
     skipped += [f"{len(left)} {ending} files, which are not read ({left[0]} is the first): save them as .jpg or .png"
                 for ending, left in sorted(others.items())]

@@ -10,7 +10,7 @@ from utils.common.files import locate, read_lines
 from utils.evaluation.embedding import UselessEmbeddings, embed
 from utils.evaluation.metrics import verification
 from utils.faces.alignment import align
-from utils.faces.detector import subject
+from utils.faces.detector import main_face
 from utils.faces.images import open_image
 
 # Where the landmarks are in a 250x250 picture of LFW: the mean over those of folds 1 to 3, as the detector sees them.
@@ -102,7 +102,7 @@ class SubjectCrop:
         image = open_image(path)
         faces = self.detector.detect(image)
         if faces:
-            landmarks = self.detector.refine(image, subject(faces, image)).landmarks
+            landmarks = self.detector.refine(image, main_face(faces, image)).landmarks
         else:
             self.without_face.add(path)
             landmarks = LANDMARKS * image.width / 250

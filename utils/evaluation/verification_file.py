@@ -15,13 +15,13 @@ import numpy as np
 
 from utils.common.errors import UserError, one_line
 from utils.evaluation.lfw import Pairs
-from utils.faces.stored_picture import StoredPicture
+from utils.faces.images import EncodedImage
 
 FOLDS = 10
 
 
 def read_verification_file(path):
-    """-> Pairs over StoredPictures; equal pictures are listed once, and the name is the file's without its suffix.
+    """-> Pairs over EncodedImages; equal pictures are listed once, and the name is the file's without its suffix.
 
     Raises UserError for a file that is missing, truncated, of another shape, or a pickle that holds anything else.
     Ten folds must have the same number of pairs, as in the published files (500, 600 or 700 each); insightface itself,
@@ -40,7 +40,7 @@ def read_verification_file(path):
     numbers = {}  # content -> its place in Pairs.paths: the 12,000 pictures of lfw.bin are 7,701 distinct ones
     places = np.array([numbers.setdefault(content, len(numbers)) for content in contents])
     first_seen = np.unique(places, return_index=True)[1]
-    pictures = [StoredPicture(contents[number], f"{path}, picture {number}") for number in first_seen]
+    pictures = [EncodedImage(contents[number], f"{path}, picture {number}") for number in first_seen]
     return Pairs(pictures, places[0::2], places[1::2], np.array(genuine, bool), FOLDS, path.stem)
 
 

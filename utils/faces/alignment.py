@@ -4,7 +4,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from utils.faces.images import GREY
+from utils.faces.images import GRAY
 
 # Where ArcFace wants the landmarks in a 112x112 picture (Deng et al. 2019, arXiv 1801.07698): eye, eye, nose tip,
 # corner of the mouth, corner of the mouth, the left one in the picture first. Whole numbers are centres of pixels.
@@ -50,7 +50,7 @@ def warp(image, matrix, size):
     # Pillow counts from the corners of pixels, half a pixel before their centres.
     linear, shift = matrix[:, :2] / fine, matrix[:, 2] - matrix[:, :2].sum(1) / 2 + 0.5
     image = image.transform((size * fine, size * fine), Image.Transform.AFFINE, np.c_[linear, shift].ravel().tolist(),
-                            Image.Resampling.BILINEAR, fillcolor=GREY)
+                            Image.Resampling.BILINEAR, fillcolor=GRAY)
     return image.reduce(fine)
 
 

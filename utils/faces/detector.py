@@ -43,7 +43,7 @@ MIRRORED = [1, 0, 2, 4, 3]  # the place of each landmark in the mirror
 UPRIGHT_SCORE, TURN_GAIN, LEAST_TURNED = 0.91, 0.025, 0.75
 TURNS = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_90}  # clockwise
 
-# Of 203 crops of faces in which the networks see little (utils/faces/blank.py) the least scores 0.61, as it is or twice
+# Of 203 crops of faces in which the networks see little (face_crop.NEAR_BLANK) the least scores 0.61, as it is or twice
 # as large; of 600 drawn pictures without a face 99% score less than this.
 CROP_SIDES, CROP_SCORE = (112, 224), 0.5
 
@@ -178,7 +178,7 @@ def one_row_per_face(rows):
     return kept
 
 
-def subject(faces, image):
+def main_face(faces, image):
     """The face that a photograph is of, where it shows several: of the largest area - 2 (distance from the middle)^2.
 
     insightface's rule. On raw LFW (folds 1 to 3) it is the nearest to the middle in all 2,320 photographs, 471 of

@@ -1,4 +1,5 @@
 """From a picture to the network's input: the one preprocessing of training, evaluation and prediction."""
+import io
 import logging
 import math
 import os
@@ -14,17 +15,19 @@ from utils.common.errors import UserError, one_line
 # What Pillow may take a file for, whatever its name is: by itself it hands a PostScript file to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF")
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".avif"}
+UNREAD_EXTENSIONS = {".arw", ".avif", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".orf",
+                     ".pef", ".pgm", ".ppm", ".psd", ".raf", ".raw", ".rw2", ".svg", ".tga"} - EXTENSIONS
 # Pictures that people have and that are not read here, by the first bytes. AVIF needs a Pillow that was built with it.
 FOREIGN = {"HEIC": rb"....ftyp(he[iv]|.{,40}heic)", "AVIF": rb"....ftypavi", "JPEG XL": rb"\xff\x0a|....JXL ",
            "JPEG 2000": rb"....jP  |\xff\x4f\xff\x51", "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6", "PDF": rb"%PDF"}
 MOST_PIXELS = 128_000_000  # a phone's largest picture has 108 million; 0.4 GB once decoded
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 
 # By EXIF's orientation, as Pillow's exif_transpose() has it. That one also writes the EXIF anew, and fails on a
 # damaged block that reads well enough.
 TURN = Image.Transpose
-TURNS = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_270,
-         7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
+EXIF_TURNS = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE,
+              6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
 
 # A picture decodes, or is a UserError that names it; what Pillow adds to that names no file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -104,7 +107,7 @@ def to_rgb(image):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*GREY, 255)), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*GRAY, 255)), image)
     image = image.convert("RGB")
     image.info = {}  # with the EXIF: who opens this again must not turn it again
     return image
@@ -113,7 +116,7 @@ def to_rgb(image):
 def exif_turn(image):
     """The Image.Transpose that a loaded picture's EXIF (or XMP) asks for; None for none, and for what is no number."""
     try:
-        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # a damaged block may raise almost anything; other programs show such a picture as it is
         return None
 
@@ -129,7 +132,7 @@ def resize(image, input_shape, letterbox):
         inner = width, max(1, image.height * width // image.width)
     else:
         inner = max(1, image.width * height // image.height), height
-    canvas = Image.new("RGB", (width, height), GREY)
+    canvas = Image.new("RGB", (width, height), GRAY)
     canvas.paste(image.resize(inner, Image.Resampling.BICUBIC), ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return canvas
 
@@ -148,3 +151,25 @@ def check_input_shape(input_shape):
     """Raises UserError where (height, width) does not end as the 7x7 feature map that the networks embed."""
     if not all(isinstance(size, int) and math.ceil(size / 16) == 7 for size in input_shape[:2]) or len(input_shape) < 2:
         raise UserError(f"input shape {list(input_shape)}: the networks take 112x112 pictures (97 to 112 a side)")
+
+
+def extension(path):
+    return os.path.splitext(path)[1].lower()
+
+
+def describe_unread(extensions):
+    """A line on the images among files that were left out, by {extension: count}; None if there are none."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(extensions.items()) if kind in UNREAD_EXTENSIONS)
+    if kinds:
+        return f"left out, for their formats are not read: {kinds}: save them as .jpg or .png"
+
+
+class EncodedImage(io.BytesIO):
+    """What open_image takes; its name is what an error message calls it."""
+
+    def __init__(self, content, name):
+        super().__init__(content)
+        self.name = self.filename = name
+
+    def __str__(self):
+        return self.name

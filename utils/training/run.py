@@ -13,7 +13,7 @@ from pathlib import Path
 from utils.common import distributed
 from utils.common.errors import UserError
 from utils.common.files import REPOSITORY, atomic_write, write_text
-from utils.drawing.pictures import draw_batch
+from utils.drawing.contact_sheets import draw_batch
 from utils.drawing.plots import plot_history
 from utils.training.benchmarks import accuracy_columns
 from utils.weights import checkpoint

@@ -4,12 +4,25 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageChops, ImageFont
 
 from arcface import Candidate
-from utils.drawing import fonts, pictures
-from utils.drawing.fonts import fit_font, shorten
-from utils.drawing.pictures import GREEN, PAPER, RED, draw_batch, draw_candidates, draw_comparison, draw_mistakes
+from utils.drawing import contact_sheets
+from utils.drawing.contact_sheets import (
+    GREEN,
+    LIME,
+    PAPER,
+    RED,
+    draw_batch,
+    draw_candidates,
+    draw_comparison,
+    draw_errors,
+    draw_faces,
+    fit_font,
+    shorten,
+)
+from utils.faces.detector import Face
+from utils.faces.face_crop import Look
 
 STIX = Path(matplotlib.__file__).parent / "mpl-data" / "fonts" / "ttf" / "STIXGeneral.ttf"
 BOLD_A = "\U0001d400"  # in STIX, not in DejaVu Sans
@@ -18,7 +31,7 @@ BOLD_A = "\U0001d400"  # in STIX, not in DejaVu Sans
 @pytest.fixture(autouse=True)
 def no_system_fonts(monkeypatch):
     """What the machine has must not decide."""
-    monkeypatch.setattr(fonts, "SYSTEM_FONTS", ("no such font.ttf",))
+    monkeypatch.setattr(contact_sheets, "SYSTEM_FONTS", ("no such font.ttf",))
 
 
 def face(colour=(90, 90, 90)):
@@ -47,19 +60,19 @@ def test_letters_that_no_font_has_are_written_as_numbers(text, expected):
 
 
 def test_a_font_of_the_system_is_used_where_it_has_the_letters(monkeypatch):
-    monkeypatch.setattr(fonts, "SYSTEM_FONTS", ("no such font.ttf", str(STIX)))
+    monkeypatch.setattr(contact_sheets, "SYSTEM_FONTS", ("no such font.ttf", str(STIX)))
     font, text = fit_font(f"A {BOLD_A}", 16)
     assert text == f"A {BOLD_A}" and font.getname()[0] == "STIXGeneral"
     assert fit_font("王", 16)[1] == "\\u738b"
 
 
 def test_without_matplotlib_there_is_a_font_all_the_same(monkeypatch):
-    monkeypatch.setattr(fonts.importlib.util, "find_spec", lambda name: None)
-    fonts.load.cache_clear()
+    monkeypatch.setattr(contact_sheets.importlib.util, "find_spec", lambda name: None)
+    contact_sheets.load_font.cache_clear()
     try:
         font, text = fit_font("Ann 王", 16)
     finally:
-        fonts.load.cache_clear()
+        contact_sheets.load_font.cache_clear()
     assert text == "Ann \\u738b" and font.getname() == ImageFont.load_default(16).getname()
 
 
@@ -90,7 +103,7 @@ def test_pictures_keep_a_margin_of_paper_whatever_the_text():
              draw_comparison([face(), face()], candidate(), threshold),
              draw_comparison([face(), face()], candidate(), threshold,
                              [Image.new("RGB", (1008, 20)), Image.new("RGB", (90, 1008))]),
-             draw_mistakes({"One person, rejected": (3, [(face(), face(), 1.3, "W" * 90)] * 3),
+             draw_errors({"One person, rejected": (3, [(face(), face(), 1.3, "W" * 90)] * 3),
                             "Two people, accepted": (0, [])}, 1.1)]
     for picture in drawn:
         pixels = np.asarray(picture)
@@ -123,13 +136,74 @@ def test_a_batch_is_a_grid_whose_captions_keep_beneath_their_own_pictures(number
 
 def test_mistakes_say_how_many_are_shown_of_how_many(monkeypatch):
     written = []
-    write = pictures.write
-    monkeypatch.setattr(pictures, "write", lambda canvas, position, text, *rest, **named: (
+    write = contact_sheets.draw_text
+    monkeypatch.setattr(contact_sheets, "draw_text", lambda canvas, position, text, *rest, **named: (
         written.append(text), write(canvas, position, text, *rest, **named)))
     pair = (face(), face(), 1.3, "Ann / 王")
-    sheets = [draw_mistakes({"One person, rejected": (30, [pair] * 12), "Two people, accepted": (1, [pair])}, 1.1),
-              draw_mistakes({"One person, rejected": (0, []), "Two people, accepted": (0, [])}, 1.1)]
+    sheets = [draw_errors({"One person, rejected": (30, [pair] * 12), "Two people, accepted": (1, [pair])}, 1.1),
+              draw_errors({"One person, rejected": (0, []), "Two people, accepted": (0, [])}, 1.1)]
     assert [text for text in written if "people" in text or "person" in text] == [
         "One person, rejected: 12 of 30", "Two people, accepted: 1 of 1",
         "One person, rejected: none", "Two people, accepted: none"]
     assert sheets[0].width == sheets[1].width and sheets[0].height > 6 * 120 and sheets[1].height < 120
+
+
+def make_look(boxes, size=(400, 300), chosen=1):
+    """A grey photograph with faces in these boxes (x, y, width, height)."""
+    faces = [Face(np.array(box, float), np.array(box[:2]) + np.multiply(
+        [(0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8)], box[2:]), 0.9) for box in boxes]
+    image = Image.new("RGB", size, (128, 128, 128))
+    return Look(image, image, faces, faces[chosen - 1]._replace(landmarks=faces[chosen - 1].landmarks))
+
+
+def lime(picture):
+    return (np.asarray(picture) == list(bytes.fromhex(LIME[1:]))).all(2)
+
+
+@pytest.mark.parametrize("face, size, longest", [
+    (200, (400, 300), 336), (60, (400, 300), 336), (30, (400, 300), 533), (8, (400, 300), 1008), (30, (60, 60), 336),
+    (2000, (4000, 3000), 336), (100, (4000, 3000), 1008)])
+def test_the_smaller_the_faces_the_larger_the_photograph_within_limits(face, size, longest):
+    picture = draw_faces(make_look([(10, 10, face, face), (20, 20, face * 1.2, face * 1.2)], size))
+    assert max(picture.size) == longest
+    assert picture.width / picture.height == pytest.approx(size[0] / size[1], abs=0.01)
+
+
+def test_the_face_used_has_the_landmarks_and_the_colour():
+    boxes = [(200, 100, 90, 90), (40, 100, 80, 80)]
+    for chosen, box in enumerate(boxes, 1):
+        marked = np.argwhere(lime(draw_faces(make_look(boxes, chosen=chosen)))) / (336 / 400)
+        low, high = np.array([box[1], box[0]]), np.array([box[1] + box[3], box[0] + box[2]])
+        assert (marked >= low - (24, 4)).all() and (marked <= high + 4).all()
+        assert ((marked > low + 10) & (marked < high - 10)).all(1).sum() > 5 * 9  # five dots
+
+
+@pytest.mark.parametrize("box", [(150, 100, 80, 80), (-20, -30, 90, 90), (350, 100, 90, 90), (0, 250, 90, 90)])
+def test_a_number_is_written_within_the_photograph_whatever_the_box(box):
+    """Drawn as the first and as the second of the faces, it differs in its tag, and in that alone."""
+    other = (230, 10, 85, 85)
+    first, second = (make_look(boxes, chosen=chosen) for boxes, chosen in (([other, box], 2), ([box, other], 1)))
+    found = ImageChops.difference(draw_faces(first), draw_faces(second)).convert("L")
+    left, top = np.clip(np.multiply(box[:2], 336 / 400) - (1, 16), 0, None).astype(int)
+    tag = np.asarray(found)[top:top + 18, left:left + 18]
+    assert (tag > 60).sum() > 10
+    assert (np.asarray(found) > 0).sum() < 2 * 16 * 16
+
+
+def test_a_group_photograph_has_a_number_on_every_face(shared, detector):
+    paths = sorted(shared.joinpath("lfw_raw_folds1-3").glob("*/*.jpg"))[:12]
+    group = Image.new("RGB", (4 * 90, 3 * 90))
+    for place, path in enumerate(paths):
+        group.paste(Image.open(path).resize((90, 90)), (place % 4 * 90, place // 4 * 90))
+    faces = detector.detect(group)
+    assert len(faces) >= 12
+    for chosen in (1, 12):
+        picture = draw_faces(Look(group, group, faces, faces[chosen - 1]))
+        assert picture.width > 500
+        scale = picture.width / group.width
+        tags = [picture.crop((x, y - 15, x + 12, y)) for x, y in
+                (np.maximum(face.box[:2] * scale, (0, 16)).round().astype(int) for face in faces)]
+        shares = [(np.asarray(tag) == list(bytes.fromhex(LIME[1:]))).all(2).mean() for tag in tags]
+        assert [place for place, share in enumerate(shares, 1) if share > 0.3] == [chosen]
+        light = [(np.asarray(tag.convert("L")) > 100).mean() for tag in tags]
+        assert min(light) > 0.4
