@@ -19,14 +19,13 @@ from pathlib import Path
 from torch.utils.data import default_collate
 
 from nets.arcface import BACKBONES, DEFAULT_BACKBONE, HEADS
-from nets.head import NOBODY
+from nets.head import IGNORE
 from utils.common import distributed
 from utils.common.device import DEVICES, choose_device, describe_device, emulates_bf16, keep_freed_memory, tune_cuda
 from utils.common.errors import SettingsParser, UserError, script
 from utils.data.augmentation import KINDS, augment
 from utils.data.bad_pictures import BadPictures
-from utils.data.dataset import make_loaders
-from utils.data.training_set import read_training_set
+from utils.data.dataset import make_loaders, read_training_set
 from utils.faces.images import check_input_shape
 from utils.training import resume
 from utils.training.benchmarks import measure, read_benchmarks
@@ -52,7 +51,7 @@ def make_parser():
                       "moved since (default: where the list says)")
     data.add_argument("--rec", metavar="DIR", help="instead of a list: the folder of insightface's train.rec, or of "
                       "several .rec files of one set, which are read as they are")
-    data.add_argument("--unlabelled", metavar="DIR", help="train on all pictures below this folder too, whoever they "
+    data.add_argument("--unlabeled", metavar="DIR", help="train on all pictures below this folder too, whoever they "
                       "show; with --teacher, whose embeddings need no labels")
     data.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"),
                       help="height and width that every picture is brought to")
@@ -290,7 +289,7 @@ def main():
     loader, val_loader = make_loaders(pictures, labels, settings, device)
     batches = loader.batch_sampler
     training = make_training(net, batches, settings, device)
-    images, sample_labels, _ = default_collate([loader.dataset[index] for index in batches.pictures_of(0)])
+    images, sample_labels, _ = default_collate([loader.dataset[index] for index in batches.indices_of(0)])
     run = Run.start(settings) if state is None else Run(Path(settings.resume).parent)
     if state is not None:
         resume.restore(training, run, state, data_sha256, settings.force)
@@ -304,7 +303,7 @@ def main():
     print("\n".join([*describe(training, batches, val_loader, settings), *batches.advice()]))
 
     images, _ = augment(images.to(device), settings.seed, 0, 0, settings.augment)
-    run.save_batch_picture(images, ["no label" if label == NOBODY else names[label] for label in sample_labels])
+    run.save_batch_picture(images, ["no label" if label == IGNORE else names[label] for label in sample_labels])
     left = (settings.epochs - training.epoch) * len(batches) - training.batch
     print(compile_if_wanted(training, settings, left * batches.batch_size, images, sample_labels.to(device)))
     run.write_json("settings.json", vars(settings))  # once more: with --compile decided, or what --force changed

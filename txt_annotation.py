@@ -19,7 +19,7 @@ from tqdm import tqdm
 from utils.common.errors import SettingsParser, UserError, script
 from utils.data.align_folder import NO_FACE, RULE, SEVERAL, SMALL, align_folder, report_path
 from utils.data.annotation import classes_path, write_annotation
-from utils.data.recordio import extract
+from utils.data.records import extract
 from utils.data.scan import Tally, list_root, scan_people
 from utils.data.scan_journal import journal_path, scan_on
 from utils.faces.detector import FaceDetector

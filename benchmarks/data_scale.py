@@ -89,7 +89,7 @@ def measure(settings):
                               val_split=0.01, seed=11, batch_size=settings.batch_size)
     multiprocessing.set_start_method(settings.start[0])
     loader, _ = make_loaders(paths, labels, options, CPU)
-    loader.batch_sampler.pictures_of(0)
+    loader.batch_sampler.indices_of(0)
     figures = {"start": time.perf_counter() - start, "cpu": time.process_time() - used, "main": peak_megabytes()}
 
     loader.batch_sampler.start = max(0, len(loader) - DECODED // settings.batch_size)

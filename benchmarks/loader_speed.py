@@ -22,7 +22,7 @@ from utils.common.errors import script
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
 from utils.data.bad_pictures import BadPictures
-from utils.data.dataset import load_picture, make_loaders
+from utils.data.dataset import load_image, make_loaders
 from utils.data.records import read_records_of
 from utils.faces.images import preprocess
 from utils.training.compilation import compile_if_wanted
@@ -88,12 +88,12 @@ def main():
     paths, labels = read_annotation(settings.annotation_path)
     chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(settings.seed))[:settings.pictures]
     paths, labels = paths.subset(chosen), labels[chosen]
-    compare({"Pillow": (preprocess, paths), "the loader": (load_picture, paths)}, settings)
+    compare({"Pillow": (preprocess, paths), "the loader": (load_image, paths)}, settings)
     if settings.rec:
         records, _, _ = read_records_of(settings.rec)
         chosen = torch.randperm(len(records), generator=torch.Generator().manual_seed(settings.seed))
         records = records.subset(chosen[:settings.pictures])
-        compare({"files": (load_picture, paths), "records": (load_picture, records)}, settings)
+        compare({"files": (load_image, paths), "records": (load_image, records)}, settings)
     measure_waiting(paths, labels, settings)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from nets.class_sums import ClassSums, float32_products
 from nets.shards import WHOLE, draw_rows
 
-NOBODY = -1  # the label, in `losses` alone, of a picture whose person is not known
+IGNORE = -1  # the label, in `losses` alone, of a picture whose person is not known
 
 
 class MarginHead(nn.Module):
@@ -56,7 +56,7 @@ class MarginHead(nn.Module):
         """-> (losses (B,), correct (B,) bool) of each picture: the cross-entropy of its logits, and `correct`.
 
         share: what mixup left of each picture, (B,); the rest of it is the picture before, and counts for that one's
-        label, unless it is NOBODY. A picture labelled NOBODY has a loss of no meaning. The logits are those of
+        label, unless it is IGNORE. A picture labelled IGNORE has a loss of no meaning. The logits are those of
         `forward`, but for what a sum of C numbers is rounded to. One backward pass: another one, or a gradient of the
         gradient, raises RuntimeError.
         """
@@ -72,7 +72,7 @@ class MarginHead(nn.Module):
             if share is None:
                 return logistic_loss(shifted[:, 0] - rest), plain[:, 0] > largest
             # In the loss of either target the other one is a class like all the rest, unless both are of one person.
-            same, known = targets[:, :1] == targets[:, 1:], targets != NOBODY
+            same, known = targets[:, :1] == targets[:, 1:], targets != IGNORE
             other = plain.flip(1).masked_fill(same | ~known.flip(1), torch.finfo(plain.dtype).min)
             losses = logistic_loss(shifted - torch.logaddexp(rest[:, None], other)).where(known, 0)
             return (share * losses[:, 0] + (1 - share) * losses[:, 1],
@@ -98,7 +98,7 @@ class MarginHead(nn.Module):
             raise ValueError(f"label {wrong} is outside 0..{self.classes - 1}: the head has {self.classes} classes")
 
     def check_labels_or_nobody(self, labels):
-        self.check_labels(labels.where(labels != NOBODY, 0))
+        self.check_labels(labels.where(labels != IGNORE, 0))
 
     def correct(self, logits, labels):
         """Of the last forward pass: (B,) bool, whether the target's plain cosine beats every other class."""

@@ -16,11 +16,11 @@ from utils.data.annotation import (
     check_there,
     check_trainable,
     classes_path,
+    pack,
     read_annotation,
     read_names,
     write_annotation,
 )
-from utils.data.packed_paths import pack
 
 
 def read(path, root=None):

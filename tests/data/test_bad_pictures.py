@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from utils.common.errors import UserError
+from utils.data.annotation import pack
 from utils.data.bad_pictures import FILE, BadPicture, BadPictures, most_allowed
 from utils.data.dataset import EpochBatches, FaceDataset, batches_of, make_loaders
-from utils.data.packed_paths import pack
 
 CPU = torch.device("cpu")
 
@@ -74,7 +74,7 @@ def test_the_loader_hands_over_what_was_replaced(faces, workers):
     loader, validation = make_loaders(pack(paths), torch.tensor(labels, dtype=torch.int32), SimpleNamespace(
         input_shape=[112, 112], letterbox_image=True, num_workers=workers, val_split=0, seed=3, batch_size=3), CPU)
     assert validation is None
-    found = [(loader.dataset.replaced(loader.batch_sampler.pictures_of(number), used.tolist()), labels_.tolist())
+    found = [(loader.dataset.replaced(loader.batch_sampler.indices_of(number), used.tolist()), labels_.tolist())
              for number, (_, labels_, used) in enumerate(batches_of(loader))]
     assert [one.picture for bad, _ in found for one in bad] == [paths[2]]
     assert sorted(label for _, of_batch in found for label in of_batch) == sorted(labels)

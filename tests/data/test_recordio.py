@@ -12,7 +12,7 @@ from scanning import Bar
 
 from utils.common.errors import UserError
 from utils.data.annotation import check_trainable, read_annotation
-from utils.data.recordio import MOST_SKIPPED, NOTE, extract
+from utils.data.records import MOST_SKIPPED, NOTE, extract
 
 
 @pytest.fixture(scope="module")

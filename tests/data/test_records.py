@@ -14,8 +14,7 @@ from recording import insightface_set, record, write_set
 from utils.common.errors import UserError
 from utils.data import records as module
 from utils.data.dataset import FaceDataset, batches_of, make_loaders
-from utils.data.recordio import MOST_SKIPPED, read_records, unpack
-from utils.data.records import holds_records, read_records_of
+from utils.data.records import MOST_SKIPPED, holds_records, read_records, read_records_of, unpack
 
 MAGIC = bytes.fromhex("0a23d7ce")
 
@@ -88,7 +87,7 @@ def test_batches_are_those_of_a_folder_with_the_same_pictures_and_bad_records_ar
                                batch_size=7)
     loader, _ = make_loaders(found, labels, settings, torch.device("cpu"))
     [(images, of_batch, used)] = list(batches_of(loader))
-    asked = loader.batch_sampler.pictures_of(0)
+    asked = loader.batch_sampler.indices_of(0)
     [one] = loader.dataset.replaced(asked, used.tolist())
     assert one.picture == f"{folder / 'train.rec'}, record 3" and one.reason == "does not decode (not a picture)"
     assert one.replaced_by.endswith("record 5") and of_batch.tolist() == labels[used].tolist()

@@ -11,9 +11,8 @@ from scanning import Bar, draw, make_people, reasons, scan
 
 from utils.common.errors import UserError
 from utils.data import scan as module
-from utils.data.annotation import write_annotation
+from utils.data.annotation import pack, write_annotation
 from utils.data.dataset import FaceDataset
-from utils.data.packed_paths import pack
 from utils.data.scan_journal import scan_on
 
 
@@ -155,7 +154,7 @@ def test_other_processes_find_what_this_one_does_and_in_the_same_order(tmp_path,
 def test_a_killed_process_is_a_user_error(tmp_path, monkeypatch):
     make_people(tmp_path, ann=1)
     monkeypatch.setattr(module, "FEW", 0)
-    monkeypatch.setattr(module, "decode_color_jpeg", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("utils.data.dataset.decode_color_jpeg", lambda path: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match="was killed, most often for want of memory"):
         scan(tmp_path)
 

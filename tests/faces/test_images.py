@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import AvifImagePlugin, EpsImagePlugin, Image
 
 from utils.common.errors import UserError
-from utils.data.dataset import load_picture
+from utils.data.dataset import load_image
 from utils.faces.images import check_input_shape, normalise, open_image, preprocess, resize
 
 RED = (200, 40, 60)
@@ -134,7 +134,7 @@ def test_an_orientation_that_is_no_number_of_1_to_8_turns_nothing(tmp_path, kind
     path = save(quadrants(), tmp_path / "odd.jpg", exif=block)
     size = (32, 48) if turned else (48, 32)
     assert open_image(path).size == size
-    assert np.array_equal(load_picture(path, size[::-1], False), pixels(path))
+    assert np.array_equal(load_image(path, size[::-1], False), pixels(path))
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif", "avif"])
@@ -148,7 +148,7 @@ def test_a_picture_that_is_opened_twice_is_turned_once(tmp_path, kind):
 def test_orientation_in_xmp_counts_as_pillow_counts_it(tmp_path):
     path = save(quadrants(), tmp_path / "xmp.jpg", xmp=b'<x tiff:Orientation="6"/>', quality=100, subsampling=0)
     assert open_image(path).size == (32, 48)
-    assert np.array_equal(load_picture(path, (48, 32), False), pixels(path))
+    assert np.array_equal(load_image(path, (48, 32), False), pixels(path))
 
 
 @pytest.mark.parametrize("name, answer", [
@@ -160,9 +160,9 @@ def test_files_that_broke_it_give_their_picture_or_one_line(shared, name, answer
     path = shared / "hostile" / name
     if isinstance(answer, tuple):
         assert open_image(path).size == answer
-        assert np.array_equal(load_picture(path, answer[::-1], False), pixels(path))
+        assert np.array_equal(load_image(path, answer[::-1], False), pixels(path))
         return
-    for read in (open_image, lambda path: load_picture(path, (112, 112), True)):
+    for read in (open_image, lambda path: load_image(path, (112, 112), True)):
         with pytest.raises(UserError) as caught:
             read(path)
         assert str(path) in str(caught.value) and answer in str(caught.value) and "\n" not in str(caught.value)
@@ -294,7 +294,7 @@ def test_pipes_sockets_and_devices_are_refused_without_waiting(tmp_path, monkeyp
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.jpg")
         for path in (tmp_path / "pipe.jpg", Path("socket.jpg"), Path("/dev/zero")):
-            for read in (open_image, lambda path: load_picture(path, (112, 112), True)):
+            for read in (open_image, lambda path: load_image(path, (112, 112), True)):
                 with pytest.raises(UserError, match=f"{path.name} is a pipe, socket or device"):
                     read(path)
 
@@ -316,7 +316,7 @@ def test_many_pixels_in_a_small_jpeg_are_refused_by_the_training_loader_too(tmp_
     (tmp_path / "large.jpg").write_bytes(content)
     monkeypatch.setattr("torchvision.io.decode_jpeg", lambda *arguments: pytest.fail("it was decoded"))
     with pytest.raises(UserError, match=r"large\.jpg is too large \(13000x12000 pixels"):
-        load_picture(tmp_path / "large.jpg", (112, 112), True)
+        load_image(tmp_path / "large.jpg", (112, 112), True)
 
 
 @pytest.mark.parametrize("source", [None, 3, b"face.jpg", ["face.jpg"]])

@@ -92,7 +92,7 @@ def train(training, steps):
     pixels, labels = pictures()
     batches, results = EpochBatches(PICTURES, BATCH, 1), []
     for step in range(training.step, training.step + steps):
-        numbers = [torch.tensor(batches.pictures_of((2 * step + half) % 4)) for half in range(2)]
+        numbers = [torch.tensor(batches.indices_of((2 * step + half) % 4)) for half in range(2)]
         training.batch = 2 * step
         loss, correct = train_one_step(training, [(pixels[one], labels[one], one) for one in numbers], Faces)
         results.append(distributed.reduce([loss / distributed.world_size(), correct]))

@@ -8,7 +8,7 @@ from conftest import assert_user_error
 from training_data import QUICK, only_run, weights, write_faces
 
 from nets.arcface import ArcfaceNet
-from nets.head import NOBODY
+from nets.head import IGNORE
 from utils.data.augmentation import KINDS, augment
 from utils.faces.images import normalise, preprocess
 from utils.training.distillation import Distillation, Weights, match_blocks, matched_stages, one_stage
@@ -152,8 +152,8 @@ def test_mixup_counts_both_people_by_their_shares():
 def test_pictures_of_nobody_count_for_no_label_mixed_up_or_not():
     torch.manual_seed(5)
     head = ArcfaceNet(4).head
-    embeddings, labels = F.normalize(torch.randn(5, 128)), torch.tensor([0, NOBODY, 2, 3, NOBODY])
-    known = labels != NOBODY
+    embeddings, labels = F.normalize(torch.randn(5, 128)), torch.tensor([0, IGNORE, 2, 3, IGNORE])
+    known = labels != IGNORE
     plain = F.cross_entropy(head(embeddings[known], labels[known]), labels[known], reduction="none")
     losses, correct = label_losses(head, embeddings, labels)
     torch.testing.assert_close(losses[known], plain)
@@ -165,14 +165,14 @@ def test_pictures_of_nobody_count_for_no_label_mixed_up_or_not():
     expected = torch.cat([0.75 * plain[:1], 0.5 * plain[1:2], 0.75 * plain[2:] + 0.25 * other])
     mixed, _ = label_losses(head, embeddings, labels, share)
     torch.testing.assert_close(mixed[known], expected)
-    nobody = torch.full((5,), NOBODY)
+    nobody = torch.full((5,), IGNORE)
     assert not mixed[~known].any() and not label_losses(head, embeddings, nobody, share)[0].any()
 
 
 def test_the_labels_of_a_picture_weigh_the_same_whoever_is_in_its_batch(teacher, faces):
     net, images, labels = settled("mobilefacenet", 4), normalise(faces), torch.arange(8) // 2
     loss = Distillation(net, one_stage(net, teacher), Weights(1, 0, 0)).eval()
-    few = labels.where(torch.arange(8) == 3, NOBODY)
+    few = labels.where(torch.arange(8) == 3, IGNORE)
     alone = loss(images[3:4], labels[3:4]).loss
     torch.testing.assert_close(loss(images, few).loss, alone / 8)
 

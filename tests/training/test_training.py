@@ -18,7 +18,7 @@ from nets.arcface import ArcfaceNet
 from utils.common.errors import UserError
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
-from utils.data.dataset import EpochBatches, decode_color_jpeg, load_picture, split_validation
+from utils.data.dataset import EpochBatches, decode_color_jpeg, load_image, split_validation
 from utils.evaluation.embedding import embed
 from utils.faces.images import normalise, preprocess
 from utils.training.run import Run
@@ -101,7 +101,7 @@ def pictures_to_load(folder):
 def test_the_training_loader_sees_the_pixels_that_everything_else_sees(tmp_path):
     for path in pictures_to_load(tmp_path):
         for letterbox in (True, False):
-            loaded = load_picture(path, [112, 112], letterbox)
+            loaded = load_image(path, [112, 112], letterbox)
             assert loaded.dtype == torch.uint8 and loaded.is_contiguous()
             assert np.array_equal(loaded.numpy(), preprocess(path, [112, 112], letterbox)), path
 
@@ -116,9 +116,9 @@ def test_a_damaged_picture_is_named_by_the_training_loader(tmp_path, content):
     path = next(pictures_to_load(tmp_path))
     path.write_bytes(path.read_bytes()[:2000] if content == "half" else content)
     with pytest.raises(UserError, match=r"colour\.jpg does not decode"):
-        load_picture(path, [112, 112], True)
+        load_image(path, [112, 112], True)
     with pytest.raises(UserError, match=r"none\.jpg does not exist"):
-        load_picture(tmp_path / "none.jpg", [112, 112], True)
+        load_image(tmp_path / "none.jpg", [112, 112], True)
 
 
 @pytest.mark.parametrize(("rows", "best"), [

@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import time
+import unicodedata
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def locate(path):
     if path.exists() or path.parts[:1] != ("model_data",) or Path.cwd() == REPOSITORY:
         return path
     return REPOSITORY / path
+
+
+def identity_name(folder_name):
+    """Return the name of an identity, in Unicode's NFC: two folders whose names differ in NFC and NFD alone are one."""
+    return unicodedata.normalize("NFC", folder_name)
 
 
 def is_folder(entry):

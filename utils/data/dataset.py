@@ -1,21 +1,29 @@
 """Training data: decoded faces, the validation split, and the order in which they are seen."""
 import gc
+import hashlib
+import os
 import random
 import re
+from collections import Counter
 from itertools import chain, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nets.head import NOBODY
+from nets.head import IGNORE
 from utils.common import distributed
 from utils.common.device import available_cores
+from utils.common.download import hash_file
 from utils.common.errors import UserError
 from utils.common.interrupt import leave_deaths_to_the_loader, leave_signals_to_main
 from utils.common.stderr import caught_stderr
+from utils.data.annotation import check_there, check_trainable, pack, read_annotation, read_names
 from utils.data.bad_pictures import BadPicture, reason_of
-from utils.faces.images import MOST_PIXELS, EncodedImage, check_is_file, preprocess
+from utils.data.records import holds_records, read_records_of
+from utils.data.scan import NESTED, list_folder, unwritable
+from utils.faces.images import MOST_PIXELS, EncodedImage, check_is_file, describe_unread, extension, preprocess
 
 FEWEST_BATCHES = 10  # of an epoch, below which the batch size is too large for the pictures
 MOST_TRIED = 100  # pictures instead of one that does not open: where none of so many does, the disk is gone
@@ -49,7 +57,7 @@ class FaceDataset(Dataset):
         raise UserError(f"{len(faults)} pictures in turn do not open, the first: {faults[0]}")
 
     def load(self, index):
-        return load_picture(self.pictures[index], self.input_shape, self.letterbox)
+        return load_image(self.pictures[index], self.input_shape, self.letterbox)
 
     def name(self, index):
         return self.pictures.name(index)
@@ -75,7 +83,7 @@ class FaceDataset(Dataset):
         return "did not open, and did when read again"
 
 
-def load_picture(source, input_shape, letterbox):
+def load_image(source, input_shape, letterbox):
     """What `preprocess` makes of a path or EncodedImage, bit for bit, as a uint8 tensor (H, W, 3).
 
     In four fifths of the time (benchmarks/loader_speed.py).
@@ -148,9 +156,9 @@ class EpochBatches:
 
     def __iter__(self):
         for batch in range(self.start, self.start + len(self)):
-            yield self.pictures_of(batch)
+            yield self.indices_of(batch)
 
-    def pictures_of(self, batch):
+    def indices_of(self, batch):
         """The numbers of this process's pictures in a batch of the epoch."""
         if self.order_of != self.epoch:
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
@@ -169,10 +177,10 @@ def split_validation(labels, fraction, seed):
     """-> (training indices, validation indices), int64 tensors, disjoint and sorted.
 
     Never takes a person's last training picture, so a small dataset may give fewer than asked for, or none. Pictures
-    of NOBODY, which are the last, are all trained on: with them or without, the validation set is the same.
+    of IGNORE, which are the last, are all trained on: with them or without, the validation set is the same.
     """
     labels = np.asarray(labels)
-    nobody = np.flatnonzero(labels == NOBODY)
+    nobody = np.flatnonzero(labels == IGNORE)
     labels = labels[:len(labels) - len(nobody)]
     order = np.random.default_rng(seed).permutation(len(labels))
     last = np.zeros(labels.max() + 1, np.int64)
@@ -229,3 +237,120 @@ def make_loaders(pictures, labels, settings, device):
                         batch_size=settings.batch_size // distributed.world_size())
             if len(validation) else None)
 
+
+class TrainingSet(NamedTuple):
+    pictures: object      # PackedPaths, Records or Joined
+    labels: torch.Tensor  # int32 (N,), 0..C-1; IGNORE for pictures without a label, which are the last
+    names: list           # of the C people
+    sha256: str           # tells this set from others
+
+
+def read_training_set(settings):
+    """What --rec or --annotation-path, and --unlabeled, name -> TrainingSet. Prints what is left out.
+
+    Raises UserError for a set that does not read, that is too small, or whose pictures have moved.
+    """
+    labelled = read_labelled(settings)
+    if not settings.unlabeled:
+        return labelled
+    pictures, sha256, lines = read_unlabeled(settings.unlabeled)
+    print("\n".join([f"{settings.unlabeled}: {len(pictures)} pictures without labels", *lines]))
+    nobody = torch.full((len(pictures),), IGNORE, dtype=torch.int32)
+    return TrainingSet(Joined(labelled.pictures, pictures), torch.cat([labelled.labels, nobody]), labelled.names,
+                       hashlib.sha256((labelled.sha256 + sha256).encode()).hexdigest())
+
+
+def read_labelled(settings):
+    """What --rec or --annotation-path names -> TrainingSet."""
+    folder = settings.rec or (settings.annotation_path if holds_records(settings.annotation_path) else None)
+    if folder:
+        pictures, labels, skipped = read_records_of(folder)
+        for record, reason in skipped:
+            print(f"skipped {record}: {reason}")
+        check_trainable(labels, folder)
+        return TrainingSet(pictures, labels, [str(label) for label in range(int(labels.max()) + 1)],
+                           pictures.sha256(labels))
+    path = settings.annotation_path
+    pictures, labels = read_annotation(path, settings.datasets_path)
+    check_trainable(labels, path)
+    check_there(pictures, path, settings.max_bad_pictures)
+    return TrainingSet(pictures, labels, read_names(path, int(labels.max()) + 1), hash_file(path))
+
+
+def read_unlabeled(root):
+    """-> (PackedPaths of all pictures below a folder, however deep; SHA-256 of where they lie in it; lines to print).
+
+    Links to folders are followed, hidden folders left out. Raises UserError where there is no picture, and for a folder
+    that cannot be read.
+    """
+    if not os.path.isdir(root):
+        raise UserError(f"{root} is not a folder: give --unlabeled the one that the pictures lie in")
+    if unwritable(str(root)):
+        raise UserError(f"{str(root)!a} has {unwritable(str(root))}: give the folder another")
+    paths, left_out = list_below(root)
+    if not paths:
+        raise UserError(f"{root} holds no picture: give --unlabeled the folder that the pictures lie in")
+    names = "\n".join(os.path.relpath(path, root) for path in paths)
+    return pack(paths), hashlib.sha256(names.encode("utf-8")).hexdigest(), [*describe_unlabeled(left_out)]
+
+
+def list_below(root):
+    """-> (paths that are pictures by their names, [(path, reason)] of what else is there), folder by folder."""
+    paths, left_out, waiting, seen = [], [], [root], set()
+    while waiting:
+        folder = waiting.pop()
+        if (place := os.path.realpath(folder)) in seen:  # a link to a folder above it
+            continue
+        seen.add(place)
+        pictures, others = list_folder(folder)
+        paths += pictures
+        for path, reason in reversed(others):
+            name = os.path.basename(path)
+            if path == folder:
+                raise UserError(f"{folder} {reason}: let it be read, or move it out of --unlabeled")
+            if reason != NESTED or unwritable(name):
+                left_out.append((path, unwritable(name) or reason))
+            elif not name.startswith("."):
+                waiting.append(path)
+    return paths, left_out
+
+
+def describe_unlabeled(left_out):
+    """-> lines on what was left out and looks like pictures, or is a folder of them."""
+    if line := describe_unread(Counter(extension(path) for path, _ in left_out)):
+        yield line
+    badly_named = [(path, reason) for path, reason in left_out if unwritable(os.path.basename(path))]
+    if badly_named:
+        path, reason = badly_named[0]
+        yield f"left out: {len(badly_named)} files and folders that need other names, {path!a} has {reason}"
+
+
+class Joined:
+    """Two sequences of pictures, PackedPaths or Records, one after the other."""
+
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+    def __len__(self):
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, index):
+        part, place = self.place_of(index)
+        return part[place]
+
+    def name(self, index):
+        """How a message calls a picture."""
+        part, place = self.place_of(index)
+        return part.name(place)
+
+    def place_of(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(f"{index} of {len(self)} pictures")
+        count = len(self.first)
+        return (self.first, index) if index < count else (self.second, index - count)
+
+    def subset(self, indices):
+        """int64 tensor (M,), ascending -> those pictures."""
+        count = len(self.first)
+        first, second = indices[indices < count], indices[indices >= count] - count
+        return Joined(self.first.subset(first), self.second.subset(second))

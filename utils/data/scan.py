@@ -17,8 +17,7 @@ from utils.common.errors import UserError
 from utils.common.files import is_folder
 from utils.common.stderr import caught_stderr
 from utils.data.bad_pictures import reason_of
-from utils.data.dataset import decode_color_jpeg
-from utils.data.recordio import NOTE
+from utils.data.records import NOTE
 from utils.faces.face_crop import looks_aligned
 from utils.faces.images import EXTENSIONS, describe_unread, extension, open_image
 
@@ -157,6 +156,7 @@ def leave_with_parent():
 
 def examine(paths):
     """-> for each path (why it does not decode or None, libjpeg's warning or "", whether it looks aligned)."""
+    from utils.data.dataset import decode_color_jpeg  # which imports this module
     found = []
     for path in paths:
         with caught_stderr() as printed:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nets.arcface import ArcfaceNet
-from nets.head import NOBODY
+from nets.head import IGNORE
 from utils.common import distributed
 from utils.common.device import send
 from utils.common.errors import UserError
@@ -119,7 +119,7 @@ def train_one_epoch(training, loader, report, save, bad_pictures):
         training.batch, left, steps = training.batch + len(group), left - len(group), steps + 1
         now = time.perf_counter()
         labels = torch.cat([labels for _, labels, _ in group])
-        for name, value in (("images", len(labels)), ("labelled", int((labels != NOBODY).sum())),
+        for name, value in (("images", len(labels)), ("labelled", int((labels != IGNORE).sum())),
                             ("loss", loss * len(labels)), ("correct", correct),
                             ("seconds", fetched - start + now - begin), ("waiting", fetched - start)):
             sums[name] += value
@@ -135,7 +135,7 @@ def fetch(batches, count, first, loader):
     try:
         group = list(islice(batches, count))
         return group, [one for number, (_, _, used) in enumerate(group, first) for one in loader.dataset.replaced(
-            loader.batch_sampler.pictures_of(number), used.tolist())], None
+            loader.batch_sampler.indices_of(number), used.tolist())], None
     except Exception as error:  # it is raised when the state is saved
         return [], [], error
 

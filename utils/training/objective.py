@@ -4,7 +4,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from nets.head import NOBODY
+from nets.head import IGNORE
 
 
 class Outcome(NamedTuple):
@@ -36,14 +36,14 @@ class LabelLoss(nn.Module):
         """The loss of another network of the same kind, such as the averaged one."""
         embeddings = net(images)
         losses, correct = label_losses(net.head, embeddings, labels, share)
-        return Outcome(losses.sum() / (labels != NOBODY).sum().clamp_min(1), correct, embeddings.detach())
+        return Outcome(losses.sum() / (labels != IGNORE).sum().clamp_min(1), correct, embeddings.detach())
 
 
 def label_losses(head, embeddings, labels, share=None):
-    """-> (cross-entropy (B,), correct (B,) float), both 0 where the label is NOBODY.
+    """-> (cross-entropy (B,), correct (B,) float), both 0 where the label is IGNORE.
 
     With mixup both people in a picture count by their shares.
     """
     losses, correct = head.losses(embeddings, labels, share)
-    known = labels != NOBODY
+    known = labels != IGNORE
     return losses.where(known, 0), (correct & known).float()

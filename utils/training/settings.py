@@ -58,9 +58,9 @@ def check_teacher(settings, parser):
         parser.error("--teacher needs --distill-weight or --hint-weight above 0, and --label-weight at least 0")
     if not settings.teacher and (settings.teacher_backbone or settings.distill_weight != 1 or settings.label_weight != 1
                                  or settings.hint_weight or settings.hint_epochs or settings.teacher_flip
-                                 or settings.unlabelled):
+                                 or settings.unlabeled):
         parser.error("--teacher-backbone, --teacher-flip, --distill-weight, --hint-weight, --hint-epochs, "
-                     "--label-weight and --unlabelled are for a --teacher")
+                     "--label-weight and --unlabeled are for a --teacher")
     if settings.teacher and (settings.shard_head or settings.sample_rate < 1):
         parser.error("--shard-head and --sample-rate are for training on labels: leave out --teacher")
 

@@ -4,7 +4,7 @@ from operator import mul
 
 import torch
 
-from nets.head import NOBODY
+from nets.head import IGNORE
 from utils.common import distributed
 from utils.common.device import send
 from utils.common.errors import UserError
@@ -17,7 +17,7 @@ from utils.training.engine import read
 def filled_up(batches, loader):
     """Yield as many and as large batches in every process, as a head whose classes are divided needs.
 
-    What is added is grey, has the label NOBODY and is not among the numbers of the pictures.
+    What is added is grey, has the label IGNORE and is not among the numbers of the pictures.
     """
     most, = map(int, distributed.reduce([len(loader.dataset)], largest=True))
     shape = (*loader.dataset.input_shape[:2], 3)
@@ -26,7 +26,7 @@ def filled_up(batches, loader):
         images, labels, used = next(batches, nothing)
         lacking = min(loader.batch_size, most - first) - len(labels)
         yield (torch.cat([images, images.new_full((lacking, *shape), 128)]),
-               torch.cat([labels, labels.new_full((lacking,), NOBODY)]), used)
+               torch.cat([labels, labels.new_full((lacking,), IGNORE)]), used)
 
 
 @torch.inference_mode()
