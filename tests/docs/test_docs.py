@@ -1,4 +1,4 @@
-"""README and docs/: what they name exists, what they show happens, and both languages say the same, once."""
+"""README and docs/: names and commands exist, quoted outputs are real, both languages have the same contents."""
 import contextlib
 import functools
 import importlib
@@ -14,9 +14,11 @@ from conftest import ROOT
 
 ENGLISH = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 CHINESE = ["README.zh-CN.md", *(f"docs/zh-CN/{Path(page).name}" for page in ENGLISH[1:])]
+# English pages that are ahead of their translation. A page leaves the list as soon as it is translated.
+NOT_TRANSLATED_YET = set()
 SCRIPTS = ["txt_annotation.py", "train.py", "eval_LFW.py", "predict.py",
            *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py")))]
-# What the user brings, or a command writes.
+# Files that the user brings or a command writes.
 MADE = {
     "cls_train.txt", "cls_classes.txt", "datasets/", "lfw/", "people/", "people/.embeddings.npz",
     "people/.embeddings.1.npz", "datasets_alignment.csv", "bad_pictures.csv", "best.pth", "best.json", "last.pt",
@@ -37,7 +39,7 @@ def read(page):
 
 
 def blocks(page):
-    """-> [(language, text)] of the fenced blocks."""
+    """Return the fenced blocks as [(language, text)]."""
     return FENCE.findall(read(page))
 
 
@@ -46,14 +48,14 @@ def prose(page):
 
 
 def sections(page):
-    """-> the prose between two headings each, without tables, addresses and pictures."""
+    """Return the prose under each heading, without tables, addresses and images."""
     text = re.sub(r"^\|.*$", "", prose(page), flags=re.MULTILINE)
     text = re.sub(r"\]\([^)]*\)|https?://[^\s)）]+", "]", text)
     return HEADING.split(text)[::3]
 
 
 def tables(page):
-    """-> a list of tables, each a list of rows, each a list of cells."""
+    """Return the tables, each a list of rows, each a list of cells."""
     found = re.findall(r"(?:^\|.*\n)+", prose(page), flags=re.MULTILINE)
     return [[row.strip("|\n ").split("|") for row in table.splitlines()] for table in found]
 
@@ -63,7 +65,7 @@ def numbers(text):
 
 
 def commands(page):
-    """-> the commands of the blocks and of inline code, each a list of words."""
+    """Return the commands in blocks and inline code, each a list of words."""
     lines = []
     for language, text in blocks(page):
         if language == "console":
@@ -81,10 +83,10 @@ def commands(page):
 
 
 def parse(script, arguments):
-    """What the script makes of its arguments, without doing it; what it prints where it refuses them is raised."""
+    """Parse the arguments as the script does and return what it prints. Raises AssertionError if they are rejected."""
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
         patch.setattr(sys, "argv", [script, *arguments])
         try:
             if script == "train.py":  # parse_settings() would read the run of --resume
@@ -96,8 +98,8 @@ def parse(script, arguments):
                 module.parse_settings()
         except SystemExit as end:
             if end.code:
-                raise AssertionError(f"{shlex.join([script, *arguments])}: {said.getvalue()}") from None
-    return said.getvalue()
+                raise AssertionError(f"{shlex.join([script, *arguments])}: {output.getvalue()}") from None
+    return output.getvalue()
 
 
 @functools.cache
@@ -107,8 +109,19 @@ def flags(script):
 
 
 def slugs(page):
-    """The anchors that GitHub makes of the headings."""
+    """Return the anchors that GitHub derives from the headings."""
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for _, title in HEADING.findall(prose(page))}
+
+
+def outline(page):
+    """Return what a translation keeps: heading levels, code, and the numbers and links of each section."""
+    code = [(language, [line.rstrip() for line in COMMENT.sub("", text).splitlines() if line.strip()])
+            for language, text in blocks(page)]
+    return {"headings": [len(level) for level, _ in HEADING.findall(prose(page))],
+            "tables": [[[numbers(cell) for cell in row] for row in table] for table in tables(page)],
+            "blocks": code,
+            "sections": [(sorted(INLINE.findall(section)), section.count("]"),
+                          sorted(numbers(INLINE.sub("", section)))) for section in sections(page)]}
 
 
 def sentences(page):
@@ -118,12 +131,12 @@ def sentences(page):
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
-def test_readme_is_read_to_its_end(page):
+def test_readme_has_at_most_200_lines(page):
     assert len(read(page).splitlines()) <= 200
 
 
 @pytest.mark.parametrize("page", ENGLISH + CHINESE)
-def test_commands_are_understood(page):
+def test_commands_are_accepted(page):
     for program, *arguments in commands(page):
         if program == "torchrun":
             at = next(place for place, word in enumerate(arguments) if word.endswith(".py"))
@@ -152,7 +165,7 @@ def test_flags_and_files_exist(page):
 
 
 @pytest.mark.parametrize("page", ENGLISH + CHINESE)
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for target in re.findall(r"\]\(([^)]+)\)", prose(page)):
         if not target.startswith("http"):
             path, _, anchor = target.partition("#")
@@ -162,7 +175,7 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("pages", [ENGLISH, CHINESE], ids=["English", "Chinese"])
-def test_every_page_is_reached_from_readme(pages):
+def test_every_page_is_linked_from_readme(pages):
     known, reached, left = {ROOT / page for page in pages}, set(), {ROOT / pages[0]}
     while left:
         page = left.pop()
@@ -172,46 +185,31 @@ def test_every_page_is_reached_from_readme(pages):
     assert known - reached == set()
 
 
-@pytest.mark.parametrize("page, other", zip(ENGLISH, CHINESE), ids=ENGLISH)
-def test_both_languages_say_the_same(page, other):
-    def headings(page):
-        return [len(level) for level, _ in HEADING.findall(prose(page))]
-
-    def shapes(page):
-        return [[[numbers(cell) for cell in row] for row in table] for table in tables(page)]
-
-    def code(page):
-        return [(language, [line.rstrip() for line in COMMENT.sub("", text).splitlines() if line.strip()])
-                for language, text in blocks(page)]
-
-    assert headings(page) == headings(other)
-    assert shapes(page) == shapes(other)
-    assert code(page) == code(other)
-    for one, two in zip(sections(page), sections(other), strict=True):
-        assert sorted(INLINE.findall(one)) == sorted(INLINE.findall(two))
-        assert one.count("]") == two.count("]")
-        one, two = INLINE.sub("", one), INLINE.sub("", two)
-        assert sorted(numbers(one)) == sorted(numbers(two)), one
+@pytest.mark.parametrize("page, other", [
+    pytest.param(page, other, id=page, marks=pytest.mark.xfail(strict=True) if page in NOT_TRANSLATED_YET else ())
+    for page, other in zip(ENGLISH, CHINESE)])
+def test_both_languages_have_the_same_contents(page, other):
+    assert outline(page) == outline(other)
 
 
 @pytest.mark.parametrize("pages, length", [(ENGLISH, 40), (CHINESE, 16)], ids=["English", "Chinese"])
-def test_no_sentence_is_said_twice(pages, length):
-    said = {}
+def test_no_sentence_is_repeated(pages, length):
+    seen = {}
     for page in pages:
         for sentence in sentences(page):
             if len(sentence) >= length:
-                assert sentence not in said, f"{page} and {said[sentence]}: {sentence}"
-                said[sentence] = page
+                assert sentence not in seen, f"{page} and {seen[sentence]}: {sentence}"
+                seen[sentence] = page
 
 
-def test_the_settings_page_has_every_flag_of_train():
-    told = set(re.findall(r"`(--[\w-]+)`", read("docs/settings.md")))
+def test_settings_page_lists_every_flag_of_train():
+    listed = set(re.findall(r"`(--[\w-]+)`", read("docs/settings.md")))
     base = {flag for flag in flags("train.py") if not (flag.startswith("--no-") or flag == "--help")}
-    assert base - told == set() and told - base <= {"--help", "--no-"}
+    assert base - listed == set() and listed - base <= {"--help", "--no-"}
 
 
 def assert_shown(printed, shown):
-    """The lines are the same but for the device and the last digits of a number."""
+    """Compare line by line, except for the device; numbers may differ by 0.01."""
     printed, shown = (re.sub(r" on .*threads?\)", "", text).strip().splitlines() for text in (printed, shown))
     assert len(printed) == len(shown), "\n".join(printed)
     for real, line in zip(printed, shown):
@@ -221,7 +219,7 @@ def assert_shown(printed, shown):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/predicting.md"])
-def test_what_a_page_shows_happens(call_script, face_model, tmp_path, page):
+def test_quoted_output_is_real(call_script, face_model, tmp_path, page):
     (tmp_path / "img").symlink_to(ROOT / "img")
     for path in (ROOT / "model_data").glob("arcface_mobilefacenet.*"):
         (tmp_path / "model_data" / path.name).symlink_to(path)
