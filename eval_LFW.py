@@ -29,9 +29,14 @@ from utils.drawing.plots import plot_roc
 from utils.evaluation import lfw
 from utils.evaluation.download_lfw import FOLDERS, align_lfw, fetch_lfw
 from utils.evaluation.embedding import UselessEmbeddings, inference_copy
-from utils.evaluation.impostors import count_distances, count_impostors, impostor_curve
 from utils.evaluation.metrics import can_measure_far
-from utils.evaluation.thresholds import measure_thresholds, save_thresholds
+from utils.evaluation.thresholds import (
+    count_distances,
+    count_impostors,
+    impostor_curve,
+    measure_thresholds,
+    save_thresholds,
+)
 from utils.evaluation.verification_file import read_verification_file
 from utils.faces.detector import FaceDetector
 from utils.faces.images import check_input_shape, preprocess

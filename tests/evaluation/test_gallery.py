@@ -16,8 +16,14 @@ from arcface import Arcface, Candidate
 from utils.common.errors import UserError
 from utils.evaluation import gallery as gallery_module
 from utils.evaluation.embedding import UselessEmbeddings
-from utils.evaluation.gallery import Gallery, fit_own_tail, nearest_people, open_gallery
-from utils.evaluation.gallery_cache import CACHE_NAME, PARTS
+from utils.evaluation.gallery import (
+    CACHE_NAME,
+    FURTHER_PARTS,
+    Gallery,
+    fit_own_tail,
+    nearest_people,
+    open_gallery,
+)
 
 PEOPLE = {"王小明": "Adrien_Brody", "Andre; Agassi": "Andre_Agassi", "Abel Pacheco": "Abel_Pacheco"}
 SETTINGS = {"weights_sha256": "one", "letterbox_image": True}
@@ -287,9 +293,9 @@ def grow(folder, first, last):
 def test_further_pictures_are_added_in_parts_which_become_one_where_they_are_many(colours):
     seen_when_opened(colours)
     first = (colours / CACHE_NAME).read_bytes()
-    grow(colours, 0, PARTS)
-    assert (colours / CACHE_NAME).read_bytes() == first and len(list(colours.glob(".*"))) == PARTS + 1
-    gallery = grow(colours, PARTS, PARTS + 1)
+    grow(colours, 0, FURTHER_PARTS)
+    assert (colours / CACHE_NAME).read_bytes() == first and len(list(colours.glob(".*"))) == FURTHER_PARTS + 1
+    gallery = grow(colours, FURTHER_PARTS, FURTHER_PARTS + 1)
     assert [path.name for path in colours.glob(".*")] == [CACHE_NAME]
     again, seen = seen_when_opened(colours)
     assert seen == [] and again.paths == gallery.paths and np.array_equal(again.embeddings, gallery.embeddings)
@@ -314,7 +320,7 @@ def test_a_kill_between_writing_all_anew_and_removing_the_parts_leaves_the_right
     grow(colours, 0, 2)
     (colours / "blue.png").unlink()
     with monkeypatch.context() as killed:
-        killed.setattr("utils.evaluation.gallery_cache.remove_parts", lambda folder: None)
+        killed.setattr("utils.evaluation.gallery.remove_parts", lambda folder: None)
         seen_when_opened(colours)
     assert len(list(colours.glob(".*"))) == 3
     gallery, seen = seen_when_opened(colours)

@@ -4,16 +4,16 @@ import math
 import numpy as np
 import pytest
 
-from utils.evaluation import impostors
-from utils.evaluation.impostors import (
-    FARS,
+from utils.evaluation import thresholds
+from utils.evaluation.metrics import threshold_at_far
+from utils.evaluation.thresholds import (
+    CURVE_FARS,
     count_distances,
     count_impostors,
     deviate,
     distance_at,
     impostor_curve,
 )
-from utils.evaluation.metrics import threshold_at_far
 
 CURVE = {0.1: 1.3, 0.01: 1.2, 0.001: 1.05, 1e-4: 1.0}
 
@@ -24,7 +24,7 @@ def distance_of(cosine):
 
 @pytest.mark.parametrize("block", [1, 300, 2_000_000])
 def test_all_pairs_of_two_people_count_once_in_whatever_parts(monkeypatch, block):
-    monkeypatch.setattr(impostors, "BLOCK", block)
+    monkeypatch.setattr(thresholds, "COSINES_AT_ONCE", block)
     rng = np.random.default_rng(0)
     people = rng.choice(["Ann", "Bob", "Cid", "\u738b"], 60)
     embeddings = rng.normal(size=(60, 8)).astype(np.float32)
@@ -62,7 +62,7 @@ def test_the_curve_goes_through_its_points(far, distance):
 
 
 def test_between_and_beyond_its_points_the_curve_is_a_straight_line_over_the_normal_quantile():
-    line = {far: distance_of(0.01 + 0.09 * deviate(far)) for far in FARS[1:4]}
+    line = {far: distance_of(0.01 + 0.09 * deviate(far)) for far in CURVE_FARS[1:4]}
     for far in (0.3, 0.1, 0.03, 0.005, 2e-4, 1e-5, 1e-8):
         assert distance_at(line, far) == pytest.approx(distance_of(0.01 + 0.09 * deviate(far)))
     falling = [distance_at(CURVE, far) for far in np.geomspace(0.4, 1e-12, 50)]

@@ -7,7 +7,7 @@ import numpy as np
 from utils.common.files import atomic_write
 from utils.drawing.contact_sheets import fit_font
 from utils.evaluation.metrics import can_measure_far, roc
-from utils.evaluation.thresholds import FARS
+from utils.evaluation.thresholds import OPERATING_FARS
 
 
 def new_figure(width=7.0, height=5.0):
@@ -59,7 +59,7 @@ def plot_roc(distances, genuine, thresholds, title, path):
     The ROC has a logarithmic FAR axis, as what matters is on the left; it begins where one impostor pair is accepted,
     and a FAR below that is not marked. Beside it, who lies at which distance.
     """
-    too_low = {f"FAR {far:g}" for far in FARS if not can_measure_far(genuine, far)}
+    too_low = {f"FAR {far:g}" for far in OPERATING_FARS if not can_measure_far(genuine, far)}
     thresholds = {name: threshold for name, threshold in thresholds.items() if name not in too_low}
     figure = new_figure(width=13, height=5.6)
     curve, histogram = figure.subplots(1, 2)

@@ -2,12 +2,14 @@
 
     DIR/alice/1.jpg  DIR/alice/2.jpg  DIR/bob.jpg     a folder per person, or loose pictures named after them, or both
 
-The embeddings are kept in the folder (gallery_cache.py). A picture is known by its path, size and time of change; what
+The embeddings are kept in the folder (.embeddings.npz). A picture is known by its path, size and time of change; what
 else an embedding depends on (weights, preprocessing) is the key of the whole file.
 """
+import itertools
 import json
 import os
 from array import array
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.common.errors import UserError
-from utils.common.files import is_folder
+from utils.common.files import atomic_write, is_folder
 from utils.evaluation.embedding import UselessEmbeddings
-from utils.evaluation.gallery_cache import PARTS, read_cache, write_part
-from utils.evaluation.impostors import count_impostors, fit_tail
+from utils.evaluation.thresholds import count_impostors, fit_tail
 from utils.faces.face_crop import NoDetector
 from utils.faces.images import EXTENSIONS, UNREAD_EXTENSIONS
 
@@ -26,6 +27,8 @@ NAME = attrgetter("name")
 PART = 256            # pictures embedded at once; where one of them is bad its part is halved until that one is found
 ENOUGH_PEOPLE = 20    # 190 pairs of people: the least that tell how near they come to each other
 ASKED_PICTURES = 4000  # and the most, 8 million pairs
+CACHE_NAME = ".embeddings.npz"
+FURTHER_PARTS = 10  # further ones; where there would be more all are made one
 
 
 class Gallery(NamedTuple):
@@ -85,7 +88,7 @@ def open_gallery(folder, embed, settings, progress=None):
         own_tail = cache.own_tail
     else:
         own_tail = fit_own_tail(embeddings, person, len(people))
-        append = unchanged and cache.parts <= PARTS and embedded < kept
+        append = unchanged and cache.parts <= FURTHER_PARTS and embedded < kept
         chosen = np.flatnonzero(rows < 0) if append else np.arange(len(paths))
         note = write_part(folder, cache.parts if append else 0, key, [paths[place] for place in chosen],
                           stamps[chosen], embeddings[chosen], own_tail)
@@ -188,3 +191,75 @@ def nearest_people(embedding, gallery, top):
     found = [(gallery.people[person], distance, gallery.paths[row])
              for person, distance, row in zip(nearest, distances, rows)]
     return sorted(found, key=lambda candidate: candidate[1])
+
+
+class Cache(NamedTuple):
+    paths: list                 # M, relative to the gallery
+    stamps: np.ndarray          # int64 (M, 2): bytes, time of change in ns
+    embeddings: np.ndarray      # float32 (M, D)
+    own_tail: np.ndarray        # of the whole gallery when the last part was written: see gallery.py
+    parts: int                  # files that may be added to; 0: write all anew
+
+
+def part_path(folder, number):
+    return Path(folder, CACHE_NAME if number == 0 else f".embeddings.{number}.npz")
+
+
+def read_cache(folder, key, size):
+    """-> Cache of rows of `size` numbers; an empty one where there is none, or none of use."""
+    parts = []
+    for number in itertools.count():
+        path = part_path(folder, number)
+        if not path.exists():
+            break
+        part = read_part(path, key, size)
+        if part is None:
+            break
+        parts.append(part)
+    if not parts:
+        return Cache([], np.zeros((0, 2), np.int64), np.zeros((0, size), np.float32), np.zeros(0), 0)
+    if len(parts) == 1:
+        return Cache(*parts[0], 0 if path.exists() else 1)
+    paths, stamps, embeddings, tails = zip(*parts)
+    return Cache([*itertools.chain(*paths)], np.concatenate(stamps), np.concatenate(embeddings), tails[-1],
+                 0 if path.exists() else len(parts))
+
+
+def read_part(path, key, size):
+    """-> (paths, stamps, embeddings, own_tail) of one file, None where it is of no use."""
+    try:
+        with np.load(path, allow_pickle=False) as part:
+            if str(part["key"]) != key:
+                return None
+            paths = bytes(part["paths"]).decode("utf-8", "surrogateescape").split("\0")
+            stamps, rows, tail = part["stamps"], part["embeddings"], part["own_tail"]
+        usable = (rows.dtype == np.float32 and rows.shape == (len(paths), size) and np.isfinite(rows).all()
+                  and stamps.dtype == np.int64 and stamps.shape == (len(paths), 2)
+                  and tail.dtype == np.float64 and tail.shape in ((0,), (2,)) and np.isfinite(tail).all())
+        return (paths, stamps, rows, tail) if usable else None
+    except Exception:  # a damaged file may raise almost anything: it is made anew
+        return None
+
+
+def write_part(folder, number, key, paths, stamps, embeddings, own_tail):
+    """Write the part of this number; 0 is all, and the other parts go.
+
+    -> a line that says why it cannot be written, None where it is.
+    """
+    names = "\0".join(paths).encode("utf-8", "surrogateescape")
+    try:
+        with atomic_write(part_path(folder, number)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, key=key, paths=np.frombuffer(names, np.uint8), stamps=stamps, embeddings=embeddings,
+                     own_tail=own_tail)
+    except UserError as error:
+        return f"{error}: the next query will embed the pictures again"
+    if number == 0:
+        remove_parts(folder)
+
+
+def remove_parts(folder):
+    """Remove the parts beyond the first, the last of them first, so that no gap hides one from read_cache()."""
+    last = next(number for number in itertools.count(1) if not part_path(folder, number).exists()) - 1
+    for number in range(last, 0, -1):
+        with suppress(OSError):
+            part_path(folder, number).unlink()
