@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.common.device import choose_device, describe_device
-from utils.common.download import hash_file
+from utils.common.files import hash_file
 from utils.drawing.contact_sheets import draw_candidates, draw_comparison, draw_faces
 from utils.evaluation.embedding import UselessEmbeddings, embed, inference_copy
 from utils.evaluation.gallery import Gallery, nearest_people, open_gallery

@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from utils.common.download import hash_file
 from utils.common.errors import SettingsParser, UserError, script
+from utils.common.files import hash_file
 from utils.data.annotation import check_there, check_trainable, read_annotation
 from utils.data.dataset import make_loaders
 

@@ -17,8 +17,6 @@ import pytest
 from PIL import Image
 from script_runner import Runner
 
-from utils.common import download
-
 # Two test processes on two cores: with a thread each they do not wait for each other (before torch is imported).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -132,7 +130,6 @@ def server(monkeypatch):
             pass
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "PAUSE", 0)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         server.address = f"http://127.0.0.1:{listening.server_port}"
         thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
@@ -152,9 +149,8 @@ def send(handler, content, headers):
 
 
 @pytest.fixture
-def nowhere(monkeypatch):
+def nowhere():
     """An address where nothing listens: what a machine without a network finds."""
-    monkeypatch.setattr(download, "PAUSE", 0)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{taken.getsockname()[1]}"

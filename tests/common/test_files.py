@@ -1,13 +1,14 @@
 """utils/common/files.py: a file is written whole or not at all."""
+import hashlib
 import os
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, files, send
 
 from utils.common.errors import UserError
-from utils.common.files import atomic_write, locate, read_lines, write_text
+from utils.common.files import atomic_write, download, locate, read_lines, write_text
 
 
 def test_a_file_is_replaced_only_when_the_block_has_ended(tmp_path):
@@ -79,3 +80,58 @@ def test_model_data_is_beside_the_code_unless_the_caller_has_its_own(tmp_path, m
     assert locate(name).read_text() == "mine"
     monkeypatch.chdir(ROOT)
     assert locate(name) == Path(name) and locate("model_data/to_come.pth") == Path("model_data/to_come.pth")
+
+
+# A server on this machine stands for the internet.
+
+CONTENT = bytes(range(256)) * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_a_file_is_downloaded_under_any_name_once(server, tmp_path):
+    server.files["/a"] = CONTENT
+    path = tmp_path / "权 重" / "a;b.pth"
+    for _ in range(2):
+        download(f"{server.address}/a", path, SHA256)
+    assert path.read_bytes() == CONTENT and files(tmp_path) == ["权 重/a;b.pth"] and server.asked == ["/a"]
+
+
+def test_another_file_at_its_place_is_a_user_error_and_stays(nowhere, tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"a\.pth is not the published file .*{SHA256}.*remove it"):
+        download(f"{nowhere}/a", tmp_path / "a.pth", SHA256)
+    assert (tmp_path / "a.pth").read_bytes() == b"mine"
+
+
+def cut_short(handler):
+    send(handler, CONTENT[:5000], {"Content-Length": len(CONTENT)})
+
+
+def send_nonsense(handler):
+    handler.wfile.write(b"220 this is not HTTP\r\n")
+
+
+@pytest.mark.parametrize("answer, words", [
+    (None, "404"), (lambda handler: handler.send_error(503), "503"), (cut_short, "hash"), (send_nonsense, ""),
+    (b"<html>log in</html>", "hash"), (CONTENT + b"!", "hash")],
+    ids=["missing", "busy", "cut", "nonsense", "page", "longer"])
+def test_a_failed_download_is_one_line_with_the_remedy_and_leaves_nothing(server, tmp_path, answer, words):
+    server.files["/a"] = answer
+    with pytest.raises(UserError) as caught:
+        download(f"{server.address}/a", tmp_path / "a.pth", SHA256)
+    for part in (f"cannot download {server.address}/a", words, f"put it at {tmp_path / 'a.pth'}"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value) and files(tmp_path) == []
+
+
+def test_a_file_of_unknown_hash_has_to_pass_its_check(server, tmp_path):
+    def check(path):
+        if path.read_bytes() != CONTENT:
+            raise UserError("is no such file")
+    server.files["/a"] = b"<html>log in</html>"
+    with pytest.raises(UserError, match=r"what came from .*/a is not the file \(is no such file\).*put it at .*a\.pth"):
+        download(f"{server.address}/a", tmp_path / "a.pth", check=check)
+    assert files(tmp_path) == []
+    server.files["/a"] = CONTENT
+    download(f"{server.address}/a", tmp_path / "a.pth", check=check)
+    assert files(tmp_path) == ["a.pth"]

@@ -14,8 +14,8 @@ from PIL import Image
 
 import predict
 from arcface import Arcface, Candidate, Match
-from utils.common.download import hash_file
 from utils.common.errors import UserError
+from utils.common.files import hash_file
 from utils.drawing.contact_sheets import AMBER, GREEN, RED
 from utils.evaluation.metrics import best_threshold, threshold_at_far
 from utils.evaluation.thresholds import (

@@ -14,8 +14,8 @@ from training_data import QUICK, assert_same_weights, only_run, train_command, w
 
 import train
 from utils.common.errors import UserError
-from utils.common.interrupt import StopRequest
 from utils.training import resume
+from utils.training.interrupt import StopRequest
 from utils.training.objective import LabelLoss
 
 EPOCHS = 2

@@ -11,8 +11,8 @@ from PIL import Image
 
 from arcface import Arcface
 from nets.arcface import ArcfaceNet
-from utils.common.download import hash_file
 from utils.common.errors import UserError
+from utils.common.files import hash_file
 from utils.evaluation.thresholds import BY_DEFAULT
 from utils.faces.images import normalise, preprocess
 from utils.weights.checkpoint import save

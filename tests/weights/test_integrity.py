@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from utils.common.download import hash_file
 from utils.common.errors import UserError
+from utils.common.files import hash_file
 from utils.weights.checkpoint import Implausible, read_weights, save
 from utils.weights.integrity import find_implausible
 

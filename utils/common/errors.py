@@ -2,13 +2,21 @@
 import argparse
 import functools
 import gc
+import math
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the file and the remedy."""
+    """A mistake of the user's, who can fix it: the message is one line that names the file and the remedy.
+
+    What it quotes may be long, such as an image given as base64 text; each line is cut to a readable length.
+    """
+
+    def __init__(self, message):
+        super().__init__("\n".join(map(shorten, str(message).splitlines())))
 
 
 def tell(line):
@@ -20,9 +28,40 @@ def tell(line):
         tell_once(line)
 
 
-def one_line(error):
-    """What an exception says, without line ends; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+def first_line(error):
+    """Return the first line of an exception's message, or the name of its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def shorten(text, longest=800):
+    """Return the text, with its middle left out if it has more than `longest` characters."""
+    text = str(text)
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} ... [{len(text)} characters] ... {text[-half:]}"
+
+
+def number(kind=float, minimum=-math.inf, maximum=math.inf, above=-math.inf, below=math.inf):
+    """Return a type for argparse: a finite number in [minimum, maximum] and strictly between `above` and `below`."""
+    limits = {"at least": minimum, "at most": maximum, "above": above, "below": below}
+    given = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
+
+    def parse(text):
+        with suppress(ValueError, OverflowError):
+            value = kind(text)
+            if math.isfinite(value) and minimum <= value <= maximum and above < value < below:
+                return value
+        name = "an integer" if kind is int else "a finite number"
+        raise argparse.ArgumentTypeError(f"{shorten(text, 40)!r} is not {' '.join(filter(None, (name, given)))}")
+    return parse
+
+
+positive_int = number(int, minimum=1)
+non_negative_int = number(int, minimum=0)
+finite_float = number()
+positive_float = number(above=0)
+non_negative_float = number(minimum=0)
+fraction = number(minimum=0, maximum=1)
 
 
 def script(main):
@@ -71,5 +110,5 @@ class SettingsParser(argparse.ArgumentParser):
                          formatter_class=HelpFormatter, **kwargs)
 
     def error(self, message):
-        tell(f"{self.prog}: {message} (see python {self.prog} --help)")
+        tell(f"{self.prog}: {shorten(message)} (see python {self.prog} --help)")
         sys.exit(2)

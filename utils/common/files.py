@@ -1,14 +1,19 @@
-"""Where files are, and writing them so that an interrupted run never leaves half of one."""
+"""Finding, reading, writing, hashing and downloading files. An interrupted run never leaves half of one."""
 import functools
+import hashlib
 import os
 import re
 import secrets
+import sys
 import time
 import unicodedata
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 
-from utils.common.errors import UserError
+import torch
+
+from utils.common.errors import UserError, first_line
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 A_DAY = 24 * 3600
@@ -71,7 +76,7 @@ def remove_leftovers(folder):
     """Remove the temporary files of killed processes from a folder: those older than a day, once per process."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if re.fullmatch(r"\..+\.[0-9a-f]+\.tmp", entry.name, re.DOTALL):
+            if re.fullmatch(r"\..+\.[0-9a-f]+\.tmp(\.[0-9a-f]+\.partial)?", entry.name, re.DOTALL):
                 with suppress(OSError):
                     if time.time() - entry.stat().st_mtime > A_DAY:
                         os.unlink(entry)
@@ -91,3 +96,32 @@ def read_lines(path, remedy):
         raise UserError(f"{path} does not exist: {remedy}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} as UTF-8 text: {error}") from None
+
+
+def hash_file(path):
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(url, path, sha256=None, check=None):
+    """Fetch `url` into `path` unless that file exists, and compare its SHA-256.
+
+    If the hash is not known, check(path of the temporary file) has to accept what was fetched: it raises UserError.
+    Raises UserError if the file cannot be fetched or is another one; `path` is then as it was.
+    """
+    path = Path(path)
+    if path.is_file():
+        if sha256 and hash_file(path) != sha256:
+            raise UserError(f"{path} is not the published file (its SHA-256 is not {sha256}): remove it and try again")
+        return
+    remedy = f"try again with a network, or download {url} elsewhere and put it at {path}"
+    with atomic_write(path) as temporary:
+        try:
+            torch.hub.download_url_to_file(url, temporary, hash_prefix=sha256, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError, ValueError, HTTPException) as error:
+            raise UserError(f"cannot download {url} ({first_line(error)}): {remedy}") from None
+        try:
+            check is None or check(temporary)
+        except UserError as error:
+            raise UserError(f"what came from {url} is not the file ({first_line(error)}): {remedy}") from None

@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import re
+import signal
 from collections import Counter
 from itertools import chain, islice
 from typing import NamedTuple
@@ -15,9 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from nets.head import IGNORE
 from utils.common import distributed
 from utils.common.device import available_cores
-from utils.common.download import hash_file
 from utils.common.errors import UserError
-from utils.common.interrupt import leave_deaths_to_the_loader, leave_signals_to_main
+from utils.common.files import hash_file
 from utils.common.stderr import caught_stderr
 from utils.data.annotation import check_there, check_trainable, pack, read_annotation, read_names
 from utils.data.bad_pictures import BadPicture, reason_of
@@ -354,3 +354,25 @@ class Joined:
         count = len(self.first)
         first, second = indices[indices < count], indices[indices >= count] - count
         return Joined(self.first.subset(first), self.second.subset(second))
+
+
+def leave_deaths_to_the_loader():
+    """Undo the SIGCHLD handler that the first DataLoader with workers installs.
+
+    When a worker was killed it raises wherever the main process is, also half-way through an optimizer step. The
+    loader itself finds a dead worker too, within 5 seconds, but only while it waits for a batch.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def leave_signals_to_main(worker):
+    """For DataLoader workers: Ctrl-C and a SIGTERM to the group reach every process of it, but only main decides.
+
+    A worker therefore leaves the group. It must not ignore SIGTERM: that is how Python ends workers at exit.
+    """
+    if hasattr(os, "setsid"):
+        os.setsid()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

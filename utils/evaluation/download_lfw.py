@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from utils.common.device import available_cores
-from utils.common.errors import UserError, one_line
+from utils.common.errors import UserError, first_line
 from utils.common.files import atomic_write
 
 FOLDERS = {"original": "lfw", "funneled": "lfw_funneled"}
@@ -40,7 +40,7 @@ def fetch_lfw(variant):
         shutil.rmtree(folder, ignore_errors=True)  # scikit-learn would take what is unpacked in part for the whole
         if not isinstance(error, OSError | EOFError | tarfile.TarError | zlib.error):
             raise
-        raise UserError(f"cannot fetch LFW ({one_line(error)}): try again with a network, or unpack "
+        raise UserError(f"cannot fetch LFW ({first_line(error)}): try again with a network, or unpack "
                         f"{ARCHIVES[variant]} from elsewhere so that {folder} holds <Person>/<Person>_0001.jpg and so "
                         "on") from None
     if not folder.is_dir():

@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.common.download import hash_file
 from utils.common.errors import UserError
-from utils.common.files import write_text
+from utils.common.files import hash_file, write_text
 from utils.evaluation.metrics import can_measure_far, verification
 
 OPERATING_FARS = (0.01, 0.001)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.common.errors import UserError, one_line
+from utils.common.errors import UserError, first_line
 from utils.evaluation.lfw import Pairs
 from utils.faces.images import EncodedImage
 
@@ -55,7 +55,7 @@ def load(path):
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give --bin an insightface file such as lfw.bin") from None
     except Exception as error:  # bytes that are no pickle may raise anything
-        raise UserError(f"{path} is no verification file ({one_line(error)}): download or pack it again") from None
+        raise UserError(f"{path} is no verification file ({first_line(error)}): download or pack it again") from None
     try:
         pictures, flags = content
         flags = flags.values() if isinstance(flags, StoredArray) else flags

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.common.download import download
-from utils.common.errors import UserError, one_line
-from utils.common.files import locate
+from utils.common.errors import UserError, first_line
+from utils.common.files import download, locate
 from utils.faces.images import open_image
 
 INSTALL = 'pip install "opencv-python-headless>=5"'
@@ -65,7 +64,7 @@ class FaceDetector:
             import cv2
             release, self.create = cv2.__version__, cv2.FaceDetectorYN.create
         except Exception as error:  # a library that is missing, a NumPy that it was not built for, a folder called cv2
-            raise UserError(f"no face detection without OpenCV 5 ({one_line(error)}): {INSTALL}") from None
+            raise UserError(f"no face detection without OpenCV 5 ({first_line(error)}): {INSTALL}") from None
         if int(release.partition(".")[0]) < 5:
             raise UserError(f"no face detection with OpenCV {release}, it needs 5: {INSTALL}")
         model_path = locate(model_path)

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image
 
-from utils.common.errors import UserError, one_line
+from utils.common.errors import UserError, first_line
 
 # What Pillow may take a file for, whatever its name is: by itself it hands a PostScript file to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF")
@@ -83,7 +83,7 @@ def why_not_read(error, source):
     kind = foreign_format(source)
     if kind and (kind != "AVIF" or isinstance(error, Image.UnidentifiedImageError)):
         return f"is {kind}, which is not read here: convert it to JPEG"
-    reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
+    reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else first_line(error)
     return f"does not decode ({reason}): replace or remove it"
 
 

@@ -13,10 +13,10 @@ from nets.head import IGNORE
 from utils.common import distributed
 from utils.common.device import send
 from utils.common.errors import UserError
-from utils.common.interrupt import StopRequest
 from utils.data.augmentation import augment
 from utils.data.dataset import batches_of, mix_seeds
 from utils.training.average import MovingAverage
+from utils.training.interrupt import StopRequest
 from utils.training.loss_scale import LossScale
 from utils.training.optimizer import clip_gradients
 from utils.training.sampling import sampled_head

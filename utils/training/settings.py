@@ -3,7 +3,7 @@ import math
 from pathlib import Path
 
 from nets.arcface import DEFAULT_BACKBONE, backbone_name
-from utils.common.download import hash_file
+from utils.common.files import hash_file
 from utils.data.augmentation import KINDS
 from utils.weights import checkpoint
 

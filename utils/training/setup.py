@@ -5,10 +5,10 @@ from nets.arcface import ArcfaceNet
 from nets.shards import WHOLE, Shard
 from utils.common import distributed
 from utils.common.files import locate
-from utils.common.interrupt import StopRequest
 from utils.training.average import MovingAverage
 from utils.training.distillation import Distillation, Weights, matched_stages, one_stage
 from utils.training.engine import Training
+from utils.training.interrupt import StopRequest
 from utils.training.loss_scale import LossScale
 from utils.training.objective import LabelLoss
 from utils.training.optimizer import make_optimizer

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.common.download import hash_file
 from utils.common.errors import UserError
-from utils.common.files import REPOSITORY, atomic_write
+from utils.common.files import REPOSITORY, atomic_write, hash_file
 from utils.evaluation.thresholds import BY_DEFAULT
 from utils.faces.images import normalise, preprocess
 

@@ -4,8 +4,8 @@ import zipfile
 
 import torch
 
-from utils.common.download import hash_file
 from utils.common.errors import UserError
+from utils.common.files import hash_file
 from utils.evaluation.thresholds import thresholds_path
 
 # A flip of the highest exponent bit makes of a float32 below 1 one above 1e9, if it was not below 3e-30. The published

@@ -1,12 +1,11 @@
 """The weights that bubbliiiing/arcface-pytorch published, trained on CASIA-WebFace."""
 from nets.arcface import DEFAULT_BACKBONE, backbone_name
-from utils.common.download import download
 from utils.common.errors import UserError
-from utils.common.files import locate
-from utils.weights.checkpoint import read_weights
+from utils.common.files import download, locate
+from utils.weights.checkpoint import load_embedder
 
 ADDRESS = "https://github.com/bubbliiiing/arcface-pytorch/releases/download/v1.0"
-SHA256 = {  # by backbone; None: not known, so the first download is recorded
+SHA256 = {  # None: not known, so what is downloaded has to load as weights of this backbone
     "mobilefacenet": "4c08e11a0a2bbf299910210da647c7d8105c348f4c533868e1710dbcf7b22480",
     "mobilenet": None,
     "iresnet50": None,
@@ -25,12 +24,5 @@ def published_weights(backbone=None):
     if backbone not in SHA256:
         raise UserError(f"no weights are published for {backbone}: choose --backbone {', '.join(SHA256)}")
     path = locate(f"model_data/published_{backbone}.pth")
-    download(f"{ADDRESS}/arcface_{backbone}.pth", path, SHA256[backbone], is_right=holds_weights)
+    download(f"{ADDRESS}/arcface_{backbone}.pth", path, SHA256[backbone], lambda file: load_embedder(file, backbone))
     return path
-
-
-def holds_weights(path):
-    try:
-        return bool(read_weights(path))
-    except UserError:
-        return False
