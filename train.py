@@ -27,17 +27,15 @@ from utils.data.augmentation import KINDS, augment
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders, read_training_set
 from utils.faces.images import check_input_shape
-from utils.training import resume
-from utils.training.benchmarks import measure, read_benchmarks
+from utils.training import checkpoint as resume
+from utils.training.checkpoint import whole_weight
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
 from utils.training.engine import Diverged, Interrupted, epoch_means, epoch_totals, train_one_epoch
-from utils.training.head_files import whole_weight
-from utils.training.progress import Progress
-from utils.training.run import Run, best_row, commit
+from utils.training.run import Progress, Run, best_row, commit
 from utils.training.settings import check_settings
 from utils.training.setup import load_weights, make_net, make_training, saves_head
-from utils.training.validation import validate
+from utils.training.validation import measure, read_benchmarks, validate
 
 NO_RESULTS = "epoch", "lr", "images_per_second", "data_wait"  # columns of log.csv
 

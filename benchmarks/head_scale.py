@@ -26,10 +26,9 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nets.head import ArcMarginProduct
-from nets.shards import WHOLE, Shard
+from nets.partial_fc import WHOLE, Shard, sampled_head
 from utils.common import distributed
 from utils.training.describe import head_bytes
-from utils.training.sampling import sampled_head
 
 DIMENSIONS, PICTURES = 512, 64
 PEOPLE = (50_000, 93_431, 200_000)  # the second is MS1MV3's

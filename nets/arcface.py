@@ -11,7 +11,7 @@ from nets.head import ArcMarginProduct
 from nets.iresnet import IResNet
 from nets.mobilefacenet import MobileFaceNet
 from nets.mobilenet import MobileNetV1
-from nets.shards import WHOLE
+from nets.partial_fc import WHOLE
 
 
 class Backbone(NamedTuple):

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nets.class_sums import ClassSums, float32_products
-from nets.shards import WHOLE, draw_rows
+from nets.partial_fc import WHOLE, draw_rows
+from nets.softmax import ClassSums, float32_products
 
 IGNORE = -1  # the label, in `losses` alone, of a picture whose person is not known
 
@@ -35,7 +35,7 @@ class MarginHead(nn.Module):
         self.s, self.m, self.easy_margin = s, m, easy_margin
         self.classes, self.shard = out_features, shard
         self.weight = nn.Parameter(draw_rows(out_features, in_features, *shard.bounds(out_features)))
-        self.sample = None  # (rows,), ascending: which of its rows `weight` holds while training/sampling.py lets it
+        self.sample = None  # (rows,), ascending: which of its rows `weight` holds while nets/partial_fc.py lets it
         self.target_cosine = None
 
     def margin(self, cosine):

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, assert_user_error, is_png, write_rows
 
 from utils.evaluation.metrics import Verification
-from utils.training.benchmarks import read_benchmarks
+from utils.training.validation import read_benchmarks
 
 
 def assert_published_lines(printed, figures):

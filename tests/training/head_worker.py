@@ -21,16 +21,15 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from nets.arcface import BACKBONES, Backbone
 from nets.head import ArcMarginProduct
-from nets.shards import Shard
+from nets.partial_fc import Shard
 from train import check_settings, make_parser, weights_to_save
 from utils.common import distributed
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import EpochBatches
-from utils.training import resume
+from utils.training import checkpoint as resume
+from utils.training.checkpoint import whole_weight
 from utils.training.engine import train_one_step
-from utils.training.head_files import whole_weight
-from utils.training.loss_scale import LossScale
-from utils.training.optimizer import clip_gradients
+from utils.training.optim import LossScale, clip_gradients
 from utils.training.setup import make_net, make_training
 from utils.training.validation import validate
 

@@ -1,9 +1,9 @@
-"""utils/training/average.py: the moving average of a network's weights."""
+"""utils/training/optim.py: the moving average of a network's weights."""
 import pytest
 import torch
 from torch import nn, optim
 
-from utils.training.average import MovingAverage
+from utils.training.optim import MovingAverage
 
 
 def test_the_average_forgets_the_start_and_then_moves_by_one_minus_the_decay():

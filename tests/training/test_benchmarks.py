@@ -8,8 +8,8 @@ import pytest
 from conftest import assert_user_error
 from training_data import QUICK, only_run, write_faces
 
-from utils.training.benchmarks import accuracy_columns, columns_of
 from utils.training.run import best_row
+from utils.training.validation import accuracy_columns, columns_of
 
 
 @pytest.fixture

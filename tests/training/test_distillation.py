@@ -12,7 +12,7 @@ from nets.head import IGNORE
 from utils.data.augmentation import KINDS, augment
 from utils.faces.images import normalise, preprocess
 from utils.training.distillation import Distillation, Weights, match_blocks, matched_stages, one_stage
-from utils.training.objective import LabelLoss, label_losses
+from utils.training.losses import LabelLoss, label_losses
 from utils.weights.checkpoint import load_embedder
 
 BACKBONES = ("mobilefacenet", "mobilenet", "iresnet18")

@@ -20,8 +20,8 @@ from nets.arcface import ArcfaceNet
 from utils.data.annotation import read_annotation
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
-from utils.training.objective import LabelLoss
-from utils.training.schedule import Margin
+from utils.training.losses import LabelLoss
+from utils.training.optim import Margin
 from utils.training.validation import validate
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,11 @@ from utils.common.errors import UserError
 from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import EpochBatches
 from utils.faces.images import normalise
-from utils.training import resume
+from utils.training import checkpoint as resume
 from utils.training.compilation import compile_if_wanted
 from utils.training.describe import describe
 from utils.training.engine import Diverged, Interrupted, enter_training_mode, train_one_epoch, train_one_step
-from utils.training.loss_scale import LossScale
+from utils.training.optim import LossScale
 from utils.training.run import Run
 from utils.training.setup import make_net, make_training
 from utils.training.validation import validate

@@ -14,9 +14,9 @@ from training_data import QUICK, assert_same_weights, only_run, train_command, w
 
 import train
 from utils.common.errors import UserError
-from utils.training import resume
+from utils.training import checkpoint as resume
 from utils.training.interrupt import StopRequest
-from utils.training.objective import LabelLoss
+from utils.training.losses import LabelLoss
 
 EPOCHS = 2
 

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 
 from utils.common.errors import UserError
-from utils.training import progress
 from utils.training import run as module
-from utils.training.progress import Progress
-from utils.training.run import COLUMNS, Run, make_folder
+from utils.training import run as progress
+from utils.training.run import COLUMNS, Progress, Run, make_folder
 from utils.weights import checkpoint
 
 

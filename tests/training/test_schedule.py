@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nets.arcface import BACKBONES, ArcfaceNet
-from utils.training.optimizer import decay_groups, make_optimizer
-from utils.training.schedule import LIMITS, LearningRate, Margin, scale_learning_rate
+from utils.training.optim import LIMITS, LearningRate, Margin, decay_groups, make_optimizer, scale_learning_rate
 
 quick = settings(max_examples=60, derandomize=True, deadline=None)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nets.shards import Shard, draw_rows
+from nets.partial_fc import Shard, draw_rows
 
 TOLERANCE = 1e-10
 SEVERAL = pytest.mark.parametrize("processes", [2, 3, 4])

@@ -7,7 +7,7 @@ import torch
 from train import check_settings, make_parser
 from utils.common.errors import UserError
 from utils.data.dataset import EpochBatches
-from utils.training import resume
+from utils.training import checkpoint as resume
 from utils.training.run import Run
 from utils.training.setup import make_net, make_training
 

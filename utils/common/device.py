@@ -67,7 +67,7 @@ def tune_cuda(device):
 
     cuDNN times its convolutions and takes the fastest, which may be another one in another run, so that a resumed run
     is not bit-exact there. Products of float32 matrices may round their factors to 11 bits (TF32), but for the
-    head's (nets/class_sums.py).
+    head's (nets/softmax.py).
     """
     torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True

@@ -1,10 +1,10 @@
 """What a training run is about to do, in words."""
 import math
 
-from nets.class_sums import BLOCK
+from nets.softmax import BLOCK
 from utils.common import distributed
 from utils.common.device import describe_device
-from utils.training.schedule import LIMITS, REFERENCE_BATCH
+from utils.training.optim import LIMITS, REFERENCE_BATCH
 from utils.training.setup import saves_head
 
 GROUPS = ("body", "embedding layer and head", "BatchNorm, PReLU and biases")

@@ -15,7 +15,7 @@ from torch import nn
 
 from utils.common.errors import UserError
 from utils.evaluation.embedding import fold_batch_norm
-from utils.training.objective import Outcome, label_losses
+from utils.training.losses import Outcome, label_losses
 
 
 class Weights(NamedTuple):

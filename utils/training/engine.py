@@ -10,17 +10,14 @@ from torch import nn
 
 from nets.arcface import ArcfaceNet
 from nets.head import IGNORE
+from nets.partial_fc import sampled_head
 from utils.common import distributed
 from utils.common.device import send
 from utils.common.errors import UserError
 from utils.data.augmentation import augment
 from utils.data.dataset import batches_of, mix_seeds
-from utils.training.average import MovingAverage
 from utils.training.interrupt import StopRequest
-from utils.training.loss_scale import LossScale
-from utils.training.optimizer import clip_gradients
-from utils.training.sampling import sampled_head
-from utils.training.schedule import Margin
+from utils.training.optim import LossScale, Margin, MovingAverage, clip_gradients
 
 CHECK_EVERY = 50  # steps between two looks for what is too slow to look for at each
 
@@ -47,7 +44,7 @@ class Training:
     augmentations: tuple = ()                 # see utils/data/augmentation.py
     freeze_bn_from: float = math.inf          # the epoch, from 0, from which BatchNorm keeps its statistics
     hint_steps: int = 0                       # of the first steps, in which the student's stages learn apart
-    sample_rate: float = 1.0                  # share of the head's rows in a step, see sampling.py
+    sample_rate: float = 1.0                  # share of the head's rows in a step, see nets/partial_fc.py
     step: int = 0                             # optimizer steps taken since the start of the run
     epoch: int = 0                            # the epoch that runs, from 0
     batch: int = 0                            # batches taken of that epoch

@@ -2,17 +2,14 @@
 import torch
 
 from nets.arcface import ArcfaceNet
-from nets.shards import WHOLE, Shard
+from nets.partial_fc import WHOLE, Shard
 from utils.common import distributed
 from utils.common.files import locate
-from utils.training.average import MovingAverage
 from utils.training.distillation import Distillation, Weights, matched_stages, one_stage
 from utils.training.engine import Training
 from utils.training.interrupt import StopRequest
-from utils.training.loss_scale import LossScale
-from utils.training.objective import LabelLoss
-from utils.training.optimizer import make_optimizer
-from utils.training.schedule import LearningRate, Margin, scale_learning_rate
+from utils.training.losses import LabelLoss
+from utils.training.optim import LearningRate, LossScale, Margin, MovingAverage, make_optimizer, scale_learning_rate
 from utils.weights import checkpoint
 
 

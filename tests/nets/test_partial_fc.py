@@ -1,11 +1,11 @@
-"""utils/training/sampling.py: what a step of a sampled head computes, and what it leaves as it was."""
+"""nets/partial_fc.py: what a step of a sampled head computes, and what it leaves as it was."""
 import pytest
 import torch
 import torch.nn.functional as F
 
 from nets.head import ArcMarginProduct
-from utils.training.optimizer import clip_gradients
-from utils.training.sampling import sampled_head
+from nets.partial_fc import sampled_head
+from utils.training.optim import clip_gradients
 
 LABELS = torch.tensor([3, 40, 7, 3])
 
