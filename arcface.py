@@ -16,7 +16,6 @@ import time
 from functools import partial
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ import numpy as np
 from utils.common.device import choose_device, describe_device
 from utils.common.files import hash_file
 from utils.drawing.contact_sheets import draw_candidates, draw_comparison, draw_faces
-from utils.evaluation.embedding import UselessEmbeddings, embed, inference_copy
+from utils.evaluation.embedding import InvalidEmbeddings, embed_images, inference_copy
 from utils.evaluation.gallery import Gallery, nearest_people, open_gallery
 from utils.evaluation.thresholds import choose_gallery_threshold, choose_threshold, judge
 from utils.faces.face_crop import FaceCrop, blank_images, faces_of_two, near_blank
@@ -134,12 +133,11 @@ class Arcface:
 
         crop: any function from a picture to a PIL image; None takes them as they are.
         """
-        settings = SimpleNamespace(input_shape=self.input_shape, letterbox_image=self.letterbox_image,
-                                   batch_size=batch_size, num_workers=min(4, len(images)), flip=False, bf16=self.bf16)
         try:
-            return embed(self.net, list(images), settings, crop=crop).numpy()
-        except UselessEmbeddings as error:
-            raise UselessEmbeddings(f"{self.model_path}: {error}") from None
+            return embed_images(self.net, list(images), self.input_shape, self.letterbox_image, batch_size,
+                                workers=min(4, len(images)), bf16=self.bf16, crop=crop).numpy()
+        except InvalidEmbeddings as error:
+            raise InvalidEmbeddings(f"{self.model_path}: {error}") from None
 
     def embed_two(self, image_1, image_2):
         """-> the embeddings of two pictures, each by its own of `face`."""

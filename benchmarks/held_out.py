@@ -43,7 +43,7 @@ def link_pictures(people, folder):
 
 
 def draw_pairs(counts, generator):
-    """{name: pictures} -> the lines of a pairs list, as utils/evaluation/lfw.py reads it."""
+    """{name: pictures} -> the lines of a pairs list, as utils/evaluation/pairs.py reads it."""
     names = sorted(counts)
     several = [name for name in names if counts[name] > 1]
     yield f"{FOLDS}\t{PAIRS}"

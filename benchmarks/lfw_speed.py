@@ -4,8 +4,8 @@
     python benchmarks/lfw_speed.py --lfw-dir lfw --bf16
 
 plain: both pictures of each of the 6,000 pairs decoded and embedded, 256 pairs at once, eager, channels first,
-BatchNorm unfolded, malloc as it is: the published eval_LFW.py. ours: utils/evaluation/lfw.py. Each is a process of its
-own on the CPU; decoding counts in both. Of eval_LFW.py's flags those of weights, list, folder and precision count.
+BatchNorm unfolded, malloc as it is: the published eval_LFW.py. ours: utils/evaluation/pairs.py. Each is a process of
+its own on the CPU; decoding counts in both. Of eval_LFW.py's flags those of weights, list, folder and precision count.
 """
 import json
 import statistics
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from eval_LFW import make_parser
+from eval_LFW import embedding_options, make_parser
 from utils.common.device import keep_freed_memory
 from utils.common.errors import script
-from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
-from utils.evaluation.metrics import verification
+from utils.evaluation.metrics import verification_metrics
+from utils.evaluation.pairs import embed_pairs, pair_metrics, read_pairs
 from utils.faces.images import normalise, preprocess
 from utils.weights.checkpoint import load_embedder
 
@@ -40,12 +40,12 @@ def plain(net, pairs, settings):
         for start in range(0, len(pairs.genuine), PLAIN_BATCH):
             first, second = (embed_side(side[start:start + PLAIN_BATCH]) for side in (pairs.first, pairs.second))
             distances.append((first - second).norm(dim=1))
-    return verification(torch.cat(distances).numpy(), pairs.genuine, pairs.folds, settings.far)
+    return verification_metrics(torch.cat(distances).numpy(), pairs.genuine, pairs.folds, settings.far)
 
 
 def ours(net, pairs, settings):
     keep_freed_memory(torch.device("cpu"))
-    return lfw.evaluate(inference_copy(net), pairs, settings)[0]
+    return pair_metrics(embed_pairs(inference_copy(net), pairs, **embedding_options(settings)), pairs, settings.far)[0]
 
 
 def parse_settings():
@@ -60,7 +60,7 @@ def main():
     settings = parse_settings()
     if settings.side:
         net = load_embedder(settings.model_path, settings.backbone)
-        pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+        pairs = read_pairs(settings.lfw_pairs, settings.lfw_dir)
         start = time.perf_counter()
         figures = {"plain": plain, "ours": ours}[settings.side](net, pairs, settings)
         print(json.dumps({"seconds": time.perf_counter() - start, "accuracy": figures.accuracy}))

@@ -11,7 +11,6 @@ identification rate, ISO/IEC 19795-1). The pictures are the 7,701 of LFW's list 
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -20,9 +19,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils.common.device import keep_freed_memory
 from utils.common.errors import SettingsParser, script
-from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
 from utils.evaluation.gallery import fit_own_tail
+from utils.evaluation.pairs import embed_pairs, read_pairs
 from utils.evaluation.thresholds import choose_gallery_threshold, judge
 from utils.weights.checkpoint import load_embedder
 
@@ -78,11 +77,9 @@ def measure(embeddings, person, rows_of, number, settings, generator):
 def main():
     settings = parse_settings()
     keep_freed_memory(torch.device("cpu"))
-    pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
+    pairs = read_pairs(settings.lfw_pairs, settings.lfw_dir)
     net = inference_copy(load_embedder(settings.model_path))
-    embeddings = lfw.embed_pairs(net, pairs, SimpleNamespace(
-        input_shape=(112, 112), letterbox_image=True, batch_size=256, num_workers=4, flip=False, bf16=False),
-        partial(tqdm, desc="LFW", disable=None))
+    embeddings = embed_pairs(net, pairs, progress=partial(tqdm, desc="LFW", disable=None))
     person = np.unique([path.parent.name for path in pairs.paths], return_inverse=True)[1]
     rows_of = {number: np.flatnonzero(person == number) for number in range(person.max() + 1)}
     print("people  pictures  threshold   FPIR (least to most)      not sure     DIR  not sure  another's name")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_user_error, is_png, write_rows
 
-from utils.evaluation.metrics import Verification
+from utils.evaluation.metrics import VerificationMetrics
 from utils.training.validation import read_benchmarks
 
 
@@ -27,7 +27,7 @@ def test_eval_prints_the_published_lines_and_writes_its_files(run_script, weight
                         "--json", "figures.json", "--mistakes", "mistakes.png", "--num-workers", "1", "--far", 0.2)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    assert figures.keys() >= {*Verification._fields, "aligned", "settings"}
+    assert figures.keys() >= {*VerificationMetrics._fields, "aligned", "settings"}
     assert_published_lines(result.stdout, figures)
     assert figures["accuracy"] >= 0.75 and 0.8 < figures["threshold"] < 1.5
     assert figures["folds"] == len(figures["fold_accuracies"]) == 2 and figures["pairs"] == 12

@@ -3,7 +3,7 @@ from conftest import assert_user_error
 from PIL import Image
 
 from utils.data.annotation import read_annotation
-from utils.evaluation.lfw import read_pairs
+from utils.evaluation.pairs import read_pairs
 
 
 def make_people(folder, count):

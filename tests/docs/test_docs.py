@@ -95,7 +95,7 @@ def parse(script, arguments):
                 settings.model_path = settings.model_path and str(ROOT / "model_data/arcface_mobilefacenet.pth")
                 module.check_settings(settings, parser)
             else:
-                module.parse_settings()
+                (getattr(module, "parse_args", None) or module.parse_settings)()
         except SystemExit as end:
             if end.code:
                 raise AssertionError(f"{shlex.join([script, *arguments])}: {output.getvalue()}") from None

@@ -7,7 +7,7 @@ from PIL import Image
 
 from arcface import Arcface
 from utils.common.errors import UserError
-from utils.evaluation.embedding import UselessEmbeddings, check_embeddings
+from utils.evaluation.embedding import InvalidEmbeddings, check_embeddings
 
 
 def images(*greys):
@@ -16,7 +16,7 @@ def images(*greys):
 
 def test_one_embedding_for_unlike_pictures_is_an_error_and_for_like_ones_none():
     equal = torch.tensor([[0.6, 0.8]]).repeat(3, 1)
-    with pytest.raises(UselessEmbeddings, match="every picture the same embedding"):
+    with pytest.raises(InvalidEmbeddings, match="every image the same embedding"):
         check_embeddings(equal, images(10, 10, 200))
     check_embeddings(equal, images(10, 10, 11))
     check_embeddings(equal + torch.tensor([0, 1e-5, 0])[:, None], images(10, 100, 200))
@@ -27,7 +27,7 @@ def test_one_embedding_for_unlike_pictures_is_an_error_and_for_like_ones_none():
 def test_an_embedding_that_is_not_finite_is_an_error_that_counts_them(value):
     embeddings = torch.eye(3)
     embeddings[1, 0] = value
-    with pytest.raises(UselessEmbeddings, match="1 of 3 pictures"):
+    with pytest.raises(InvalidEmbeddings, match="1 of 3 images"):
         check_embeddings(embeddings, images(1, 2, 3))
 
 

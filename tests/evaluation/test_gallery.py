@@ -15,7 +15,7 @@ from PIL import Image
 from arcface import Arcface, Candidate
 from utils.common.errors import UserError
 from utils.evaluation import gallery as gallery_module
-from utils.evaluation.embedding import UselessEmbeddings
+from utils.evaluation.embedding import InvalidEmbeddings
 from utils.evaluation.gallery import (
     CACHE_NAME,
     FURTHER_PARTS,
@@ -416,9 +416,9 @@ def test_a_gallery_without_a_usable_picture_is_a_user_error(tmp_path, embed, con
 def test_weights_that_tell_nobody_apart_are_no_fault_of_the_pictures(colours):
     def embed(paths):
         if paths:
-            raise UselessEmbeddings("weights.pth: these weights give every picture the same embedding")
+            raise InvalidEmbeddings("weights.pth: these weights give every picture the same embedding")
         return np.zeros((0, 3), np.float32)
-    with pytest.raises(UselessEmbeddings, match=r"^weights\.pth"):
+    with pytest.raises(InvalidEmbeddings, match=r"^weights\.pth"):
         open_gallery(colours, embed, SETTINGS)
     assert list(colours.glob(".*")) == []
 

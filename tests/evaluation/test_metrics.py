@@ -11,14 +11,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from eval_LFW import print_figures
+from eval_LFW import print_metrics
 from utils.evaluation.metrics import (
     best_threshold,
     can_measure_far,
     equal_error_rate,
     roc,
     threshold_at_far,
-    verification,
+    verification_metrics,
 )
 
 quick = settings(max_examples=60, derandomize=True, deadline=None)
@@ -174,7 +174,7 @@ def test_the_far_count_is_the_exact_product_rounded_down(target, place):
 @given(folded_pairs(), st.sampled_from([0, 0.1, 0.25, 0.5]))
 def test_all_figures_are_those_of_a_loop_over_folds_and_thresholds(pairs, target):
     distances, genuine, folds = pairs
-    found = verification(distances, genuine, folds, target)
+    found = verification_metrics(distances, genuine, folds, target)
     rows = brute_verification(distances.tolist(), genuine.tolist(), folds, target)
     accuracy, threshold, val, far, far_threshold = rows.mean(0)
     assert found.accuracy == pytest.approx(accuracy) and found.fold_accuracies == pytest.approx(rows[:, 0].tolist())
@@ -191,7 +191,7 @@ def test_all_figures_are_those_of_a_loop_over_folds_and_thresholds(pairs, target
 @pytest.mark.parametrize("rounding", [8, 2])
 def test_figures_of_6000_pairs_are_those_of_a_loop(rounding):
     distances, genuine = lfw_like(rounding=rounding)
-    found = verification(distances, genuine)
+    found = verification_metrics(distances, genuine)
     fold = np.arange(6000) // 600
     accuracies, vals, fars = [], [], []
     for test in range(10):
@@ -213,14 +213,14 @@ def test_figures_of_6000_pairs_are_those_of_a_loop(rounding):
 
 def test_perfect_separation_gives_perfect_figures():
     genuine = np.tile([True, False], 10)
-    figures = verification(np.where(genuine, 0.5, 1.5), genuine, 10)
+    figures = verification_metrics(np.where(genuine, 0.5, 1.5), genuine, 10)
     assert (figures.accuracy, figures.accuracy_std, figures.val, figures.far) == (1, 0, 1, 0)
     assert (figures.auc, figures.eer, figures.threshold, figures.far_threshold) == (1, 0, 1, 1.5)
 
 
 def test_reversed_distances_give_the_worst_figures():
     genuine = np.tile([True, False], 10)
-    figures = verification(np.where(genuine, 1.5, 0.5), genuine, 10)
+    figures = verification_metrics(np.where(genuine, 1.5, 0.5), genuine, 10)
     assert (figures.val, figures.auc, figures.eer) == (0, 0, 1)
 
 
@@ -228,7 +228,7 @@ def test_the_test_fold_never_chooses_its_own_threshold():
     distances, genuine = lfw_like(folds=4, per_fold=20)
     changed = distances.copy()
     changed[:40] = np.random.default_rng(1).permutation(distances[:40])
-    before, after = verification(distances, genuine, 4, 0.1), verification(changed, genuine, 4, 0.1)
+    before, after = verification_metrics(distances, genuine, 4, 0.1), verification_metrics(changed, genuine, 4, 0.1)
     first = [best_threshold(d[40:], genuine[40:]) for d in (distances, changed)]
     assert first[0] == first[1]
     assert before.fold_accuracies[0] == np.mean((distances[:40] < first[0]) == genuine[:40])
@@ -272,20 +272,20 @@ def test_distances_that_are_not_finite_are_an_error(wrong):
     distances, genuine = lfw_like(folds=2, per_fold=5)
     distances[[3, 7]] = wrong
     with pytest.raises(ValueError, match="2 of 20 distances are not finite"):
-        verification(distances, genuine, 2)
+        verification_metrics(distances, genuine, 2)
 
 
 @pytest.mark.parametrize("spread", [0, 5e-8])
 def test_equal_distances_are_an_error(spread):
     distances = 0.7 + spread * np.arange(20) / 20
     with pytest.raises(ValueError, match=r"all 20 distances are 0\.7.* collapsed"):
-        verification(distances, np.tile([True, False], 10), 10)
+        verification_metrics(distances, np.tile([True, False], 10), 10)
 
 
 @pytest.mark.parametrize(("pairs", "folds"), [(21, 10), (20, 1), (20, 0), (20, -2), (5, 10)])
 def test_pairs_that_do_not_divide_into_folds_are_an_error(pairs, folds):
     with pytest.raises(ValueError, match=f"{pairs} pairs do not divide into {folds} folds"):
-        verification(np.linspace(0, 1, pairs), np.arange(pairs) % 2 == 0, folds)
+        verification_metrics(np.linspace(0, 1, pairs), np.arange(pairs) % 2 == 0, folds)
 
 
 @pytest.mark.parametrize("kind", [True, False])
@@ -293,7 +293,7 @@ def test_a_fold_with_pairs_of_one_kind_only_is_an_error(kind):
     genuine = np.tile([True, False], 10)
     genuine[8:12] = kind
     with pytest.raises(ValueError, match="fold without both genuine and impostor pairs"):
-        verification(np.linspace(0, 1, 20), genuine, 5)
+        verification_metrics(np.linspace(0, 1, 20), genuine, 5)
 
 
 @pytest.mark.parametrize("impostors, far, can", [
@@ -306,8 +306,8 @@ def test_a_far_takes_as_many_impostor_pairs_as_one_of_them_is_that_share(imposto
 @pytest.mark.parametrize("far, told", [(0.01, True), (0.001, False)])
 def test_no_rate_is_printed_at_a_far_that_the_impostor_pairs_cannot_measure(capsys, far, told):
     genuine = np.tile([True, False], 150)
-    figures = verification(np.where(genuine, 0.5, 1.5), genuine, far_target=far)
-    print_figures(figures, 1.0, SimpleNamespace(paths=["a.jpg"] * 9, genuine=genuine))
+    figures = verification_metrics(np.where(genuine, 0.5, 1.5), genuine, far_target=far)
+    print_metrics(figures, SimpleNamespace(genuine=genuine))
     printed = capsys.readouterr().out
     line, = re.findall("^Validation rate: .*$", printed, re.M)
     assert ("@ FAR=" in line) == told

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from utils.common.errors import UserError
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
 from utils.data.dataset import EpochBatches, decode_color_jpeg, load_image, split_validation
-from utils.evaluation.embedding import embed
+from utils.evaluation.embedding import embed_images
 from utils.faces.images import normalise, preprocess
 from utils.training.run import Run
 
@@ -204,11 +203,9 @@ def test_people_never_trained_on_separate_better_than_before(trained, shared, tm
     paths, labels = read_annotation(write_faces(shared, tmp_path / "held_out.txt", people=24, pictures=8, skip=100))
     first, second = np.triu_indices(len(paths), 1)
     genuine = np.array(labels)[first] == np.array(labels)[second]
-    settings = SimpleNamespace(input_shape=(112, 112), letterbox_image=True, batch_size=64, num_workers=2, flip=False,
-                               bf16=False)
 
     def separation(net):
-        embeddings = embed(net.eval(), list(paths), settings).numpy()
+        embeddings = embed_images(net.eval(), list(paths), batch_size=64).numpy()
         return roc_auc_score(genuine, (embeddings[first] * embeddings[second]).sum(1))
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Pictures to embeddings, fast."""
+"""From images to embeddings, fast."""
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,23 +11,22 @@ from nets.depthwise import DepthwiseConv2d
 from utils.common.errors import UserError
 from utils.faces.images import normalise, preprocess
 
-# Pictures per forward pass on a CPU: few, so that they stay in its cache. MobileFaceNet, img/s on 2 cores by number:
+# Images per forward pass on a CPU: few, so that they stay in its cache. MobileFaceNet, img/s on 2 cores by number:
 #                    1    4    8   16   32   64
 # AMD EPYC, Zen 4  160  280  293  270  240  232
 # Intel Xeon       167  298  351  380  373  366
 CPU_BATCH = 16
 
+# Two images that differ by more than SIMILAR of 255 a pixel, on average, have embeddings further apart than EQUAL.
+SIMILAR, EQUAL = 1, 1e-6
 
-# Two pictures that differ by more than LIKE of 255 a pixel, on average, have embeddings further apart than EQUAL.
-LIKE, EQUAL = 1, 1e-6
 
-
-class UselessEmbeddings(UserError):
-    """The network is to blame, and no picture."""
+class InvalidEmbeddings(UserError):
+    """The weights are at fault, not an image."""
 
 
 def inference_copy(net):
-    """A copy of an ArcfaceNet for evaluation: no head, BatchNorm folded into the layer before, channels last.
+    """Return a copy of an ArcfaceNet for evaluation: no head, BatchNorm folded into the layer before, channels last.
 
     The embeddings differ from the original's by float32 rounding (below 1e-6).
     """
@@ -37,54 +36,57 @@ def inference_copy(net):
 
 
 def fold_batch_norm(module):
-    """-> a copy of a network or a part of one, in eval mode, with BatchNorm folded into the layer before."""
+    """Return a copy of a module, in eval mode, with BatchNorm folded into the layer before.
+
+    A module that torch.fx cannot trace, such as one with data-dependent control flow, is copied without folding.
+    """
     module = copy.deepcopy(module).eval()
     for layer in module.modules():
         if isinstance(layer, DepthwiseConv2d):
-            layer.__class__ = torch.nn.Conv2d  # fuse() knows no classes that derive from it
-    return fuse(module, inplace=True)
+            layer.__class__ = torch.nn.Conv2d  # fuse() knows no subclasses
+    try:
+        return fuse(module)  # another copy
+    except Exception:  # tracing runs the module's own code on symbols, which may raise anything
+        return module
 
 
-def embed(net, sources, settings, progress=None, crop=None):
-    """Pictures (anything open_image takes) -> L2-normalised embeddings (N, D), float32 on the CPU.
+def embed_images(net, sources, input_shape=(112, 112), letterbox=True, batch_size=256, workers=4, flip=False,
+                 bf16=False, crop=None, progress=None):
+    """Return the L2-normalised embeddings (N, D), float32 on the CPU, of images (anything open_image takes).
 
     net: ArcfaceNet in eval mode; its device is used.
-    settings: has input_shape, letterbox_image, batch_size, num_workers (threads that decode), flip: add the
-    embedding of the mirrored picture, and bf16: run in bfloat16 (cosine to the float32 embedding: above 0.999).
-    progress: wraps the batches, called as progress(iterable, total=count), such as tqdm.
-    crop: from a source to the picture of a face that is preprocessed, such as FaceCrop; called in those threads.
-    Raises UserError for a picture that does not open, and UselessEmbeddings as check_embeddings() does.
+    workers: threads that decode.
+    flip: add the embedding of the horizontally flipped image.
+    bf16: run in bfloat16 (cosine to the float32 embedding: above 0.999).
+    crop: called in those threads, from a source to the image of a face, such as FaceCrop.
+    progress: called as progress(iterable of batches, total=count), such as tqdm.
+    Raises UserError for an image that does not open, and InvalidEmbeddings as check_embeddings does.
     """
-    batches = [sources[start:start + settings.batch_size] for start in range(0, len(sources), settings.batch_size)]
-    decoded = decode_ahead(batches, settings, crop)
-    if progress is not None:
-        decoded = progress(decoded, total=len(batches))
+    def decode(source):
+        return preprocess(crop(source) if crop else source, input_shape, letterbox)
+
+    batches = [sources[start:start + batch_size] for start in range(0, len(sources), batch_size)]
+    decoded = decode_ahead(batches, decode, workers)
     embeddings = []
-    for images in decoded:
-        embeddings.append(embed_batch(net, images, settings.flip, settings.bf16))
+    for images in progress(decoded, total=len(batches)) if progress else decoded:
+        embeddings.append(embed_batch(net, images, flip, bf16))
         check_embeddings(embeddings[-1], images)
     return torch.cat(embeddings)
 
 
-def check_embeddings(embeddings, images):
-    """Raises UselessEmbeddings where one of (B, D) is not finite, or the same for two unlike images (B, H, W, 3).
-
-    Neighbours are compared: a network that tells no pictures apart gives them all one embedding.
-    """
-    finite = embeddings.isfinite().all(1)
-    if not finite.all():
-        raise UselessEmbeddings(f"these weights give {(~finite).sum()} of {len(finite)} pictures an embedding that is "
-                                "not finite: use others, they are damaged or training went wrong")
-    equal = (embeddings[1:] - embeddings[:-1]).abs().amax(1) < EQUAL
-    for place in equal.nonzero().flatten().tolist():
-        if (images[place].float() - images[place + 1]).abs().mean() > LIKE:
-            raise UselessEmbeddings("these weights give every picture the same embedding: use others, they are damaged "
-                                    "or training went wrong")
+def decode_ahead(batches, decode, workers):
+    """Yield each batch as a uint8 tensor (B, H, W, 3) while threads decode the next one."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        ahead = []
+        for batch in [*batches, []]:
+            ready, ahead = ahead, [pool.submit(decode, source) for source in batch]
+            if ready:
+                yield torch.from_numpy(np.stack([future.result() for future in ready]))
 
 
 @torch.inference_mode()
 def embed_batch(net, images, flip=False, bf16=False):
-    """uint8 (B, H, W, 3) -> L2-normalised embeddings (B, D), float32 on the CPU."""
+    """Return the L2-normalised embeddings (B, D), float32 on the CPU, of uint8 images (B, H, W, 3)."""
     device = next(net.parameters()).device
     embeddings = []
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -97,14 +99,17 @@ def embed_batch(net, images, flip=False, bf16=False):
     return torch.cat(embeddings)
 
 
-def decode_ahead(batches, settings, crop=None):
-    """Yield each batch as a uint8 tensor (B, H, W, 3) while threads decode the next one."""
-    def decode(source):
-        return preprocess(crop(source) if crop else source, settings.input_shape, settings.letterbox_image)
+def check_embeddings(embeddings, images):
+    """Raise InvalidEmbeddings if one of (B, D) is not finite, or the same for two different images (B, H, W, 3).
 
-    with ThreadPoolExecutor(max(1, settings.num_workers)) as pool:
-        ahead = []
-        for batch in [*batches, []]:
-            ready, ahead = ahead, [pool.submit(decode, source) for source in batch]
-            if ready:
-                yield torch.from_numpy(np.stack([future.result() for future in ready]))
+    Only neighbours are compared: a collapsed network gives all images one embedding.
+    """
+    finite = embeddings.isfinite().all(1)
+    if not finite.all():
+        raise InvalidEmbeddings(f"these weights give {(~finite).sum()} of {len(finite)} images an embedding that is "
+                                "not finite: use others, they are damaged or training went wrong")
+    equal = (embeddings[1:] - embeddings[:-1]).abs().amax(1) < EQUAL
+    for index in equal.nonzero().flatten().tolist():
+        if (images[index].float() - images[index + 1]).abs().mean() > SIMILAR:
+            raise InvalidEmbeddings("these weights give every image the same embedding: use others, they are damaged "
+                                    "or training went wrong")

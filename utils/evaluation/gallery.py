@@ -18,7 +18,7 @@ import numpy as np
 
 from utils.common.errors import UserError
 from utils.common.files import atomic_write, is_folder
-from utils.evaluation.embedding import UselessEmbeddings
+from utils.evaluation.embedding import InvalidEmbeddings
 from utils.evaluation.thresholds import count_impostors, fit_tail
 from utils.faces.face_crop import NoDetector
 from utils.faces.images import EXTENSIONS, UNREAD_EXTENSIONS
@@ -156,7 +156,7 @@ def embed_usable(sources, embed):
     """-> ({source: embedding} of the pictures that can be embedded, a line for each of the others)."""
     try:
         return dict(zip(sources, embed(sources))), []
-    except (NoDetector, UselessEmbeddings):  # not one of the pictures is to blame
+    except (NoDetector, InvalidEmbeddings):  # not one of the pictures is to blame
         raise
     except UserError as error:
         if len(sources) == 1:

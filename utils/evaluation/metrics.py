@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Verification(NamedTuple):
+class VerificationMetrics(NamedTuple):
     """Figures over `folds` test folds; std is the population's, over folds."""
     accuracy: float
     accuracy_std: float
@@ -29,8 +29,8 @@ class Verification(NamedTuple):
     fold_accuracies: list
 
 
-def verification(distances, genuine, folds=10, far_target=1e-3):
-    """Distances (N,) and genuine flags (N,), in the order of the folds -> Verification.
+def verification_metrics(distances, genuine, folds=10, far_target=1e-3):
+    """Distances (N,) and genuine flags (N,), in the order of the folds -> VerificationMetrics.
 
     Each fold's threshold is chosen on the other folds. Raises ValueError for distances that are not
     finite or all equal (collapsed embeddings), and for a fold without a genuine or an impostor pair.
@@ -49,7 +49,7 @@ def verification(distances, genuine, folds=10, far_target=1e-3):
         rows.append((accuracy, threshold, val, far, far_threshold))
     accuracies, thresholds, vals, fars, far_thresholds = np.array(rows).T
     false_positive_rate, true_positive_rate, _ = roc(distances, genuine)
-    return Verification(
+    return VerificationMetrics(
         accuracies.mean().item(), accuracies.std().item(), accuracies.std(ddof=1).item() / math.sqrt(folds),
         thresholds.mean().item(), thresholds.std().item(), vals.mean().item(), vals.std().item(),
         fars.mean().item(), far_target, far_thresholds.mean().item(),

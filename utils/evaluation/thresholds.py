@@ -18,7 +18,7 @@ import numpy as np
 
 from utils.common.errors import UserError
 from utils.common.files import hash_file, write_text
-from utils.evaluation.metrics import can_measure_far, verification
+from utils.evaluation.metrics import can_measure_far, verification_metrics
 
 OPERATING_FARS = (0.01, 0.001)
 OPERATING_POINTS = {"best-accuracy": "best accuracy"} | {f"far-{far:g}": f"FAR {far:g}" for far in OPERATING_FARS}
@@ -65,11 +65,11 @@ def measure_thresholds(distances, genuine, folds):
     (utils/evaluation/metrics.py says how it is chosen). A FAR for which the other folds hold too few impostor pairs
     is left out.
     """
-    thresholds = {"best accuracy": verification(distances, genuine, folds).threshold}
+    thresholds = {"best accuracy": verification_metrics(distances, genuine, folds).threshold}
     by_fold = np.reshape(genuine, (folds, -1))
     for far in OPERATING_FARS:
         if all(can_measure_far(np.delete(by_fold, fold, 0), far) for fold in range(folds)):
-            thresholds[f"FAR {far:g}"] = verification(distances, genuine, folds, far).far_threshold
+            thresholds[f"FAR {far:g}"] = verification_metrics(distances, genuine, folds, far).far_threshold
     return thresholds
 
 

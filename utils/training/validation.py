@@ -4,7 +4,6 @@ from collections import Counter
 from operator import mul
 from pathlib import Path
 from statistics import mean
-from types import SimpleNamespace
 
 import torch
 
@@ -13,10 +12,9 @@ from utils.common import distributed
 from utils.common.device import send
 from utils.common.errors import UserError
 from utils.data.dataset import batches_of
-from utils.evaluation import lfw
 from utils.evaluation.embedding import inference_copy
 from utils.evaluation.metrics import can_measure_far
-from utils.evaluation.verification_file import read_verification_file
+from utils.evaluation.pairs import UNALIGNED, embed_pairs, looks_unaligned, pair_metrics, read_bin, read_pairs
 from utils.faces.images import normalise
 from utils.training.engine import read
 
@@ -83,7 +81,7 @@ def read_benchmarks(settings):
         if settings.lfw_eval is None and not there:
             print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss, or is the "
                   "last epoch's without validation)")
-    benchmarks = [read_lfw(settings) if name == "lfw" else read_verification_file(name) for name in names]
+    benchmarks = [read_lfw(settings) if name == "lfw" else read_bin(name) for name in names]
     twice = [name for name, count in Counter(pairs.name for pairs in benchmarks).items() if count > 1]
     if twice:
         raise UserError(f"--eval names {twice[0]} twice: give each benchmark once, by a file name of its own")
@@ -91,9 +89,9 @@ def read_benchmarks(settings):
 
 
 def read_lfw(settings):
-    pairs = lfw.read_pairs(settings.lfw_pairs, settings.lfw_dir)
-    if lfw.looks_unaligned(pairs.paths):
-        print(f"{settings.lfw_dir} {lfw.UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
+    pairs = read_pairs(settings.lfw_pairs, settings.lfw_dir)
+    if looks_unaligned(pairs.paths):
+        print(f"{settings.lfw_dir} {UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
     return pairs
 
 
@@ -105,11 +103,10 @@ def columns_of(name):
 def measure(net, benchmarks, settings):
     """The figures of an ArcfaceNet -> {column: value}, in the order of --eval. Every process takes a share."""
     net, row = inference_copy(net), {}
-    choices = SimpleNamespace(
-        input_shape=settings.input_shape, letterbox_image=settings.letterbox_image, batch_size=256,
-        num_workers=max(1, settings.num_workers), flip=False, bf16=False, far=1e-3)
     for pairs in benchmarks:
-        figures, _ = lfw.evaluate(net, pairs, choices)
+        embeddings = embed_pairs(net, pairs, input_shape=settings.input_shape, letterbox=settings.letterbox_image,
+                                 workers=settings.num_workers)
+        figures, _ = pair_metrics(embeddings, pairs)
         val = figures.val if can_measure_far(pairs.genuine, figures.far_target) else math.nan
         row |= zip(columns_of(pairs.name), (figures.accuracy, val))
     if benchmarks and settings.best_by == "mean":

@@ -10,7 +10,14 @@ from PIL import Image
 
 from utils.common.errors import UserError
 from utils.evaluation.embedding import inference_copy
-from utils.evaluation.lfw import check_pictures, evaluate, looks_unaligned, pair_distances, read_pairs
+from utils.evaluation.pairs import (
+    check_images,
+    embed_pairs,
+    looks_unaligned,
+    pair_distances,
+    pair_metrics,
+    read_pairs,
+)
 from utils.weights.checkpoint import load_embedder
 
 OFFICIAL = ROOT / "model_data" / "lfw_pair.txt"
@@ -46,9 +53,8 @@ def tiny(tmp_path):
     return read
 
 
-def settings(**changes):
-    return SimpleNamespace(**{"input_shape": (112, 112), "letterbox_image": True, "batch_size": 64, "num_workers": 2,
-                              "flip": False, "bf16": False, "far": 1e-3} | changes)
+def evaluate(net, pairs, **options):
+    return pair_metrics(embed_pairs(net, pairs, **options), pairs)
 
 
 @pytest.mark.parametrize("name", ["Ann Lee", "李 雷 2", "Ann 1"])
@@ -120,7 +126,7 @@ def test_missing_pictures_are_an_error_that_names_the_first_and_the_count(tiny):
         (tiny.folder / f"{name}.jpg").unlink()
     with pytest.raises(UserError) as error:
         tiny()
-    assert "lacks 2 of the 5 pictures" in str(error.value)
+    assert "lacks 2 of the 5 images" in str(error.value)
     assert f"{tiny.folder / 'Bob' / 'Bob_0001.jpg'} first" in str(error.value)
     assert "Bob_0012" not in str(error.value)
 
@@ -143,14 +149,14 @@ def test_distances_are_l2_between_the_pictures_of_a_pair(tiny):
 @pytest.mark.parametrize("value", [0.5, float("nan")])
 def test_a_network_with_collapsed_or_nan_embeddings_has_no_figures(tiny, value):
     net = FakeNet(lambda images: torch.full((len(images), 4), value))
-    word = "every picture the same embedding" if value == 0.5 else "5 of 5 pictures an embedding that is not finite"
-    with pytest.raises(UserError, match=f"no figures on LFW: .*{word}"):
-        evaluate(net, tiny(), settings(), None)
+    word = "every image the same embedding" if value == 0.5 else "5 of 5 images an embedding that is not finite"
+    with pytest.raises(UserError, match=f"no metrics on LFW: .*{word}"):
+        evaluate(net, tiny(), workers=2)
 
 
 def test_a_network_that_collapses_between_batches_has_no_figures(tiny):
-    with pytest.raises(UserError, match=r"no figures on LFW: .* have collapsed"):
-        evaluate(FakeNet(lambda images: torch.full((len(images), 4), 0.5)), tiny(), settings(batch_size=1), None)
+    with pytest.raises(UserError, match=r"no metrics on LFW: .* have collapsed"):
+        evaluate(FakeNet(lambda images: torch.full((len(images), 4), 0.5)), tiny(), batch_size=1)
 
 
 def test_distances_in_parts_are_those_of_all_pairs_at_once():
@@ -171,7 +177,7 @@ def test_every_picture_goes_through_the_network_once_and_back_to_its_pair(tiny, 
         return torch.nn.functional.pad(images.mean((2, 3)), (0, 1))
 
     pairs = tiny()
-    _, distances = evaluate(FakeNet(mean_colour), pairs, settings(batch_size=batch_size), None)
+    _, distances = evaluate(FakeNet(mean_colour), pairs, batch_size=batch_size)
     assert len(seen) == 5 and len(set(seen)) == 5
     colours = np.array([np.asarray(Image.open(path)).mean((0, 1)) / 127.5 - 1 for path in pairs.paths])
     expected = np.linalg.norm(colours[pairs.first] - colours[pairs.second], axis=1)
@@ -207,7 +213,7 @@ def test_a_few_pictures_of_another_size_do_not_change_what_the_folder_looks_like
 
 
 def test_pictures_that_are_there_pass_the_check(tiny):
-    check_pictures(tiny().paths, tiny.folder)
+    check_images(tiny().paths, tiny.folder)
 
 
 def test_the_published_weights_reach_their_accuracy_on_two_folds(shared, published_weights, tmp_path):
@@ -221,7 +227,7 @@ def test_the_published_weights_reach_their_accuracy_on_two_folds(shared, publish
         progress.append(total)
         return iterable
 
-    figures, distances = evaluate(net, pairs, settings(batch_size=256), count)
+    figures, distances = evaluate(net, pairs, batch_size=256, progress=count)
     assert figures.pairs == len(distances) == 1200 and figures.folds == 2
     assert 0.97 < figures.accuracy < 0.99
     assert 1.1 < figures.threshold < 1.25

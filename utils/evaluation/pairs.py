@@ -1,0 +1,264 @@
+"""Benchmarks of image pairs: LFW's list and images, insightface's .bin files, and a network's metrics on them."""
+import io
+import pickle
+import shutil
+import tarfile
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.common import distributed
+from utils.common.device import available_cores
+from utils.common.errors import UserError, first_line
+from utils.common.files import atomic_write, locate, read_lines
+from utils.evaluation.embedding import InvalidEmbeddings, embed_images
+from utils.evaluation.metrics import verification_metrics
+from utils.faces.alignment import align
+from utils.faces.detector import main_face
+from utils.faces.images import EncodedImage, open_image
+
+# By variant of LFW: scikit-learn's folder and archive.
+FOLDERS = {"original": "lfw", "funneled": "lfw_funneled"}
+ARCHIVES = {"original": "lfw.tgz", "funneled": "lfw-funneled.tgz"}
+# Landmarks of a face in a 250x250 LFW image: the mean over folds 1 to 3, as the detector finds them.
+USUAL_LANDMARKS = np.array([(104.5, 112.2), (145.9, 111.6), (125.4, 137.3), (108.4, 157.4), (143.4, 156.9)])
+
+UNALIGNED = ("holds the un-aligned 250x250 images: expect about 71% if the same network has 98.5% on images aligned to "
+             "the 112x112 template")
+
+
+class Pairs(NamedTuple):
+    paths: list          # each distinct image once: a path, or an EncodedImage
+    first: np.ndarray    # (N,) indices into paths
+    second: np.ndarray
+    genuine: np.ndarray  # (N,) bool: both images show one person
+    folds: int
+    name: str = "LFW"    # of the benchmark
+
+
+def read_pairs(pairs_path, folder):
+    """Return the Pairs of an LFW list and a folder of images.
+
+    The first line of the list holds the number of folds and of genuine pairs per fold. A line `name n m` is a genuine
+    pair, a line `name n name m` an impostor pair. Names may hold spaces if tabs separate the fields. Image n of a
+    person is <folder>/<name>/<name>_000n.jpg.
+    Raises UserError for a malformed line and for missing images.
+    """
+    pairs_path = locate(pairs_path)
+    lines = [line.split("\t" if "\t" in line.strip() else None)
+             for line in read_lines(pairs_path, "it comes with the repository, give --lfw-pairs")]
+    try:
+        folds, per_fold = map(int, lines[0])
+        if folds < 2 or per_fold < 1:
+            raise ValueError
+    except (ValueError, IndexError):
+        raise UserError(f"{pairs_path}, line 1: expected two or more folds and their pairs, such as `10 300`") from None
+    indices, pairs, genuine = {}, [], []  # indices: path -> its index in Pairs.paths
+    for number, fields in enumerate(lines[1:], 2):
+        if not fields:
+            continue
+        genuine.append(len(fields) == 3)
+        if len(fields) == 3:
+            fields = [fields[0], fields[1], fields[0], fields[2]]
+        if len(fields) != 4 or not fields[1].isdecimal() or not fields[3].isdecimal():
+            raise UserError(f"{pairs_path}, line {number}: expected `name n m` or `name n name m`")
+        paths = [Path(folder, name, f"{name}_{int(image):04d}.jpg") for name, image in (fields[:2], fields[2:])]
+        pairs.append([indices.setdefault(path, len(indices)) for path in paths])
+    if len(pairs) != 2 * folds * per_fold:
+        raise UserError(f"{pairs_path}: the first line promises {2 * folds * per_fold} pairs, {len(pairs)} follow")
+    uneven = np.flatnonzero(np.reshape(genuine, (folds, -1)).sum(1) != per_fold)
+    if len(uneven):
+        raise UserError(f"{pairs_path}: fold {uneven[0] + 1} is not {per_fold} genuine and {per_fold} impostor pairs")
+    check_images(list(indices), folder)
+    return Pairs(list(indices), *np.array(pairs).T, np.array(genuine), folds)
+
+
+def check_images(paths, folder):
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder} is not a folder: put the aligned LFW images there, or give --lfw-dir")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} of the {len(paths)} images in the pairs list, "
+                        f"{missing[0]} first: it must hold <Person>/<Person>_0001.jpg and so on")
+
+
+def looks_unaligned(paths):
+    """Return whether these are the original 250x250 images, in which a face fills a quarter, and not aligned crops."""
+    sizes = [open_image(path).size for path in paths[:: max(1, len(paths) // 20)]]
+    return sizes.count((250, 250)) > len(sizes) / 2
+
+
+# insightface's verification files
+
+def read_bin(path, folds=10):
+    """Return the Pairs of an insightface verification file, such as lfw.bin, cfp_fp.bin or agedb_30.bin.
+
+    The file is a pickle of ([image, ...], [genuine, ...]): images 2i and 2i + 1 are pair i, and the folds follow one
+    another. An image is the bytes of a JPEG file, or the uint8 array of cv2.imencode; a flag is a bool or a number,
+    of Python or numpy.
+    Raises UserError for a file that is missing or not of this form. A pickle that asks for anything else runs nothing.
+    """
+    path = Path(path)
+    try:
+        images, genuine = map(list, PairsUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load())
+        images = [image.content if isinstance(image, StoredArray) else image for image in images]
+        genuine = [flag for item in genuine for flag in (item if isinstance(item, StoredArray) else [item])]
+        if not all(isinstance(image, bytes) for image in images) or not all(flag in (0, 1) for flag in genuine):
+            raise ValueError("expected JPEG files, and a true or false per pair")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give an insightface file such as lfw.bin") from None
+    except Exception as error:  # a broken pickle may raise anything
+        raise UserError(f"{path} is no verification file ({first_line(error)}): download it again") from None
+    if len(images) != 2 * len(genuine) or not genuine:
+        raise UserError(f"{path} holds {len(images)} images for {len(genuine)} pairs: download or pack it again")
+    if len(genuine) % folds:
+        raise UserError(f"{path}: {len(genuine)} pairs do not divide into {folds} folds: pack a multiple of {folds}")
+    indices = {}  # content -> its index in Pairs.paths: lfw.bin holds 12,000 images, 7,701 of them distinct
+    of_image = np.array([indices.setdefault(content, len(indices)) for content in images])
+    first_seen = np.unique(of_image, return_index=True)[1]
+    paths = [EncodedImage(images[number], f"{path}, image {number}") for number in first_seen]
+    return Pairs(paths, of_image[0::2], of_image[1::2], np.array(genuine, bool), folds, path.stem)
+
+
+class StoredArray:
+    """The bytes of a pickled numpy array or number. Iterating yields its values."""
+
+    def __init__(self, content=b"", dtype=None):
+        self.content, self.dtype = content, dtype
+
+    def __setstate__(self, state):
+        _, _, self.dtype, _, self.content = state  # version, shape, type, order, bytes
+
+    def __iter__(self):
+        return iter(np.frombuffer(self.content, np.dtype(self.dtype.name).newbyteorder(self.dtype.order)).tolist())
+
+
+class StoredDtype:
+    """The name and the byte order of a pickled numpy.dtype."""
+
+    def __init__(self, name, *flags):
+        self.name, self.order = as_text(name), "="
+
+    def __setstate__(self, state):
+        self.order = as_text(state[1])
+
+
+def as_text(name):
+    return name.decode("ascii") if isinstance(name, bytes) else name  # Python 2's str are read as bytes
+
+
+class PairsUnpickler(pickle.Unpickler):
+    """Reads bytes, numbers and numpy arrays of them. No other name is looked up, and no code of numpy runs."""
+
+    allowed = {
+        ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # Python 3's bytes in protocols 0 to 2
+        ("numpy", "ndarray"): None,
+        ("numpy", "dtype"): StoredDtype,
+        ("numpy.core.multiarray", "_reconstruct"): lambda *arguments: StoredArray(),  # its content is set as its state
+        ("numpy.core.multiarray", "scalar"): lambda dtype, content: StoredArray(content, dtype),
+        ("numpy.core.numeric", "_frombuffer"): lambda buffer, dtype, *shape: StoredArray(bytes(buffer), dtype),
+    }
+
+    def find_class(self, module, name):
+        module = module.replace("numpy._core", "numpy.core")  # its name since numpy 2
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it asks for {module!r}.{name!r}, which images do not need")
+        return self.allowed[module, name]
+
+
+# The images of LFW
+
+def fetch_lfw(variant):
+    """Return scikit-learn's folder of the original or funneled 250x250 images. They are downloaded if it is missing.
+
+    The folder is lfw_home/lfw or lfw_home/lfw_funneled in SCIKIT_LEARN_DATA (~/scikit_learn_data).
+    """
+    from sklearn.datasets import fetch_lfw_people, get_data_home
+    folder = Path(get_data_home(), "lfw_home", FOLDERS[variant])
+    if folder.is_dir():
+        return folder
+    print(f"fetching {ARCHIVES[variant]} (about 200 MB) by scikit-learn into {folder.parent}", flush=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of each attempt that fails
+            # This also reads the images of people with so many. There are none, and it raises ValueError at once.
+            fetch_lfw_people(funneled=variant == "funneled", min_faces_per_person=100_000)
+    except ValueError:
+        pass
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)  # scikit-learn would take a partly unpacked folder for complete
+        if not isinstance(error, OSError | EOFError | tarfile.TarError | zlib.error):
+            raise
+        raise UserError(f"cannot fetch LFW ({first_line(error)}): try again with a network, or unpack "
+                        f"{ARCHIVES[variant]} so that {folder} holds <Person>/<Person>_0001.jpg and so on") from None
+    return folder
+
+
+def align_lfw(paths, folder, detector, progress):
+    """Write the aligned crops of original LFW images to <folder>/<Person>/<Person>_0001.jpg and so on.
+
+    Existing crops are kept, so that an interrupted run resumes. The usual landmarks replace those of a face that is not
+    found, because the list needs every image.
+    progress: called as progress(iterable, total=count), such as tqdm.
+    Returns the number of images in which no face was found.
+    """
+    def write(path):
+        target = Path(folder, path.parent.name, path.name)
+        if target.is_file():
+            return False
+        image = open_image(path)
+        faces = detector.detect(image)
+        landmarks = (detector.refine(image, main_face(faces, image)).landmarks if faces
+                     else USUAL_LANDMARKS * image.width / 250)
+        with atomic_write(target) as temporary:
+            align(image, landmarks).save(temporary, format="jpeg", quality=95, subsampling=0)
+        return not faces
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        return sum(progress(pool.map(write, paths), total=len(paths)))
+
+
+# A network's metrics
+
+def pair_distances(embeddings, pairs, block=2048):
+    """Return the L2 distances (N,), float64, of embeddings (len(pairs.paths), D).
+
+    block: pairs at once. A million pairs of 512 dimensions take 46 MB, their distances included.
+    """
+    embeddings, distances = np.asarray(embeddings), np.empty(len(pairs.first))
+    for start in range(0, len(distances), block):
+        rows = slice(start, start + block)
+        first, second = (embeddings[side[rows]].astype(np.float64) for side in (pairs.first, pairs.second))
+        distances[rows] = np.linalg.norm(first - second, axis=1)
+    return distances
+
+
+def embed_pairs(net, pairs, **options):
+    """Return the embeddings (len(pairs.paths), D) of all images. Each rank embeds a part of them.
+
+    options: those of embed_images.
+    """
+    ranks, rank = distributed.world_size(), distributed.rank()
+    try:
+        own_part = embed_images(net, pairs.paths[rank::ranks], **options)
+    except InvalidEmbeddings as error:  # raised by all ranks, so that none waits for another
+        own_part = InvalidEmbeddings(f"no metrics on {pairs.name}: {error}")
+    embeddings = np.empty((len(pairs.paths), net.embedding_size), np.float32)
+    for rank, part in enumerate(distributed.gather(own_part)):
+        if isinstance(part, InvalidEmbeddings):
+            raise part
+        embeddings[rank::ranks] = part
+    return embeddings
+
+
+def pair_metrics(embeddings, pairs, far=1e-3):
+    """Return (VerificationMetrics, distances (N,)). Raises UserError for distances without metrics."""
+    distances = pair_distances(embeddings, pairs)
+    try:
+        return verification_metrics(distances, pairs.genuine, pairs.folds, far), distances
+    except ValueError as error:
+        raise UserError(f"no metrics on {pairs.name}: {error}") from None
