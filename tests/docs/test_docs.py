@@ -14,8 +14,12 @@ from conftest import ROOT
 
 ENGLISH = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 CHINESE = ["README.zh-CN.md", *(f"docs/zh-CN/{Path(page).name}" for page in ENGLISH[1:])]
+PAGES = [*ENGLISH, *CHINESE, "CONTRIBUTING.md"]
 # English pages that are ahead of their translation. A page leaves the list as soon as it is translated.
-NOT_TRANSLATED_YET = set()
+NOT_TRANSLATED_YET = {
+    "README.md", "docs/data.md", "docs/distillation.md", "docs/evaluation.md", "docs/extending.md", "docs/galleries.md",
+    "docs/predicting.md", "docs/robustness.md", "docs/settings.md", "docs/speed.md", "docs/thresholds.md",
+    "docs/training.md", "docs/troubleshooting.md", "docs/weights.md"}
 SCRIPTS = ["txt_annotation.py", "train.py", "eval_LFW.py", "predict.py",
            *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py")))]
 # Files that the user brings or a command writes.
@@ -135,7 +139,7 @@ def test_readme_has_at_most_200_lines(page):
     assert len(read(page).splitlines()) <= 200
 
 
-@pytest.mark.parametrize("page", ENGLISH + CHINESE)
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_are_accepted(page):
     for program, *arguments in commands(page):
         if program == "torchrun":
@@ -151,10 +155,10 @@ def test_commands_are_accepted(page):
             for word in arguments:
                 assert not word.startswith(("img/", "nets/", "utils/")) or (ROOT / word).exists(), word
         else:
-            assert program in ("-m", "-c", "ruff", "mkdir", "cp"), program
+            assert program in ("-m", "-c", ".", "ruff", "mkdir", "cp"), program
 
 
-@pytest.mark.parametrize("page", ENGLISH + CHINESE)
+@pytest.mark.parametrize("page", PAGES)
 def test_flags_and_files_exist(page):
     known = set().union(*map(flags, SCRIPTS)) | {"--no-"}
     for code in INLINE.findall(prose(page)):
@@ -164,7 +168,7 @@ def test_flags_and_files_exist(page):
             assert code in MADE or (ROOT / code).exists() or code.startswith("."), f"{page}: {code}"
 
 
-@pytest.mark.parametrize("page", ENGLISH + CHINESE)
+@pytest.mark.parametrize("page", PAGES)
 def test_links_have_targets(page):
     for target in re.findall(r"\]\(([^)]+)\)", prose(page)):
         if not target.startswith("http"):
