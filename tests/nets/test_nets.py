@@ -11,7 +11,7 @@ from nets.arcface import BACKBONES, ArcfaceNet, backbone_name
 from nets.depthwise import DepthwiseConv2d
 from utils.common.errors import UserError
 from utils.evaluation.embedding import embed_batch, inference_copy
-from utils.weights.checkpoint import load_embedder, read_weights, save
+from utils.weights.checkpoint import load_embedder, read_weights
 
 PUBLISHED = ("mobilefacenet", "mobilenet", "iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200")
 SMALL = ("mobilefacenet", "mobilenet", "iresnet18")  # one of each kind
@@ -151,17 +151,6 @@ def test_published_weights_load_strictly(published, published_weights):
     assert state.keys() == published.state_dict().keys() and len(state) == 333
     assert all(torch.equal(state[name], value) for name, value in published.state_dict().items())
     assert not any(module.training for module in published.modules())
-
-
-def test_weights_with_a_name_too_few_too_many_or_of_another_shape_are_refused(published_weights, tmp_path):
-    state = read_weights(published_weights)
-    state["arcface.extra"] = state.pop("arcface.last_bn.bias")
-    state["arcface.prelu.weight"] = torch.zeros(3)
-    save(state, tmp_path / "wrong.pth")
-    with pytest.raises(UserError) as error:
-        load_embedder(tmp_path / "wrong.pth")
-    for word in ("wrong.pth", "arcface.last_bn.bias", "arcface.extra", "arcface.prelu.weight [3] instead of [512]"):
-        assert word in str(error.value)
 
 
 def test_weights_of_another_backbone_are_refused_by_name(published_weights):

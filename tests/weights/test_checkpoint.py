@@ -1,78 +1,219 @@
-"""utils/weights/checkpoint.py through the predictor: weight files that do not fit, or are damaged or something else."""
+"""utils/weights/checkpoint.py: weight files of this and other programs, and those that are damaged or do not fit."""
+import json
 import os
 import pickle
-import shutil
+import zipfile
+from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
-from arcface import Arcface
 from nets.arcface import ArcfaceNet
 from utils.common.errors import UserError
-from utils.weights.checkpoint import load_embedder, read_backbone_name, read_weights
+from utils.common.files import hash_file
+from utils.weights.checkpoint import (
+    InvalidWeights,
+    expected_state,
+    find_invalid,
+    find_weights,
+    load,
+    load_embedder,
+    load_for_training,
+    load_pretrained_backbone,
+    read_backbone,
+    read_weights,
+    save,
+)
+
+BUNDLED = ROOT / "model_data" / "arcface_mobilefacenet.pth"
+STEM = "arcface.conv1.conv.weight"
 
 
-def test_missing_weights_are_a_user_error_that_names_the_file(tmp_path):
-    for path in (tmp_path / "gone.pth", tmp_path):
-        with pytest.raises(UserError, match=str(path)):
-            Arcface(model_path=path)
+@pytest.fixture(scope="module")
+def state():
+    return torch.load(BUNDLED, weights_only=True)
 
 
 @pytest.fixture
 def eighteen(tmp_path):
-    """A weight file of iresnet18, which loads and embeds nothing."""
-    with torch.device("meta"):
-        names = ArcfaceNet(backbone="iresnet18").state_dict()
-    torch.save({name: torch.ones((), dtype=value.dtype).expand(value.shape) for name, value in names.items()},
-               tmp_path / "eighteen.pth")  # few bytes on disk
+    """A weight file of iresnet18 in few bytes; all values are 1."""
+    torch.save({name: torch.ones((), dtype=value.dtype).expand(value.shape)
+                for name, value in expected_state("iresnet18").items()}, tmp_path / "eighteen.pth")
     return tmp_path / "eighteen.pth"
 
 
+def assert_one_line(caught, *words):
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+# Files that fit.
+
+def test_equal_weights_make_equal_files(state, tmp_path):
+    content = {"model": OrderedDict(state), "history": [{"loss": 0.5}, torch.ones(2)], "step": 3}
+    for name in ("first.pt", "another name.pt"):
+        save(content, tmp_path / name)
+    assert (tmp_path / "first.pt").read_bytes() == (tmp_path / "another name.pt").read_bytes()
+    found = load(tmp_path / "first.pt", mmap=True)
+    assert found["model"].keys() == state.keys() and found["step"] == 3
+    assert torch.equal(found["model"][STEM], state[STEM])
+
+
+@pytest.mark.parametrize("count", [1000, 1_000_000])
+def test_a_disk_that_is_full_is_one_line_and_keeps_the_old_file(tmp_path, count):
+    resource = pytest.importorskip("resource")  # its limit on the size of a file stands for the disk's
+    save({"a": torch.ones(1)}, tmp_path / "last.pt")
+    before, limits = (tmp_path / "last.pt").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*last\.pt: ") as caught:
+            save({"a": torch.ones(count)}, tmp_path / "last.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_one_line(caught)
+    assert os.listdir(tmp_path) == ["last.pt"] and (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_the_backbone_is_inferred_from_names_and_shapes(eighteen):
+    assert load_embedder(BUNDLED).backbone == read_backbone(BUNDLED) == "mobilefacenet"
+    assert load_embedder(eighteen).backbone == "iresnet18"
+    assert load_embedder(BUNDLED, "arcface_mobilefacenet").backbone == "mobilefacenet"
+
+
+def test_a_run_folder_stands_for_its_best_weights(tmp_path):
+    with pytest.raises(UserError, match=r"holds no best\.pth"):
+        find_weights(tmp_path)
+    (tmp_path / "best.pth").touch()
+    assert find_weights(tmp_path) == tmp_path / "best.pth"
+
+
+@pytest.mark.parametrize("classes, loaded", [(5, True), (6, False), (None, False)])
+def test_a_head_is_loaded_if_its_number_of_classes_is_equal(state, tmp_path, classes, loaded):
+    head = {} if classes is None else {"head.weight": torch.full((classes, 128), 0.5)}
+    save(state | head, tmp_path / "weights.pth")
+    net = ArcfaceNet(5)
+    before = net.head.weight.detach().clone()
+    assert ("backbone and head" in load_for_training(net, tmp_path / "weights.pth")) is loaded
+    assert torch.equal(net.head.weight, head["head.weight"] if loaded else before)
+    assert torch.equal(net.state_dict()[STEM], state[STEM])
+
+
+def test_pretrained_weights_may_lack_layers_but_not_fit_badly(state, tmp_path):
+    path, net = tmp_path / "imagenet.pth", ArcfaceNet(5)
+    save({name.removeprefix("arcface."): value for name, value in state.items() if "last_bn" not in name}
+         | {"fc.weight": torch.ones(1000, 8)}, path)
+    assert "random: last_bn.weight, " in load_pretrained_backbone(net, path)
+    assert torch.equal(net.state_dict()[STEM], state[STEM])
+    for content, word in (({STEM: torch.ones(3)}, "conv1.conv.weight"), ({"fc.weight": torch.ones(3)}, "nothing")):
+        save(content, path)
+        with pytest.raises(UserError, match=word) as caught:
+            load_pretrained_backbone(net, path)
+        assert_one_line(caught, str(path))
+
+
+# Files of other programs.
+
+def bare(state):
+    return {name.removeprefix("arcface."): value for name, value in state.items()}
+
+
+def prefixed(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: {"state_dict": state}, lambda state: {"epoch": 3, "net": state, "optimizer": {"lr": 1.0}},
+    lambda state: {"model": {"state_dict": state}}, lambda state: prefixed("_orig_mod.module.", state),
+    lambda state: prefixed("module.backbone.", bare(state)),
+    lambda state: {name.replace("arcface.", "arcface._orig_mod."): value for name, value in state.items()},
+    lambda state: bare(state) | {"head.weight": torch.ones(3, 128)},
+    lambda state: {"epoch": 20, "state_dict_backbone": prefixed("module.", bare(state)),
+                   "state_dict_softmax_fc": {"weight": torch.ones(2, 128)}},
+    lambda state: {name: value.double() for name, value in state.items()}],
+    ids=["state_dict", "net", "nested", "compiled", "backbone", "part compiled", "bare with head", "insightface",
+         "double"])
+def test_weights_of_other_programs_load_as_ours(state, tmp_path, wrap):
+    torch.save(wrap(state), tmp_path / "other.pth")
+    found = load_embedder(tmp_path / "other.pth").state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) and found[name].dtype == state[name].dtype for name in state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_becomes_float32(state, tmp_path, dtype):
+    torch.save({name: value.to(dtype) for name, value in state.items()}, tmp_path / "half.pth")
+    found = read_weights(tmp_path / "half.pth")
+    assert {value.dtype for value in found.values()} == {torch.float32, torch.int64}
+    assert torch.equal(found[STEM], state[STEM].to(dtype).float())
+
+
+def insightface_names():
+    """The names of insightface's MobileFaceNet (recognition/arcface_torch/backbones/mobilefacenet.py), in order."""
+    def norm(prefix):
+        return [f"{prefix}.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+
+    def block(prefix, prelu=True):
+        return [f"{prefix}.layers.0.weight", *norm(f"{prefix}.layers.1"), *[f"{prefix}.layers.2.weight"] * prelu]
+
+    def depthwise(prefix):
+        return [name for part in range(3) for name in block(f"{prefix}.layers.{part}", prelu=part < 2)]
+
+    names = block("layers.0") + block("layers.1")
+    for place, count in enumerate((0, 4, 0, 6, 0, 2), 2):
+        parts = [f"layers.{place}.layers.{number}" for number in range(count)] or [f"layers.{place}"]
+        names += [name for part in parts for name in depthwise(part)]
+    return [*names, *block("conv_sep"), *block("features.layers.0", prelu=False), "features.layers.2.weight",
+            *norm("features.layers.3")]
+
+
+def test_insightfaces_mobilefacenet_is_ours_under_other_names(state, tmp_path):
+    other = dict(zip(insightface_names(), state.values(), strict=True))
+    other["features.layers.2.weight"] = other["features.layers.2.weight"].flatten(1)  # a Linear
+    torch.save(other, tmp_path / "model.pt")
+    found = load_embedder(tmp_path / "model.pt").state_dict()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+# Files that do not fit, or hold something else.
+
 def test_weights_of_another_backbone_are_a_user_error_that_suggests_it(eighteen):
     with pytest.raises(UserError) as caught:
-        Arcface(model_path=eighteen, backbone="mobilefacenet", cuda=False)
-    message = str(caught.value)
-    assert str(eighteen) in message and "--backbone iresnet18" in message and "\n" not in message
-    assert "missing" in message and "unexpected" in message
-    assert load_embedder(eighteen, "iresnet18").backbone == "iresnet18"
+        load_embedder(eighteen, "mobilefacenet")
+    assert_one_line(caught, str(eighteen), "use --backbone iresnet18", "Missing")
 
 
-def test_the_backbone_is_told_from_the_names_and_shapes_in_the_file(eighteen, tmp_path):
-    assert load_embedder(eighteen).backbone == read_backbone_name(eighteen) == "iresnet18"
-    state = read_weights(eighteen)
-    state["arcface.fc.weight"] = torch.zeros(256, 25088)
-    torch.save(state, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match=r"none of the backbones .*18.* \[256, 25088\] instead of \[512, 25088\]"):
-        read_backbone_name(tmp_path / "odd.pth")
-
-
-def test_the_folder_of_a_run_stands_for_its_best_weights(published_weights, tmp_path):
-    with pytest.raises(UserError, match=r"holds no best\.pth"):
-        Arcface(model_path=tmp_path, cuda=False)
-    shutil.copy(published_weights, tmp_path / "best.pth")
-    assert Arcface(model_path=tmp_path, cuda=False).model_path == tmp_path / "best.pth"
-
-
-def test_missing_unexpected_and_mis_shaped_names_are_listed(published_weights, tmp_path):
-    state = torch.load(published_weights, weights_only=True)
+def test_missing_unexpected_and_wrong_shapes_are_listed(state, tmp_path):
     first, second, *_ = state
-    state["arcface.surplus"] = state.pop(first)
-    state[second] = torch.zeros(5, 7)
-    torch.save(state, tmp_path / "odd.pth")
+    odd = dict(state) | {"arcface.surplus": state[first], second: torch.zeros(5, 7)}
+    del odd[first]
+    torch.save(odd, tmp_path / "odd.pth")
     with pytest.raises(UserError) as caught:
-        Arcface(model_path=tmp_path / "odd.pth", cuda=False)
-    for words in (f"1 missing: {first}", "1 unexpected: arcface.surplus", second, "[5, 7]"):
-        assert words in str(caught.value)
+        load_embedder(tmp_path / "odd.pth")
+    assert_one_line(caught, "odd.pth does not match backbone mobilefacenet", first, "arcface.surplus", second, "[5, 7]")
 
 
-def test_an_unknown_backbone_is_a_user_error_that_lists_the_known_ones(published_weights):
+def test_an_unknown_backbone_is_a_user_error_that_lists_the_known_ones():
     with pytest.raises(UserError, match=r"resnet7.*mobilefacenet.*iresnet50"):
-        Arcface(model_path=published_weights, backbone="resnet7")
+        load_embedder(BUNDLED, "resnet7")
 
 
-@pytest.mark.parametrize("name", ["arcface_mobilefacenet", "mobilefacenet"])
-def test_both_names_of_a_backbone_are_accepted(published_weights, name):
-    assert Arcface(model_path=published_weights, backbone=name, cuda=False).net.backbone == "mobilefacenet"
+@pytest.mark.parametrize("content", [
+    [1, 2], "weights", torch.zeros(3), {"state_dict": {"layers": [1, 2]}}, {"ema": {STEM: torch.ones(1)}},
+    {0: torch.zeros(3)}, {}, torch.nn.Linear(2, 2), None],
+    ids=["list", "text", "tensor", "no tensors", "unknown key", "numbered", "empty", "module", "none"])
+def test_other_saved_objects_are_a_user_error(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other\.pth") as caught:
+        load_embedder(tmp_path / "other.pth")
+    assert_one_line(caught)
+
+
+def test_a_training_checkpoint_is_a_user_error_that_points_to_the_weights(state, tmp_path):
+    torch.save({"model": state, "optimizer": {}, "epoch": 3, "settings": {"epochs": 5}}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt is a training checkpoint.*best\.pth"):
+        load_embedder(tmp_path / "last.pt")
 
 
 class Malicious:
@@ -83,40 +224,21 @@ class Malicious:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("how", [
+@pytest.mark.parametrize("write", [
     lambda content, path: path.write_bytes(pickle.dumps(content)), torch.save,
-    lambda content, path: torch.save({"arcface.conv1.weight": content}, path),
+    lambda content, path: torch.save({STEM: content}, path),
     lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False)])
-def test_code_in_a_weight_file_is_refused_and_never_runs(tmp_path, how):
+def test_code_in_a_weight_file_never_runs(tmp_path, write):
     marker, path = tmp_path / "executed", tmp_path / "evil.pth"
-    how(Malicious(marker), path)
+    write(Malicious(marker), path)
     with pytest.raises(UserError, match=r"evil\.pth"):
-        Arcface(model_path=path, cuda=False)
+        load_embedder(path)
     assert not marker.exists()
 
 
-def test_a_training_checkpoint_is_a_user_error_that_points_to_the_weights(published_weights, tmp_path):
-    state = torch.load(published_weights, weights_only=True)
-    torch.save({"model": state, "optimizer": {}, "epoch": 3, "settings": {"epochs": 5}}, tmp_path / "last.pt")
-    with pytest.raises(UserError, match=r"last\.pt is a training checkpoint.*best\.pth"):
-        Arcface(model_path=tmp_path / "last.pt", cuda=False)
-
-
-@pytest.mark.parametrize("content", [
-    [1, 2], "weights", torch.zeros(3), {"state_dict": {"arcface.conv1.weight": torch.zeros(3)}},
-    {0: torch.zeros(3)}, {}, torch.nn.Linear(2, 2), None],
-    ids=["list", "text", "tensor", "nested", "numbered", "empty", "module", "none"])
-def test_other_saved_objects_are_a_user_error(tmp_path, content):
-    torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"other\.pth") as caught:
-        Arcface(model_path=tmp_path / "other.pth", cuda=False)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_of_another_kind_is_a_user_error_whatever_its_first_letter(tmp_path):
+def test_a_file_of_another_kind_is_a_user_error_whatever_its_first_byte(tmp_path):
     path, failures = tmp_path / "other.pth", {}
-    contents = [b"", b"\n", *(bytes([first]) + rest for first in range(256) for rest in (b"", b"nother text\n"))]
-    for content in contents:
+    for content in [b"", b"\n", *(bytes([first]) + rest for first in range(256) for rest in (b"", b"nother text\n"))]:
         path.write_bytes(content)
         try:
             read_weights(path)
@@ -127,9 +249,67 @@ def test_a_file_of_another_kind_is_a_user_error_whatever_its_first_letter(tmp_pa
     assert failures == {}
 
 
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
-def test_a_truncated_weight_file_is_a_user_error(published_weights, tmp_path, share):
-    whole = published_weights.read_bytes()
-    (tmp_path / "cut.pth").write_bytes(whole[:int(share * len(whole))])
-    with pytest.raises(UserError, match=r"cut\.pth"):
-        Arcface(model_path=tmp_path / "cut.pth", cuda=False)
+# Damaged files, most of which torch.load takes for whole.
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.999])
+def test_a_truncated_file_is_a_user_error(tmp_path, fraction):
+    whole = BUNDLED.read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[:int(fraction * len(whole))])
+    with pytest.raises(UserError, match=r"cut\.pth is damaged or cut short"):
+        load(tmp_path / "cut.pth")
+
+
+def flip(content, position, bit):
+    content = bytearray(content)
+    content[position] ^= 1 << bit
+    return bytes(content)
+
+
+def test_one_flipped_bit_of_a_weight_is_a_user_error(tmp_path):
+    with zipfile.ZipFile(BUNDLED) as archive:
+        entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content, path = BUNDLED.read_bytes(), tmp_path / "flipped.pth"
+    name_lengths = np.frombuffer(content[entry.header_offset + 26:entry.header_offset + 30], np.uint16).sum()
+    path.write_bytes(flip(content, entry.header_offset + 30 + int(name_lengths) + entry.file_size // 2, 0))
+    torch.load(path, weights_only=True)  # does not notice
+    with pytest.raises(UserError, match=r"flipped\.pth is damaged .*checksum.*copy or download") as caught:
+        read_weights(path)
+    assert_one_line(caught)
+
+
+def test_a_file_without_checksums_is_compared_with_the_hash_beside_it(state, tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    assert read_weights(path).keys() == state.keys()
+    (tmp_path / "old.json").write_text(json.dumps({"weights_sha256": hash_file(path)}))
+    assert read_weights(path).keys() == state.keys()
+    path.write_bytes(flip(path.read_bytes(), path.stat().st_size // 2, 3))
+    with pytest.raises(UserError, match=r"old\.pth is damaged, or not the file that .*old\.json.*remove old\.json"):
+        read_weights(path)
+
+
+def test_a_file_with_checksums_may_have_the_thresholds_of_another_beside_it(state, tmp_path):
+    save(state, tmp_path / "new.pth")
+    (tmp_path / "new.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
+    assert read_weights(tmp_path / "new.pth").keys() == state.keys()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1e20])
+def test_values_that_no_network_has_are_neither_read_nor_written(state, tmp_path, value):
+    spoiled = state[STEM].clone()
+    spoiled[0, 0, 0, 0] = value
+    torch.save(state | {STEM: spoiled}, tmp_path / "odd.pth")
+    with pytest.raises(InvalidWeights, match=rf"odd\.pth is damaged or of a run that diverged \({STEM} ") as caught:
+        read_weights(tmp_path / "odd.pth")
+    assert_one_line(caught)
+    save({"a": torch.ones(2)}, tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(InvalidWeights, match=r"optimizer\.state\.0\.exp_avg .*last\.pt"):
+        save({"optimizer": {"state": {0: {"exp_avg": spoiled}}}}, tmp_path / "last.pt")
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_invalid_values_are_found_in_nested_containers():
+    assert find_invalid({"a": [1, float("nan"), None, "x"], "b": torch.tensor([2])}) is None
+    assert find_invalid({"a": [{"b": torch.tensor([0, torch.nan])}]}) == "a.0.b"
+    assert find_invalid({"a": (torch.zeros(0), torch.tensor([-1e10, 0]))}) == "a.1"

@@ -11,7 +11,7 @@ from utils.common import distributed
 from utils.common.errors import UserError
 from utils.training.engine import Diverged, new_sums
 from utils.weights import checkpoint
-from utils.weights.integrity import Implausible, find_implausible
+from utils.weights.checkpoint import InvalidWeights, find_invalid
 
 OF_ONE_START = {"resume", "force"}  # what is said of this start alone, and not kept
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
@@ -42,14 +42,14 @@ def find_checkpoint(resume, save_dir):
 
 def read_checkpoint(path):
     """-> what save_checkpoint wrote. Raises UserError for a file that is damaged or holds something else."""
-    state = checkpoint.read(path, "give the last.pt of a run", mmap=True)
+    state = checkpoint.load(path, "give the last.pt of a run", mmap=True)
     if not isinstance(state, dict) or "rows" not in state:
         raise UserError(f"{path} holds weights, not the state of a run: use --model-path to start from them")
     wrong = [name for name, kind in KINDS.items() if not isinstance(state.get(name), kind)]
     if wrong:
         raise UserError(f"{path} is not the state of a run of this program ({', '.join(wrong)} missing or of another "
                         "kind): start a new run, from its best.pth with --model-path")
-    if name := find_implausible(state):
+    if name := find_invalid(state):
         raise UserError(f"{path} is not a good state to go on from ({name} holds values that are not finite or huge): "
                         "start a new run, from an earlier epoch's weights with --model-path")
     return state
@@ -103,7 +103,7 @@ def save_checkpoint(training, run, settings, data_sha256):
         if distributed.is_main():
             checkpoint.save(state, run.folder / "last.pt")
             remove_others(training.step, head.shard.processes, run.folder)
-    except Implausible as error:
+    except InvalidWeights as error:
         raise Diverged(str(error), {"step": training.step, "epoch": training.epoch + 1,
                                     "lr": training.learning_rate(max(0, training.step - 1))}) from None
 
@@ -257,7 +257,7 @@ def read_rows(step, processes, folder, first, last):
     parts, begin = [], 0
     for rank in range(processes):
         path = folder / name_of(step, rank, processes)
-        rows = checkpoint.read(path, "it belongs to the last.pt beside it, put it there too", mmap=True)
+        rows = checkpoint.load(path, "it belongs to the last.pt beside it, put it there too", mmap=True)
         end = begin + len(rows["weight"])
         if (first < end and begin < last) or rank == 0:
             parts.append({name: value[max(0, first - begin):max(0, last - begin)] for name, value in rows.items()})

@@ -25,7 +25,7 @@ def check_settings(settings, parser):
     settings.teacher_sha256 = hash_file(settings.teacher) if Path(settings.teacher).is_file() else None
     settings.model_path = settings.model_path and str(checkpoint.find_weights(settings.model_path))
     if settings.backbone is None:
-        settings.backbone = (checkpoint.read_backbone_name(settings.model_path) if settings.model_path
+        settings.backbone = (checkpoint.read_backbone(settings.model_path) if settings.model_path
                              else DEFAULT_BACKBONE)
     try:
         settings.backbone = backbone_name(settings.backbone)

@@ -1,97 +1,172 @@
-"""Weight files (bare state dicts, the published format) and training checkpoints, read and written safely."""
+"""Weight files (bare state dicts, the published format) and training checkpoints: read and written safely."""
 import copy
 import functools
+import json
+import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 
 from nets.arcface import BACKBONES, ArcfaceNet
-from utils.common.errors import UserError
-from utils.common.files import atomic_write, locate
-from utils.weights.integrity import (
-    Implausible,
-    check_checksums,
-    check_recorded_hash,
-    check_values,
-    find_implausible,
-    first_line,
-    has_checksums,
-)
-from utils.weights.wrapping import unwrap
+from utils.common.errors import UserError, first_line
+from utils.common.files import atomic_write, hash_file, locate
+from utils.evaluation.thresholds import thresholds_path
+
+# A flip of the highest exponent bit turns nearly every float32 below 1 into one above 1e9. The published networks hold
+# nothing above 50, and weights above 1e9 are those of a run that diverges.
+LARGEST = 1e9
+AGAIN = "copy or download it again"
+# Under which keys other programs keep a state dict (the last one is insightface's), and the prefixes of their names:
+# of DistributedDataParallel, of networks that hold a backbone, and of torch.compile, which may be inside a name.
+WRAPPERS = ("state_dict", "model", "net", "state_dict_backbone")
+PREFIXES = re.compile(r"^((module|backbone|_orig_mod)\.)+|(?<=\.)_orig_mod\.")
+
+
+class InvalidWeights(UserError):
+    """Weights or statistics that are not finite, or above LARGEST."""
 
 
 def save(content, path):
-    """Write a state dict or a checkpoint of plain types and tensors: all of it or nothing, and all on the CPU.
+    """Write a state dict, or a checkpoint of plain types and tensors, with all tensors on the CPU.
 
-    Raises Implausible for values that no network has, and UserError where the file cannot be written.
+    Equal weights make equal files. Raises InvalidWeights for values that no network has, and UserError if the file
+    cannot be written.
     """
     content = on_cpu(content)
-    if name := find_implausible(content):
-        raise Implausible(f"{name} holds values that are not finite or huge, {path} is not written")
-    with atomic_write(path) as temporary:
+    if name := find_invalid(content):
+        raise InvalidWeights(f"{name} holds values that are not finite or huge, {path} is not written")
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:  # torch keeps a path's name in the file
         try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # what torch's writer raises on a full disk, without saying so
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer raises this on a full disk
             raise OSError(f"is the disk full? {first_line(error)}") from error
 
 
 def on_cpu(content):
-    """Nested dicts and lists -> the same with every tensor on the CPU."""
+    """Return a copy of nested dicts and lists with every tensor on the CPU."""
     if isinstance(content, torch.Tensor):
         return content.cpu()
     if not isinstance(content, dict | list):
         return content
-    moved = copy.copy(content)  # a state dict stays one
+    moved = copy.copy(content)  # a state dict keeps its class
     for key, value in content.items() if isinstance(content, dict) else enumerate(content):
         moved[key] = on_cpu(value)
     return moved
 
 
-def read(path, remedy="give the path of a .pth file", mmap=False):
-    """What `save` wrote, on the CPU. Nothing in the file is executed.
+def find_invalid(content):
+    """Return the dotted name of a tensor in nested dicts and lists that holds NaN or values above LARGEST, or None."""
+    for name, value in named_tensors(content):
+        if value.is_floating_point() and value.numel():
+            lowest, highest = value.aminmax()  # both NaN if one value is
+            if not max(-lowest, highest) <= LARGEST:
+                return name
+    return None
 
-    mmap: leave the tensors on the disk until they are read; who keeps one has to copy it.
 
-    Raises UserError where it does not load or does not fit its checksums.
+def named_tensors(content, name=""):
+    """Yield (dotted name, tensor) for every tensor in nested dicts and lists."""
+    if isinstance(content, torch.Tensor):
+        yield name, content
+    elif isinstance(content, dict | list | tuple):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def load(path, remedy="give the path of a .pth file", mmap=False):
+    """Return what `save` wrote, on the CPU. Nothing in the file is executed.
+
+    mmap: leave the tensors on the disk until they are read; copy those that are kept.
+    Raises UserError if the file does not load, or does not match its checksums.
     """
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: {remedy}")
+    check_checksums(path)
     try:
-        check_checksums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to load a plain pickle unsafely
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and has_checksums(path))
-    except UserError:
-        raise
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file may raise almost anything, IndexError and struct.error among it
         raise UserError(f"{path} is not a file of weights ({first_line(error)}): {remedy}") from None
 
 
-def read_weights(path, remedy="give the path of a .pth file"):
-    """A state dict {name: tensor} of float32, and int64 for BatchNorm's counts, with the names of this repository.
+def check_checksums(path):
+    """Compare the parts of a file that torch.save wrote with their CRC-32, which torch.load does not. 1 GB takes 2 s.
 
-    Other programs' files are made so, and that is printed (utils/weights/wrapping.py). Raises UserError for a
-    damaged file (utils/weights/integrity.py) and where the file holds something else.
+    A file in the format before PyTorch 1.6 has none: it is compared with the SHA-256 in the .json beside it, if there
+    is one. Raises UserError for a damaged file.
     """
-    content = read(path, remedy)
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # as torch.load decides
+    record = thresholds_path(path)
+    if not is_zip and recorded_hash(record) not in (None, hash_file(path)):
+        raise UserError(f"{path} is damaged, or not the file that {record} is about (the SHA-256 differs): {AGAIN}, "
+                        f"or remove {record.name} if it is another one")
+    if is_zip:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except Exception as error:  # a damaged directory of the archive may raise almost anything
+            raise UserError(f"{path} is damaged or cut short ({first_line(error)}): {AGAIN}") from None
+        if damaged:
+            raise UserError(f"{path} is damaged ({damaged} does not match its checksum): {AGAIN}")
+
+
+def recorded_hash(record):
+    try:
+        return json.loads(record.read_text(encoding="utf-8-sig"))["weights_sha256"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+
+
+def read_weights(path, remedy="give the path of a .pth file"):
+    """Return a state dict in float32, with the names of this repository; those of other programs are translated.
+
+    Raises UserError for a damaged file, and if the file holds something else.
+    """
+    content = load(path, remedy)
     if isinstance(content, dict) and "model" in content and "settings" in content:
         raise UserError(f"{path} is a training checkpoint, not weights: use the best.pth beside it")
-    check_recorded_hash(path)
-    state, done = unwrap(content)
+    state = unwrap(content)
     if state is None:
-        held = shorten(list(map(str, content))) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise UserError(f"{path} is no state dict, it holds {held}: {remedy}")
-    check_values(state, path)
-    if done:
-        print(f"{path}: {'; '.join(done)}")
+        raise UserError(f"{path} holds no state dict: {remedy}")
+    if name := find_invalid(state):
+        raise InvalidWeights(f"{path} is damaged or of a run that diverged ({name} holds values that are not finite or "
+                             f"huge): {AGAIN}, or take an earlier epoch's")
     return state
 
 
-def find_weights(path):
-    """A weight file or the folder of a run, whose best.pth is meant -> the file. Raises UserError where it has none.
+def unwrap(content):
+    """Return the state dict that a file's content is or holds, translated to this repository's names, or None."""
+    while isinstance(content, dict) and (wrappers := [key for key in WRAPPERS if isinstance(content.get(key), dict)]):
+        content = content[wrappers[0]]
+    if not isinstance(content, dict) or not content or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
+        return None
+    state = {PREFIXES.sub("", name): value for name, value in content.items()}
+    if not any(name.startswith("arcface.") for name in state):
+        state = {name if name.startswith("head.") else f"arcface.{name}": value for name, value in state.items()}
+    if "arcface.layers.0.layers.0.weight" in state:
+        state = rename_layers(state)
+    return {name: value.detach().to(torch.int64 if name.endswith("num_batches_tracked") else torch.float32)
+            for name, value in state.items()}
 
-    One under model_data/ that the caller has not is the repository's (utils/common/files.py).
+
+def rename_layers(state):
+    """Return insightface's MobileFaceNet (scale 1) with our names: the same layers, in the same order."""
+    expected = expected_state("mobilefacenet")
+    if [value.numel() for value in state.values()] != [value.numel() for value in expected.values()]:
+        return state
+    return {name: value.reshape(expected[name].shape) for name, value in zip(expected, state.values())}
+
+
+def find_weights(path):
+    """Return the weight file that `path` means: itself, or the best.pth of a run's folder.
+
+    If the caller has no such file under model_data/, the repository's is returned. Raises UserError for a folder
+    without best.pth.
     """
     path = locate(path)
     if not path.is_dir():
@@ -102,112 +177,79 @@ def find_weights(path):
 
 
 def load_embedder(path, backbone=None):
-    """A weight file -> ArcfaceNet without a head, in eval mode. A head in the file is left out.
+    """Return the ArcfaceNet of a weight file, without a head and in eval mode.
 
-    backbone: None takes the one that the file is of. Raises UserError, which lists the differences, where the file is
-    not of exactly this backbone, or of none.
+    backbone: None infers it from the file. Raises UserError if the file does not match the backbone exactly.
     """
     state = {name: value for name, value in read_weights(path).items() if not name.startswith("head.")}
     try:
-        net = ArcfaceNet(backbone=backbone or told_backbone(state, path))
+        net = ArcfaceNet(backbone=backbone or infer_backbone(state))
     except ValueError as error:
         raise UserError(str(error)) from None
-    load_exactly(net, state, path)
+    load_strictly(net, state, path)
     return net.eval()
 
 
 def load_for_training(net, path):
-    """Load a weight file into a network with a head. -> one sentence on what happened to the head.
+    """Load a weight file into a network with a head. Return one sentence on what happened to the head.
 
-    The backbone must match exactly; the head is kept as it was made where the class count differs.
+    The backbone must match exactly; a head for another number of classes is left as it was initialized.
     """
     state = read_weights(path)
     classes, found = net.head.classes, state.get("head.weight")
     if found is not None and len(found) == classes:
         found = state["head.weight"] = found[slice(*net.head.shard.bounds(classes))]
     if found is not None and found.shape == net.head.weight.shape:
-        load_exactly(net, state, path)
+        load_strictly(net, state, path)
         return f"loaded backbone and head from {path}"
-    backbone = {name: value for name, value in state.items() if not name.startswith("head.")}
-    load_exactly(net, backbone | {"head.weight": net.head.weight.detach()}, path)
+    load_strictly(net, state | {"head.weight": net.head.weight.detach()}, path)
     why = "the file has none" if found is None else f"the file's is for {len(found)} classes, this one for {classes}"
-    return f"loaded the backbone from {path}; the head is made anew ({why})"
+    return f"loaded the backbone from {path}; the head starts from random weights ({why})"
 
 
 def load_pretrained_backbone(net, path):
-    """Load what `path` holds of the backbone, such as ImageNet weights without the embedding layers.
+    """Load the backbone's entries of a file that may lack some, such as ImageNet weights without embedding layers.
 
-    -> one sentence on what stays random. Raises UserError for a missing file, a wrong shape or nothing in common.
+    Return one sentence on what stays random. Raises UserError for a missing file, and if shapes differ.
     """
-    found = read_weights(path, "put the backbone's weights there, or leave out --pretrained")
-    found = {name.removeprefix("arcface."): value for name, value in found.items()}
-    expected = net.arcface.state_dict()
-    usable = {name: value for name, value in found.items() if name in expected}
-    wrong = [name for name, value in usable.items() if value.shape != expected[name].shape]
-    if wrong or not usable:
-        raise UserError(f"{path} does not fit {net.backbone}: " + (differences(expected, found)))
-    net.arcface.load_state_dict(usable, strict=False)
-    absent = expected.keys() - usable.keys()
-    return f"loaded {len(usable)} of {len(expected)} backbone entries from {path}" + (
-        f"; random: {shorten(sorted(absent))}" if absent else "")
-
-
-def load_exactly(net, state, path):
+    state = read_weights(path, "put the backbone's weights there, or leave out --pretrained")
     expected = net.state_dict()
-    found = differences(expected, state)
-    if found:
-        raise UserError(f"{path} does not fit backbone {net.backbone}: {found}{guess_backbone(state)}")
-    net.load_state_dict(state)
+    usable = {name: value for name, value in state.items() if name in expected and name.startswith("arcface.")}
+    if not usable:
+        raise UserError(f"{path} holds nothing of {net.backbone}: give weights with its names")
+    load_strictly(net, expected | usable, path)
+    missing = [name for name in net.arcface.state_dict() if f"arcface.{name}" not in usable]
+    return f"loaded {len(usable)} backbone entries from {path}; random: {', '.join(missing) or 'none'}"
 
 
-def differences(expected, found):
-    """What keeps the state dict `found` from being loaded as `expected`, in one line; "" where nothing does."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    wrong = [f"{name} {list(found[name].shape)} instead of {list(expected[name].shape)}"
-             for name in expected if name in found and found[name].shape != expected[name].shape]
-    lists = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
-    return "; ".join(f"{len(names)} {kind}: {shorten(names)}" for kind, names in lists.items() if names)
+def load_strictly(net, state, path):
+    """Load a state dict. Raises UserError, with the differences and a matching backbone, unless all of it matches."""
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        found = infer_backbone(state)
+        remedy = f"use --backbone {found}" if found != net.backbone else "give other weights"
+        raise UserError(f"{path} does not match backbone {net.backbone}: {remedy}; "
+                        f"{' '.join(str(error).split())}") from None
 
 
-def shorten(names, limit=4):
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def read_backbone(path):
+    """Return the backbone that a weight file is of."""
+    return infer_backbone(read_weights(path))
 
 
-def guess_backbone(state):
-    """The remedy for weights of another backbone: the one whose names they are, or ""."""
-    backbone = backbone_of(state)
-    return f". The file is of {backbone}: use --backbone {backbone}" if backbone else ""
-
-
-def backbone_of(state):
-    """The backbone whose names and shapes a state dict has, or None."""
-    shapes = shapes_of({name: value for name, value in state.items() if name.startswith("arcface.")})
-    return next((backbone for backbone in BACKBONES if shapes == shapes_of(expected_state(backbone))), None)
+def infer_backbone(state):
+    """Return the backbone whose names and shapes are nearest to those of a state dict."""
+    found = shapes_of(state).items()
+    return min(BACKBONES, key=lambda backbone: len(found ^ shapes_of(expected_state(backbone)).items()))
 
 
 def shapes_of(state):
-    return {name: value.shape for name, value in state.items()}
+    return {name: value.shape for name, value in state.items() if name.startswith("arcface.")}
 
 
 @functools.cache
 def expected_state(backbone):
-    """-> the state dict of a backbone, in names and shapes alone."""
+    """Return the state dict of a backbone on the meta device: names and shapes without values."""
     with torch.device("meta"):
         return ArcfaceNet(backbone=backbone).state_dict()
-
-
-def told_backbone(state, path):
-    """The backbone of a state dict. Raises UserError, which compares it with the most similar one, where it is none."""
-    backbone = backbone_of(state)
-    if backbone is None:
-        found = shapes_of(state).items()
-        nearest = max(BACKBONES, key=lambda name: len(found & shapes_of(expected_state(name)).items()))
-        raise UserError(f"{path} is of none of the backbones {', '.join(BACKBONES)}; compared with {nearest}: "
-                        f"{differences(expected_state(nearest), state)}")
-    return backbone
-
-
-def read_backbone_name(path):
-    """The backbone that a weight file is of. Raises UserError where it is of none."""
-    return told_backbone(read_weights(path), path)
