@@ -18,7 +18,7 @@ PAGES = [*ENGLISH, *CHINESE, "CONTRIBUTING.md"]
 # English pages that are ahead of their translation. A page leaves the list as soon as it is translated.
 NOT_TRANSLATED_YET = {
     "README.md", "docs/data.md", "docs/distillation.md", "docs/evaluation.md", "docs/extending.md", "docs/galleries.md",
-    "docs/predicting.md", "docs/robustness.md", "docs/settings.md", "docs/speed.md", "docs/thresholds.md",
+    "docs/predicting.md", "docs/settings.md", "docs/speed.md", "docs/thresholds.md",
     "docs/training.md", "docs/troubleshooting.md", "docs/weights.md"}
 SCRIPTS = ["txt_annotation.py", "train.py", "eval_LFW.py", "predict.py",
            *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py")))]
