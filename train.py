@@ -24,7 +24,6 @@ from utils.common import distributed
 from utils.common.device import DEVICES, choose_device, describe_device, emulates_bf16, keep_freed_memory, tune_cuda
 from utils.common.errors import SettingsParser, UserError, script
 from utils.data.augmentation import KINDS, augment
-from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders, read_training_set
 from utils.faces.images import check_input_shape
 from utils.training import checkpoint as resume
@@ -47,8 +46,8 @@ def make_parser():
     data.add_argument("--annotation-path", default="cls_train.txt", help="the list that txt_annotation.py wrote")
     data.add_argument("--datasets-path", metavar="DIR", help="where the folders of the people are now, if they have "
                       "moved since (default: where the list says)")
-    data.add_argument("--rec", metavar="DIR", help="instead of a list: the folder of insightface's train.rec, or of "
-                      "several .rec files of one set, which are read as they are")
+    data.add_argument("--rec", metavar="DIR", help="instead of a list: the folder of insightface's train.rec and "
+                      "train.idx")
     data.add_argument("--unlabeled", metavar="DIR", help="train on all pictures below this folder too, whoever they "
                       "show; with --teacher, whose embeddings need no labels")
     data.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"),
@@ -60,8 +59,6 @@ def make_parser():
     data.add_argument("--augment", nargs="+", metavar="KIND", default=[],
                       help=f"change pictures at random beside mirroring: any of {', '.join(KINDS)} (default: none)")
     data.add_argument("--num-workers", type=int, default=4, help="processes that decode pictures")
-    data.add_argument("--max-bad-pictures", type=float, default=1e-3, metavar="SHARE",
-                      help="share of the training pictures that may fail to open and be replaced by others")
     network = parser.add_argument_group("network")
     network.add_argument("--backbone", help=f"the network that embeds: {', '.join(BACKBONES)} "
                          f"(default: that of --model-path, without one {DEFAULT_BACKBONE})")
@@ -205,7 +202,7 @@ def prepare_machine(settings):
     return device
 
 
-def finish_epoch(training, run, val_loader, benchmarks, bad_pictures, settings):
+def finish_epoch(training, run, val_loader, benchmarks, settings):
     """Measure the epoch that has ended, log it and save the weights; every process takes part, rank 0 writes."""
     means = epoch_means(epoch_totals(training))
     training.epoch, training.batch, training.sums = training.epoch + 1, 0, {}
@@ -214,7 +211,7 @@ def finish_epoch(training, run, val_loader, benchmarks, bad_pictures, settings):
            "val_loss": math.nan, "val_accuracy": math.nan}
     distributed.copy_buffers_of_main(training.evaluated)
     if val_loader is not None:
-        val = validate(training, val_loader, bad_pictures)
+        val = validate(training, val_loader)
         row |= {"val_loss": val["loss"], "val_accuracy": val["accuracy"]}
     row |= measure(training.evaluated, benchmarks, settings)
     row |= {"images_per_second": means["images_per_second"], "data_wait": means["waiting"]}
@@ -237,7 +234,6 @@ def weights_to_save(training, settings):
 def train(training, run, loader, val_loader, benchmarks, data_sha256, settings):
     """Epoch after epoch until the last one, or until a signal. -> the status to exit with."""
     total_steps, batches = training.learning_rate.total_steps, len(loader)
-    bad_pictures = BadPictures(run.folder, len(loader.dataset), settings.max_bad_pictures)
     go_on = (f"go on with: {distributed.launcher()} {shlex.join(sys.argv[:1])} --resume "
              f"{shlex.quote(str(run.folder))}")
 
@@ -247,14 +243,14 @@ def train(training, run, loader, val_loader, benchmarks, data_sha256, settings):
     while training.epoch < settings.epochs:
         try:
             with Progress(training, batches, settings.epochs, total_steps) as progress:
-                train_one_epoch(training, loader, progress.report, save, bad_pictures)
+                train_one_epoch(training, loader, progress.report, save)
         except Interrupted as error:
             raise UserError(f"{error}, {go_on}") from None
         if training.stop.received:
             print(f"stopped after step {training.step}, {go_on}", flush=True)
             return 128 + training.stop.received
         save()  # what ends the evaluation, such as a picture that does not open, does not cost the epoch
-        finish_epoch(training, run, val_loader, benchmarks, bad_pictures, settings)
+        finish_epoch(training, run, val_loader, benchmarks, settings)
         save()
     if distributed.is_main():
         print_best(run)

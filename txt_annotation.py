@@ -2,39 +2,34 @@
 
     datasets/                    python txt_annotation.py
         alice/  1.jpg  2.jpg     python txt_annotation.py --datasets-path /data/casia --output casia_train.txt
-        bob/    1.jpg  2.png
+        bob/    1.jpg  2.png     python txt_annotation.py --datasets-path photos --align-to datasets
 
-    python txt_annotation.py --datasets-path photographs --align-to datasets    aligned crops of photographs first
-    python txt_annotation.py --rec faces_emore    first writes insightface's train.rec out as such a folder
-
-Writes `label;path` lines to cls_train.txt and `label;name` lines to cls_classes.txt beside it.
+Writes `label;path` lines to cls_train.txt and `label;name` lines to cls_classes.txt beside it. With --align-to the
+images are photos, and aligned crops of their faces are written and listed.
 """
 import argparse
 import os
 from functools import partial
 from statistics import median
 
+import numpy as np
 from tqdm import tqdm
 
 from utils.common.errors import SettingsParser, UserError, script
 from utils.data.align_folder import NO_FACE, RULE, SEVERAL, SMALL, align_folder, report_path
-from utils.data.annotation import classes_path, write_annotation
-from utils.data.records import extract
-from utils.data.scan import Tally, list_root, scan_people
-from utils.data.scan_journal import journal_path, scan_on
+from utils.data.annotation import classes_path, read_annotation, write_annotation
+from utils.data.scan import Summary, describe_duplicates, list_root, scan_identities
 from utils.faces.detector import FaceDetector
 
 
-def parse_settings():
+def parse_args():
     parser = SettingsParser(__doc__)
-    parser.add_argument("--datasets-path", default="datasets", help="a folder with one folder of pictures per person")
-    parser.add_argument("--rec", metavar="FOLDER",
-                        help="of insightface's train.rec and train.idx: write its pictures into --datasets-path first")
+    parser.add_argument("--datasets-path", default="datasets", help="a folder with one folder of images per person")
     parser.add_argument("--output", default="cls_train.txt", help="the annotation file to write")
-    parser.add_argument("--align-to", metavar="DIR", help="the pictures are photographs: write aligned crops of their "
-                        "faces to DIR, in the same folders, and list those; run again, it goes on")
+    parser.add_argument("--align-to", metavar="DIR", help="the images are photos: write aligned crops of their faces "
+                        "to DIR, in the same folders, and list those; run again, it updates them")
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True,
-                        help="decode every picture; --no-check lists a set that is known to be good in no time")
+                        help="decode every image, and look for duplicates; --no-check lists what is known to be valid")
     return parser.parse_args()
 
 
@@ -49,58 +44,44 @@ def align(source, destination):
         raise UserError(f"{source} holds no photograph with a face in a person's folder")
 
 
-def tell(person, tally):
-    tally.add(person)
-    print_paths("skipped", person.skipped)
-    print_paths("damaged, decodes in part:", person.damaged)
+def print_skipped(skipped):
+    for path, reason in skipped:
+        path = str(path).encode(errors="backslashreplace").decode()  # a name may not be valid Unicode
+        tqdm.write(f"skipped {path}: {reason}")
 
 
-def print_paths(what, paths):
-    for path, reason in paths:
-        path = str(path).encode(errors="backslashreplace").decode()  # a name may be no valid Unicode
-        tqdm.write(f"{what} {path}: {reason}")
+def list_faces(root, output, check):
+    """Scan the folder of faces, write the annotation and print what looks wrong."""
+    if os.path.isdir(output):  # reported now, not after an hour
+        raise UserError(f"cannot write {output}: it is a folder")
+    identities, strays = list_root(root)
+    print_skipped(strays)
+    summary = Summary(root, strays)
 
+    def scan():
+        for identity in tqdm(scan_identities(identities, check), "people", len(identities), unit="", disable=None):
+            print_skipped(identity.skipped)
+            summary.add(identity)
+            yield identity.name, identity.images
+        if not summary.counts:
+            raise UserError("; ".join([f"{root} holds no person with an image: make one folder per person in it",
+                                       *summary.hints()]))
 
-def list_faces(root, settings):
-    """Look through the folder of faces and write the annotation."""
-    if os.path.isdir(settings.output):  # told now, not after hours
-        raise UserError(f"cannot write {settings.output}: it is a folder")
-    root = os.path.abspath(root)
-    names, strays = list_root(root)
-    print_paths("skipped", strays)
-    tally, journal = Tally(root, strays), journal_path(settings.output)
-
-    def scan(left):
-        return scan_people(root, left, partial(tqdm, desc="people", unit="", disable=None), settings.check)
-
-    def people():
-        for person in scan_on(root, names, journal, settings.check, scan):
-            tell(person, tally)
-            yield person.name, person.pictures
-        if not tally.per_person:
-            journal.unlink()
-            raise UserError("; ".join([f"{root} holds no person with a picture: make one folder per person in it",
-                                       *tally.hints()]))
-
-    write_annotation(people(), settings.output)
-    journal.unlink()
-    counts = tally.per_person
+    write_annotation(scan(), output)
+    counts = summary.counts
     print(f"{len(counts)} people, {sum(counts)} images, {min(counts)} / {median(counts):g} / {max(counts)} images per "
-          f"person (min / median / max), {tally.skipped} skipped")
-    print("\n".join([*tally.hints(), f"wrote {settings.output} and {classes_path(settings.output)}"]))
+          f"person (min / median / max), {summary.skipped} skipped")
+    paths, labels = read_annotation(output)
+    duplicates = describe_duplicates(np.concatenate(summary.hashes), labels.numpy(), paths) if check else []
+    print("\n".join([*summary.hints(), *duplicates, f"wrote {output} and {classes_path(output)}"]))
 
 
 @script
 def main():
-    settings = parse_settings()
-    if settings.rec:
-        pictures, there, skipped = extract(settings.rec, settings.datasets_path, partial(
-            tqdm, desc="extracting", unit="B", unit_scale=True, disable=None))
-        print_paths("skipped", skipped)
-        print(f"{pictures} pictures of {settings.rec} in {settings.datasets_path}, {there} of them from before")
-    if settings.align_to:
-        align(settings.datasets_path, settings.align_to)
-    list_faces(settings.align_to or settings.datasets_path, settings)
+    args = parse_args()
+    if args.align_to:
+        align(args.datasets_path, args.align_to)
+    list_faces(os.path.abspath(args.align_to or args.datasets_path), args.output, args.check)
 
 
 if __name__ == "__main__":

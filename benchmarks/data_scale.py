@@ -26,7 +26,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils.common.errors import SettingsParser, UserError, script
 from utils.common.files import hash_file
-from utils.data.annotation import check_there, check_trainable, read_annotation
+from utils.data.annotation import check_files_exist, check_trainable, read_annotation
 from utils.data.dataset import make_loaders
 
 REAL = 1000      # pictures on the disk
@@ -83,7 +83,7 @@ def measure(settings):
     start, used = time.perf_counter(), time.process_time()
     paths, labels = read_annotation(settings.list)
     check_trainable(labels, settings.list)
-    check_there(paths, settings.list, 0)
+    check_files_exist(paths, settings.list)
     hash_file(settings.list)
     options = SimpleNamespace(input_shape=[112, 112], letterbox_image=True, num_workers=settings.num_workers,
                               val_split=0.01, seed=11, batch_size=settings.batch_size)
@@ -101,7 +101,7 @@ def measure(settings):
     del batches, loader
 
     loader, _ = make_loaders(paths, labels, options, CPU)
-    loader.dataset.load = Undecoded(loader.dataset.pictures)
+    loader.dataset.load = Undecoded(loader.dataset.images)
     batches = iter(loader)
     next(batches)
     workers = [child.pid for child in multiprocessing.active_children()]

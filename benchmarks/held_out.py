@@ -10,7 +10,6 @@ held_out/<person>/<person>_0001.jpg, and ten folds of 300 genuine and 300 impost
 import os
 import random
 import sys
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils.common.errors import SettingsParser, UserError, script
 from utils.common.files import write_text
 from utils.data.annotation import write_annotation
-from utils.data.scan import list_root, scan_people
+from utils.data.scan import list_root, scan_identities
 
 FOLDS, PAIRS = 10, 300
 
@@ -60,9 +59,9 @@ def draw_pairs(counts, generator):
 @script
 def main():
     settings = parse_settings()
-    root = os.path.abspath(settings.datasets_path)
-    scanned = scan_people(root, list_root(root)[0], partial(tqdm, desc="people", unit="", disable=None))
-    people = {person.name: person.pictures for person in scanned if person.pictures}
+    identities, _ = list_root(os.path.abspath(settings.datasets_path))
+    scanned = tqdm(scan_identities(identities), "people", len(identities), unit="", disable=None)
+    people = {identity.name: identity.images for identity in scanned if identity.images}
     names = list(people)[4::10]
     held_out = {"_".join(name.split()): people.pop(name) for name in names}  # a list of pairs has no spaces in names
     if len(names) < 2 or max(map(len, held_out.values())) < 2:

@@ -1,8 +1,8 @@
-"""Pictures per second and core by Pillow and by the training loader's decoder, and what train.py waits for data.
+"""Images per second and core from files and from a .rec file, and how long train.py waits for data.
 
     python benchmarks/loader_speed.py --annotation-path cls_train.txt --num-workers 2
     python benchmarks/loader_speed.py --annotation-path cls_train.txt --num-workers 2 --bf16
-    python benchmarks/loader_speed.py --annotation-path cls_train.txt --rec faces_emore     and from .rec files
+    python benchmarks/loader_speed.py --annotation-path cls_train.txt --rec faces_emore
 
 Every flag of train.py is one here. A run's own share of waiting is a column of its log.csv.
 """
@@ -21,9 +21,8 @@ from utils.common.device import keep_freed_memory
 from utils.common.errors import script
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
-from utils.data.bad_pictures import BadPictures
-from utils.data.dataset import load_image, make_loaders
-from utils.data.records import read_records_of
+from utils.data.dataset import make_loaders
+from utils.data.records import read_records
 from utils.faces.images import preprocess
 from utils.training.compilation import compile_if_wanted
 from utils.training.engine import epoch_means, train_one_epoch
@@ -41,22 +40,20 @@ def parse_settings():
     return settings
 
 
-def decoding_rate(decode, sources, settings):
+def decoding_rate(images, settings):
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))[:settings.pictures]
     start = time.process_time()
-    for place in range(len(sources)):
-        decode(sources[place], settings.input_shape, settings.letterbox_image)
-    return len(sources) / (time.process_time() - start)
+    for index in chosen.tolist():
+        preprocess(images[index], settings.input_shape, settings.letterbox_image)
+    return len(chosen) / (time.process_time() - start)
 
 
-def compare(ways, settings):
-    """{name: (decode, sources)} -> prints what each does in a second of a core, and the ratios, measured in turn."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    rates = {name: [] for name in ways}
+def compare(sources, settings):
+    """Print how many images of each {name: sequence} a core decodes in a second, and the ratios, measured in turn."""
+    rates = {name: [] for name in sources}
     for _ in range(settings.repeats + 1):  # the first round reads the files into memory
-        for name, (decode, sources) in ways.items():
-            rates[name].append(decoding_rate(decode, sources, settings))
-    torch.set_num_threads(threads)
+        for name, images in sources.items():
+            rates[name].append(decoding_rate(images, settings))
     (first, slow), (second, fast) = ((name, found[1:]) for name, found in rates.items())
     ratios = sorted(b / a for a, b in zip(slow, fast))
     print(f"decoding on one core: {first} {statistics.median(slow):.0f} img/s, {second} {statistics.median(fast):.0f}; "
@@ -75,7 +72,7 @@ def measure_waiting(paths, labels, settings):
     print(compile_if_wanted(training, settings, math.inf, images, sample))
     for training.epoch in range(2):  # the first one starts the workers
         training.batch, training.sums = 0, {}
-        train_one_epoch(training, loader, lambda means: None, lambda: None, BadPictures(".", len(paths), 0))
+        train_one_epoch(training, loader, lambda means: None, lambda: None)
     means = epoch_means(training.sums)
     print(f"training {settings.backbone}, batch {settings.batch_size}, {settings.num_workers} workers: "
           f"{means['images_per_second']:.1f} img/s, {means['waiting']:.2%} of the time waiting for data")
@@ -86,14 +83,8 @@ def main():
     settings = parse_settings()
     settings.val_split = 0
     paths, labels = read_annotation(settings.annotation_path)
-    chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(settings.seed))[:settings.pictures]
-    paths, labels = paths.subset(chosen), labels[chosen]
-    compare({"Pillow": (preprocess, paths), "the loader": (load_image, paths)}, settings)
     if settings.rec:
-        records, _, _ = read_records_of(settings.rec)
-        chosen = torch.randperm(len(records), generator=torch.Generator().manual_seed(settings.seed))
-        records = records.subset(chosen[:settings.pictures])
-        compare({"files": (load_image, paths), "records": (load_image, records)}, settings)
+        compare({"files": paths, "records": read_records(settings.rec)[0]}, settings)
     measure_waiting(paths, labels, settings)
 
 

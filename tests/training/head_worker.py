@@ -24,7 +24,6 @@ from nets.head import ArcMarginProduct
 from nets.partial_fc import Shard
 from train import check_settings, make_parser, weights_to_save
 from utils.common import distributed
-from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import EpochBatches
 from utils.training import checkpoint as resume
 from utils.training.checkpoint import whole_weight
@@ -63,9 +62,6 @@ class Faces:
     def __iter__(self):
         numbers = torch.arange(len(self))
         return iter([(self.pixels[part], self.labels[part], part) for part in numbers.split(self.batch_size)])
-
-    def replaced(self, asked, used):
-        return []
 
 
 def make(*arguments):
@@ -111,7 +107,7 @@ def train_and_validate(folder):
     losses = train(training, 3)
     pixels, labels = pictures()
     mine = slice(distributed.rank(), 13, distributed.world_size())
-    validated = validate(training, Faces(pixels[mine], labels[mine]), BadPictures(folder, 13, 0))
+    validated = validate(training, Faces(pixels[mine], labels[mine]))
     return result_of(training, settings, losses) | {"validated": validated, "first": first}
 
 

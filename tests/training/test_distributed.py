@@ -18,7 +18,6 @@ from training_data import QUICK, assert_same_weights, only_run, weights, write_f
 
 from nets.arcface import ArcfaceNet
 from utils.data.annotation import read_annotation
-from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import make_loaders
 from utils.training.losses import LabelLoss
 from utils.training.optim import Margin
@@ -112,7 +111,7 @@ def assert_validated_as_saved(run, annotation):
     training.evaluated.load_state_dict(weights(run))
     _, loader = make_loaders(*read_annotation(annotation), SimpleNamespace(**settings), training.device)
     assert len(loader.dataset) == VALIDATED
-    figures = validate(training, loader, BadPictures(run, VALIDATED, 0))
+    figures = validate(training, loader)
     assert figures["loss"] == pytest.approx(float(row["val_loss"]), rel=1e-5)
     assert figures["accuracy"] == pytest.approx(float(row["val_accuracy"]), rel=1e-5)
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from train import check_settings, make_parser
 from utils.common.errors import UserError
-from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import EpochBatches
 from utils.faces.images import normalise
 from utils.training import checkpoint as resume
@@ -42,7 +41,7 @@ def batch():
 
 class loader_of(list):
     """Stands for a DataLoader of such batches, whose pictures all open."""
-    dataset = SimpleNamespace(name=PICTURES.name, replaced=lambda asked, used: [])
+    dataset = PICTURES
     batch_sampler, num_workers = EpochBatches(8, 4, 1), 0
 
 
@@ -117,7 +116,7 @@ def test_an_error_of_a_step_comes_after_the_state_is_saved_unless_it_is_of_the_s
     states = []
     with pytest.raises(type(error)) as caught:
         train_one_epoch(training, loader_of([batch, batch]), lambda means: None,
-                        lambda: states.append((training.step, training.batch)), BadPictures(tmp_path, 8, 0))
+                        lambda: states.append((training.step, training.batch)))
     assert caught.value is error and states == [(1, 1)] * saved
 
 
@@ -134,8 +133,7 @@ def test_what_keeps_the_next_batch_from_coming_comes_after_the_state_is_saved(ba
         states = []
         with pytest.raises(expected, match=str(fault)):
             train_one_epoch(training, Loader([batch, batch]), lambda means: None,
-                            lambda training=training, states=states: states.append((training.step, training.batch)),
-                            BadPictures(tmp_path, 8, 0))
+                            lambda training=training, states=states: states.append((training.step, training.batch)))
         assert states == [(1, 1)]
 
 
@@ -151,7 +149,7 @@ def test_the_validation_loss_has_the_whole_margin_from_the_first_epoch_on(batch,
     pixels, labels, _ = batch
     training, _ = make("--margin-warmup-epochs", 2)
     assert training.margin(0) == 0
-    found = validate(training, loader_of([batch]), BadPictures(tmp_path, 8, 0))
+    found = validate(training, loader_of([batch]))
     net = training.net.eval()
     net.head.m = 0.5
     expected = nn.functional.cross_entropy(net(normalise(pixels), labels), labels).item()
@@ -248,4 +246,4 @@ def test_a_validation_loss_that_is_not_finite_is_a_user_error_and_no_figure(batc
     training.net.arcface.conv1.bn.weight.data.fill_(3e38)  # finite, and what comes out is not
     training.net.arcface.conv1.bn.running_var.fill_(1e-9)
     with pytest.raises(UserError, match=r"the validation loss is nan after epoch 0: lower --init-lr"):
-        validate(training, loader_of([batch]), BadPictures(tmp_path, 8, 0))
+        validate(training, loader_of([batch]))

@@ -6,7 +6,6 @@ from test_engine import PICTURES, loader_of
 
 from train import check_settings, make_parser
 from utils.data.augmentation import KINDS
-from utils.data.bad_pictures import BadPictures
 from utils.data.dataset import EpochBatches
 from utils.training.engine import train_one_step
 from utils.training.setup import make_net, make_training
@@ -33,5 +32,5 @@ def test_a_step_waits_once(simulated_cuda, tmp_path, flags, published_weights): 
         train_one_step(training, [batch] * training.accumulate, PICTURES)
         assert training.step == step + 1 and len(waits) == 1, waits
     waits.clear()
-    validate(training, loader_of([batch, batch]), BadPictures(tmp_path, 4, 0))
+    validate(training, loader_of([batch, batch]))
     assert len(waits) == 1, waits

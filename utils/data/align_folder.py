@@ -3,13 +3,13 @@ import csv
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from utils.common.device import available_cores
 from utils.common.errors import UserError
 from utils.common.files import atomic_write, read_lines, write_text
-from utils.data.bad_pictures import reason_of
-from utils.data.scan import list_folder, list_root
+from utils.data.scan import list_folder, list_root, reason_of
 from utils.faces.alignment import align, eye_distance
 from utils.faces.detector import main_face
 from utils.faces.images import open_image
@@ -30,10 +30,10 @@ def align_folder(source, destination, detector, progress):
     """
     source, destination = (Path(os.path.abspath(folder)) for folder in (source, destination))
     check_apart(source, destination)
-    names, skipped = list_root(source)
+    identities, skipped = list_root(source)
     candidates = []
-    for name in names:
-        found, others = list_folder(source / name)
+    for folder in chain.from_iterable(identities.values()):
+        found, others = list_folder(folder)
         candidates += map(Path, found)
         skipped += others
     taken = {crop_path(path, source, destination) for path in candidates if path.suffix == ".jpg"}

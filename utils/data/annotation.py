@@ -1,7 +1,6 @@
-"""The annotation file, `label;path` a line."""
+"""The annotation file: one `label;path` line per image."""
 import codecs
 import os
-from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -9,185 +8,21 @@ import torch
 
 from utils.common.errors import UserError
 from utils.common.files import atomic_write, read_lines, write_text
-from utils.data.bad_pictures import most_allowed
 
-NEWLINE, RETURN, SEMICOLON = b"\n\r;"
-BLOCK = 1 << 22  # bytes of a list that are read at once
-MOST_DIGITS = 9  # of a label that certainly fits int32
-LOOKED_AT = 100  # pictures at the start of a training: each is a round trip on a network's disk
-
-
-def classes_path(annotation_path):
-    """cls_train.txt -> cls_classes.txt, in the same folder."""
-    path = Path(annotation_path)
-    return path.with_name(path.stem.removesuffix("_train") + "_classes.txt")
-
-
-def write_annotation(people, path):
-    """Write `label;path` lines to `path`, and `label;name` lines to classes_path(path).
-
-    people: yields (name, paths of pictures), as the labels are to count; who has none gets no label. Nothing is written
-    where it raises.
-    """
-    names = []
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for name, images in people:
-            if images:
-                file.writelines(f"{len(names)};{image}\n" for image in images)
-                names.append(name)
-    write_text(classes_path(path), "".join(f"{label};{name}\n" for label, name in enumerate(names)))
-
-
-def read_annotation(path, root=None):
-    """An annotation file -> (PackedPaths, int32 tensor of labels) of equal length; labels are 0..C-1 without gaps.
-
-    root: where the folders of the people are now, if they have moved.
-    Beside the text itself it takes 32 bytes a line. Raises UserError, which names the line, for a line that is not
-    `label;path`, and for labels with gaps.
-    """
-    text, parts, number = read_bytes(path), [], 0
-    for begin, end in blocks(text):
-        check_utf8(text[begin:end], begin, path)
-        *part, lines = read_block(text, begin, end, number, path)
-        parts.append(part)
-        number += lines
-    begins, lengths, labels = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
-    if not len(labels):
-        raise UserError(f"{path} holds no picture: run txt_annotation.py on a folder with one folder per person")
-    check_gaps(labels.numpy(), path)
-    return PackedPaths(torch.from_numpy(text), begins, lengths, root), labels
-
-
-def read_bytes(path):
-    """The bytes of a text file as a uint8 array, without the mark of their order, a line end behind them."""
-    try:
-        with open(path, "rb") as file:
-            text = np.empty(os.fstat(file.fileno()).st_size + 1, np.uint8)
-            count = file.readinto(text[:-1])
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: run txt_annotation.py first, or give --annotation-path") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    text[count] = NEWLINE
-    return text[3 * text[:3].tobytes().startswith(codecs.BOM_UTF8):count + 1]
-
-
-def blocks(text):
-    """Yield (begin, end) of parts of whole lines, of about BLOCK bytes."""
-    begin = 0
-    while begin < len(text):
-        end = min(begin + BLOCK, len(text))
-        while end < len(text) and text[end - 1] != NEWLINE:
-            end += 1
-        yield begin, end
-        begin = end
-
-
-def check_utf8(block, begin, path):
-    try:
-        if (block > 127).any():
-            block.tobytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"cannot read {path} as UTF-8 text: {error.reason} at byte {begin + error.start}") from None
-
-
-def read_block(text, begin, end, number, path):
-    """-> where the paths begin in the text (int64), their lengths and labels (int32), and how many lines there are.
-
-    number: of the lines before. Ordinary lines are read all at once, by numpy; the others, and those with a mistake,
-    one by one.
-    """
-    block = text[begin:end]
-    returns = np.flatnonzero(block == RETURN)
-    block[returns[block[returns + 1] != NEWLINE]] = NEWLINE  # the line ends of old Macintoshes
-    ends = np.flatnonzero(block == NEWLINE)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    stops = ends - (block[ends - 1] == RETURN) * (ends > starts)
-    semicolons = np.append(np.flatnonzero(block == SEMICOLON), len(block))
-    first = semicolons[np.searchsorted(semicolons, starts)]
-    digits, labels = first - starts, np.zeros(len(ends), np.int32)
-    plain = (digits > 0) & (digits <= MOST_DIGITS) & (first + 1 < stops)
-    for place in range(int(digits[plain].max(initial=0))):
-        here = plain & (digits > place)
-        value = block[starts[here] + place] - np.uint8(ord("0"))  # of no digit it is above 9
-        labels[here] = labels[here] * 10 + value
-        plain[here] &= value < 10
-    beginning = block[np.minimum(first + 1, len(block) - 1)]
-    plain &= (beginning > ord(" ")) & (beginning < 128)
-    for line in np.flatnonzero(~plain & (stops > starts)).tolist():
-        found = read_line(block[starts[line]:stops[line]].tobytes().decode("utf-8"), number + line + 1, path)
-        if found:
-            labels[line], digits_and_more = found
-            first[line], plain[line] = starts[line] + digits_and_more, True
-    begins = first[plain] + 1
-    return begins + begin, (stops[plain] - begins).astype(np.int32), labels[plain], len(ends)
-
-
-def read_line(line, number, path):
-    """-> (label, bytes before the semicolon), None for an empty line. Raises UserError for one of another form."""
-    if not line.strip():
-        return None
-    label, semicolon, image = line.partition(";")  # only the first: a path may hold more
-    if not semicolon or not label.strip().isdecimal() or not image.strip():
-        raise UserError(f"{path}, line {number}: {line[:80]!r} is not `label;path`: run txt_annotation.py again")
-    return min(int(label), np.iinfo(np.int32).max), len(label.encode("utf-8"))
-
-
-def check_gaps(labels, path):
-    present = np.zeros(len(labels) + 1, bool)
-    present[np.minimum(labels, len(labels))] = True
-    gap, highest = int(np.argmin(present)), int(labels.max())
-    if not present.all() and gap < highest:
-        raise UserError(f"{path}: labels run to {highest} but {gap} is not among them: run txt_annotation.py again")
-
-
-def read_names(annotation_path, people):
-    """-> the names of labels 0 to people - 1 by classes_path(); the numbers where it is not there or names others."""
-    try:
-        rows = [line.partition(";") for line in read_lines(classes_path(annotation_path), "run txt_annotation.py")]
-    except UserError:
-        rows = []  # a list that another program made
-    names = [name for _, _, name in rows]
-    fits = [label for label, _, _ in rows] == [str(label) for label in range(people)] and all(names)
-    return names if fits else [str(label) for label in range(people)]
-
-
-def check_there(paths, path, largest_share):
-    """Look for a hundred pictures, spread over the list that the file at `path` holds.
-
-    Raises UserError, which names the line, where more of them are missing than most_allowed.
-    """
-    looked_at = range(0, len(paths), max(1, len(paths) // LOOKED_AT))
-    missing = [number for number in looked_at if not os.path.exists(paths[number])]
-    if len(missing) > most_allowed(len(looked_at), largest_share):
-        raise UserError(f"{path}, line {line_of(missing[0], path)}: {paths[missing[0]]} does not exist, nor do "
-                        f"{len(missing) - 1} of {len(looked_at) - 1} others looked for: give --datasets-path if they "
-                        "have moved, or run txt_annotation.py again")
-
-
-def line_of(picture, path):
-    """The line of an annotation file that lists its picture of this number, from 0 on."""
-    lines = (number for number, line in enumerate(read_lines(path, ""), 1) if line.strip())
-    return next(islice(lines, picture, None))
-
-
-def check_trainable(labels, path):
-    """Raises UserError below the floor: two people, each with two pictures."""
-    pictures = np.unique(np.asarray(labels), return_counts=True)[1]
-    enough = (pictures >= 2).sum()
-    if enough < 2:
-        raise UserError(f"{path} holds {len(labels)} pictures of {len(pictures)} people, {enough} of them with two or "
-                        "more: training needs at least two people with two pictures each, add pictures")
+NEWLINE, RETURN, SEMICOLON, ZERO = b"\n\r;0"
+BLOCK_BYTES = 1 << 22  # of the file that are parsed at once, which bounds the memory
+MAX_DIGITS = 9  # of a label: they fit int32
+SAMPLED = 100  # images whose files are looked for before training: each is a round trip on a network file system
 
 
 class PackedPaths:
-    """A sequence of paths: uint8 text (UTF-8), and where in it each begins and how long it is.
+    """A sequence of paths that loader workers share instead of copying.
 
-    A list of str would be copied into every loader process: Python counts the references of each str in the page that
-    holds it, 590 MB at 5 million. A tensor that is only read stays shared. Where processes are spawned, torch moves it
-    into shared memory the first time that it is sent.
+    A list of str would be copied into every forked worker, because reading a str changes its reference count: 590 MB
+    for 5 million paths. Tensors stay shared.
 
-    root: where the folders of the people are now; None where the paths say.
+    text: uint8 tensor, the paths in UTF-8. begins, lengths: tensors (N,), in bytes.
+    root: None, or the folder that the identity folders are now in.
     """
 
     def __init__(self, text, begins, lengths, root=None):
@@ -197,28 +32,149 @@ class PackedPaths:
         return len(self.begins)
 
     def __getitem__(self, index):
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{index} of {len(self)} paths")
         begin = int(self.begins[index])
-        path = self.text[begin:begin + int(self.lengths[index])].numpy().tobytes().decode("utf-8")
-        return moved(path, self.root) if self.root else path
-
-    name = __getitem__  # how a message calls a picture
-
-    def subset(self, indices):
-        """int64 tensor (M,) -> those paths; the text stays one."""
-        return PackedPaths(self.text, self.begins[indices], self.lengths[indices], self.root)
+        path = self.text[begin:begin + int(self.lengths[index])].numpy().tobytes().decode("utf-8", "surrogateescape")
+        return move(path, self.root) if self.root else path
 
 
 def pack(paths):
-    """Paths -> PackedPaths."""
-    coded = [os.fspath(path).encode("utf-8") for path in paths]
-    lengths = torch.tensor([len(path) for path in coded], dtype=torch.int32)
-    text = torch.from_numpy(np.frombuffer(bytearray(b"".join(coded)), np.uint8).copy())
+    """Return the PackedPaths of a list of str."""
+    encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
+    lengths = torch.tensor([len(path) for path in encoded], dtype=torch.int32)
+    text = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8))
     return PackedPaths(text, lengths.cumsum(0) - lengths, lengths)
 
 
-def moved(path, root):
-    """Where a picture is when its person's folder lies in another root. The path may be one of Windows."""
-    kind = PurePosixPath if "/" in path else PureWindowsPath
-    return os.path.join(root, *kind(path).parts[-2:])
+def move(path, root):
+    """Return the path of an image whose identity folder is now in `root`. The old path may be one of Windows."""
+    pure_path = PurePosixPath(path) if "/" in path else PureWindowsPath(path)
+    return os.path.join(root, *pure_path.parts[-2:])
+
+
+def classes_path(annotation_path):
+    """Return the path of the file of class names: cls_train.txt -> cls_classes.txt, in the same folder."""
+    path = Path(annotation_path)
+    return path.with_name(path.stem.removesuffix("_train") + "_classes.txt")
+
+
+def write_annotation(identities, path):
+    """Write the `label;path` lines of all images to `path` and `label;name` lines to classes_path(path).
+
+    identities: iterable of (name, paths of its images), in the order of the labels. Identities without images get no
+    label. If the iterable raises, nothing is written.
+    """
+    names = []
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for name, images in identities:
+            if images:
+                file.writelines(f"{len(names)};{image}\n" for image in images)
+                names.append(name)
+    write_text(classes_path(path), "".join(f"{label};{name}\n" for label, name in enumerate(names)))
+
+
+def read_annotation(path, root=None):
+    """Read an annotation file into (PackedPaths, int32 tensor of labels 0..C-1).
+
+    root: the folder that the identity folders are now in, if they have moved.
+    Memory beside the text: 16 bytes per line, and 16 more while reading. Speed: 5 million lines in 2 seconds.
+
+    Raises UserError if a line, which it names, is not `label;path`, and if a label is missing.
+    """
+    text, columns, begin, lines = read_text(path), [], 0, 0
+    while begin < len(text):
+        *block_columns, end, count = parse_block(text, begin, lines, path)
+        columns.append(block_columns)
+        begin, lines = end, lines + count
+    if not sum(len(labels) for _, _, labels in columns):
+        raise UserError(f"{path} lists no image: run txt_annotation.py on a folder with one folder per person")
+    begins, lengths, labels = (torch.from_numpy(np.concatenate(column)) for column in zip(*columns))
+    classes = np.unique(labels.numpy())
+    if classes[-1] >= len(classes):
+        missing = int(np.flatnonzero(classes != np.arange(len(classes)))[0])
+        raise UserError(f"{path}: labels run to {classes[-1]} but {missing} is not among them: run txt_annotation.py "
+                        "again")
+    return PackedPaths(torch.from_numpy(text), begins, lengths, root), labels
+
+
+def read_text(path):
+    """Return the bytes of a text file as a uint8 array that ends with a newline, without a byte order mark."""
+    try:
+        text = np.fromfile(path, np.uint8)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run txt_annotation.py first, or give --annotation-path") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if text[:3].tobytes() == codecs.BOM_UTF8:
+        text = text[3:]
+    return text if text[-1:].tobytes() == b"\n" else np.append(text, np.uint8(NEWLINE))
+
+
+def parse_block(text, begin, lines, path):
+    """Parse about BLOCK_BYTES of the text, up to the end of a line.
+
+    lines: the number of lines before the block, for messages.
+    Returns begins (int64), lengths and labels (int32) of the paths, the end of the block and its number of lines.
+    """
+    block = text[begin:begin + BLOCK_BYTES]
+    ends = np.flatnonzero(block == NEWLINE)
+    if not len(ends):
+        raise UserError(f"{path} is not a list of images: run txt_annotation.py again")
+    block = block[:ends[-1] + 1]
+    check_utf8(block, path)
+    starts = np.append(0, ends[:-1] + 1)
+    stops = ends - ((block[ends - 1] == RETURN) & (ends > starts))
+    semicolons = np.append(np.flatnonzero(block == SEMICOLON), len(block))
+    semicolons = semicolons[np.searchsorted(semicolons, starts)]  # the first of each line: a path may hold more
+    digits, labels = semicolons - starts, np.zeros(len(ends), np.int32)
+    valid = (digits > 0) & (digits <= MAX_DIGITS) & (semicolons + 1 < stops)
+    for position in range(int(digits[valid].max(initial=0))):
+        longer = valid & (digits > position)
+        digit = block[starts[longer] + position] - np.uint8(ZERO)  # wraps around to above 9 if it is no digit
+        labels[longer] = labels[longer] * 10 + digit
+        valid[longer] &= digit < 10
+    for line in np.flatnonzero(~valid & (stops > starts)).tolist():
+        content = block[starts[line]:stops[line]].tobytes().decode("utf-8")
+        if content.strip():
+            raise UserError(f"{path}, line {lines + line + 1}: {content[:80]!r} is not `label;path`: run "
+                            "txt_annotation.py again")
+    path_begins = semicolons[valid] + 1
+    lengths = (stops[valid] - path_begins).astype(np.int32)
+    return path_begins + begin, lengths, labels[valid], begin + len(block), len(ends)
+
+
+def check_utf8(block, path):
+    try:
+        if block.max() > 127:
+            block.tobytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path} as UTF-8 text ({error.reason}): run txt_annotation.py again") from None
+
+
+def read_names(annotation_path, num_classes):
+    """Return the class names from classes_path(), or the labels as names if that file is missing or does not fit."""
+    labels = [str(label) for label in range(num_classes)]
+    try:
+        rows = [line.partition(";") for line in read_lines(classes_path(annotation_path), "")]
+    except UserError:
+        return labels  # another program wrote the list
+    names = [name for _, _, name in rows]
+    return names if [label for label, _, _ in rows] == labels and all(names) else labels
+
+
+def check_files_exist(paths, annotation_path):
+    """Raise UserError if several of about a hundred images, spread over the list, do not exist."""
+    sample = range(0, len(paths), max(1, len(paths) // SAMPLED))
+    missing = [index for index in sample if not os.path.exists(paths[index])]
+    if len(missing) > 1:
+        raise UserError(f"{annotation_path}: {paths[missing[0]]} does not exist, nor do {len(missing) - 1} of "
+                        f"{len(sample) - 1} other images: give --datasets-path if they have moved, or run "
+                        "txt_annotation.py again")
+
+
+def check_trainable(labels, path):
+    """Raise UserError unless at least two identities have at least two images each."""
+    counts = torch.bincount(labels)
+    enough = int((counts >= 2).sum())
+    if enough < 2:
+        raise UserError(f"{path} holds {len(labels)} images of {len(counts)} people, {enough} of them with two or "
+                        "more: training needs at least two people with two images each, add images")

@@ -1,65 +1,56 @@
-"""A folder of one folder per person, looked through: what is a picture, which of them decode, what else is there."""
-import multiprocessing
+"""Look through a folder of one folder per identity: which images decode, what is left out, and what looks wrong."""
 import os
 import signal
-import threading
-from collections import Counter, deque
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
 from utils.common.device import available_cores
 from utils.common.errors import UserError
-from utils.common.files import is_folder
-from utils.common.stderr import caught_stderr
-from utils.data.bad_pictures import reason_of
-from utils.data.records import NOTE
-from utils.faces.face_crop import looks_aligned
+from utils.common.files import hash_file, identity_name, is_folder
 from utils.faces.images import EXTENSIONS, describe_unread, extension, open_image
 
-PART = 256   # pictures that are decoded by one process at a time
-FEW = 512    # pictures that are decoded before there are such processes
-AHEAD = 8    # parts a process that may wait for one before them
 NESTED = "a folder inside a person's folder"
 BESIDE = "a file beside the person folders"
 
 
-class Person(NamedTuple):
-    """What is in a person's folder; `skipped` and `damaged` are [(path, reason)]."""
+class Identity(NamedTuple):
+    """What is in the folders of one identity."""
     name: str
-    pictures: list        # their paths, sorted; all decode
-    skipped: list         # everything that was left out
-    damaged: list         # of the pictures, those of which libjpeg could not read all
-    unaligned: list       # of the pictures, those larger than an aligned crop
-    changed: int | None   # changed_at() of the folder before it was listed
+    images: list     # sorted paths
+    skipped: list    # [(path, reason)]
+    hashes: list     # 64 bits of the SHA-256 of each image; empty if the images were not checked
 
 
 def list_root(root):
-    """-> (names of the person folders, sorted; [(path, reason)] of everything else).
+    """Return ({name of an identity: its folders}, sorted by name; [(path, reason)] of everything else).
 
-    Raises UserError where root is no folder.
+    Folders whose names differ in their Unicode form alone are of one identity.
+    Raises UserError if root is no folder.
     """
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder: make one folder per person in it, or give --datasets-path")
-    if unwritable(str(root)):
-        raise UserError(f"{str(root)!a} has {unwritable(str(root))}: give the folder another")
-    names, skipped = [], []
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        reason = BESIDE if not is_folder(entry) else unwritable(entry.name) or (
-            "a hidden folder" if entry.name.startswith(".") else None)
-        if entry.name == NOTE:
-            continue
-        skipped.append((entry.path, reason)) if reason else names.append(entry.name)
-    return names, skipped
+    if reason := why_unwritable(str(root)):
+        raise UserError(f"{str(root)!a} has {reason}: rename the folder")
+    identities, skipped = {}, []
+    for entry in sorted(os.scandir(root), key=lambda entry: identity_name(entry.name)):
+        reason = BESIDE if not is_folder(entry) else "a hidden folder" if entry.name.startswith(".") else (
+            why_unwritable(entry.name))
+        if reason:
+            skipped.append((entry.path, reason))
+        else:
+            identities.setdefault(identity_name(entry.name), []).append(entry.path)
+    return identities, skipped
 
 
 def list_folder(folder):
-    """-> (paths that are pictures by their names, [(path, reason)] of everything else), both sorted."""
-    candidates, skipped = [], []
+    """Return (paths that are images by their names, [(path, reason)] of everything else), both sorted."""
+    images, skipped = [], []
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -68,23 +59,18 @@ def list_folder(folder):
         if is_folder(entry):
             reason = NESTED
         elif entry.name.startswith(".") or extension(entry.name) not in EXTENSIONS:
-            reason = "not a picture by its extension"
+            reason = "not an image by its extension"
         else:
-            reason = unwritable(entry.name)
-        skipped.append((entry.path, reason)) if reason else candidates.append(entry.path)
-    return candidates, skipped
+            reason = why_unwritable(entry.name)
+        if reason:
+            skipped.append((entry.path, reason))
+        else:
+            images.append(entry.path)
+    return images, skipped
 
 
-def changed_at(folder):
-    """When a file was last added to a folder or removed, in ns; None for one that is not to be read."""
-    try:
-        return os.stat(folder).st_mtime_ns
-    except OSError:
-        return None
-
-
-def unwritable(name):
-    """Why a name cannot stand in a line of UTF-8 text, or None."""
+def why_unwritable(name):
+    """Return why a name cannot be in a line of UTF-8 text, or None."""
     if "\n" in name or "\r" in name:
         return "a line break in the name"
     try:
@@ -93,129 +79,95 @@ def unwritable(name):
         return "a name that is not valid Unicode"
 
 
-def scan_people(root, names, progress, check=True):
-    """Yield the Person of each of these folders in root, in their order, while the next ones are decoded.
+def scan_identities(identities, check=True):
+    """Yield the Identity of each item of list_root's dict, in its order.
 
-    progress: called as progress(total=folders), such as tqdm; has update and set_postfix_str.
-    check: decode every picture, so that training never meets a bad one.
-    Raises UserError where a process that decodes is killed.
+    check: decode and hash every image, on all cores, and skip those that do not decode.
+    Raises UserError if a process that decodes is killed.
     """
-    waiting, seen, parts, most = deque(), 0, 0, AHEAD * available_cores() if check else 0
-    with decoders() as decode, progress(total=len(names)) as bar:
-        for number, name in enumerate(names, 1):
-            folder = os.path.join(root, name)
-            changed = changed_at(folder)
-            candidates, skipped = list_folder(folder)
-            cut = [candidates[start:start + PART] for start in range(0, len(candidates), PART)] if check else []
-            waiting.append((folder, changed, candidates, skipped, [decode(part) for part in cut]))
-            parts, seen = parts + len(cut), seen + len(candidates)
-            while waiting and (parts >= most or number == len(names) or all(part.done() for part in waiting[0][-1])):
-                parts -= len(waiting[0][-1])
-                yield judge(*waiting.popleft())
-                bar.set_postfix_str(f"{seen} pictures", refresh=False)
-                bar.update(1)
-
-
-@contextmanager
-def decoders():
-    """Yields decode(paths) -> the Future of examine(paths); the first FEW are examined at once, in this process."""
-    pool, left = None, FEW
-
-    def decode(paths):
-        nonlocal pool, left
-        if left > 0:
-            left -= len(paths)
-            done = Future()
-            done.set_result(examine(paths))
-            return done
-        if pool is None:
-            pool = ProcessPoolExecutor(available_cores(), initializer=start_decoder)
-        return pool.submit(examine, paths)
-
+    scan = partial(scan_identity, check=check)
+    if not check:
+        yield from map(scan, identities.items())
+        return
     try:
-        yield decode
+        with ProcessPoolExecutor(available_cores(), initializer=signal.signal,
+                                 initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is for the main process
+            yield from pool.map(scan, identities.items(), chunksize=1 + len(identities) // 10_000)
     except BrokenProcessPool:
-        raise UserError("a process that decodes pictures was killed, most often for want of memory: run it again, "
-                        "with --no-check if they are known to be good") from None
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+        raise UserError("a process that decodes images was killed, most often because memory ran out: run it again, "
+                        "with --no-check if the images are known to be valid") from None
 
 
-def start_decoder():
-    """In a process that decodes: one thread, Ctrl-C is the main process's affair, and it never outlives that one."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def leave_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def examine(paths):
-    """-> for each path (why it does not decode or None, libjpeg's warning or "", whether it looks aligned)."""
-    from utils.data.dataset import decode_color_jpeg  # which imports this module
-    found = []
-    for path in paths:
-        with caught_stderr() as printed:
+def scan_identity(item, check):
+    """Return the Identity of (name, folders)."""
+    name, folders = item
+    found = Identity(name, [], [], [])
+    for folder in folders:
+        paths, skipped = list_folder(folder)
+        found.skipped.extend(skipped)
+        if not check:
+            found.images.extend(paths)
+            continue
+        for path in paths:
             try:
-                pixels = decode_color_jpeg(path)
-                size = open_image(path).size if pixels is None else (pixels.shape[1], pixels.shape[0])
-                reason, aligned = None, looks_aligned(size)
+                open_image(path)
+                found.hashes.append(int(hash_file(path)[:16], 16))
             except UserError as error:
-                reason, aligned = reason_of(error, path), True
-        warning = " ".join(printed.text.split()) if "JPEG" in printed.text else ""  # libtiff's are of no account
-        found.append((reason, warning, aligned))
+                found.skipped.append((path, reason_of(error, path)))
+                continue
+            found.images.append(path)
+    if not found.images:
+        found.skipped.append((folders[0], "a person with no image"))
     return found
 
 
-def judge(folder, changed, candidates, skipped, futures):
-    """What was listed in a folder, and the Futures of what was examined of it (none where nothing is) -> Person."""
-    found = [one for future in futures for one in future.result()] or [(None, "", True)] * len(candidates)
-    bad = [(path, reason) for path, (reason, _, _) in zip(candidates, found) if reason]
-    good = [path for path, (reason, _, _) in zip(candidates, found) if reason is None]
-    damaged = [(path, warning) for path, (reason, warning, _) in zip(candidates, found) if warning and reason is None]
-    unaligned = [path for path, (_, _, aligned) in zip(candidates, found) if not aligned]
-    nobody = [] if good else [(folder, "a person with no picture")]
-    return Person(os.path.basename(folder), good, skipped + bad + nobody, damaged, unaligned, changed)
+def reason_of(error, path):
+    """Return what is wrong by a UserError about an image, without its path and the remedy."""
+    return str(error).removeprefix(f"{path} ").rpartition(":")[0]
 
 
-class Tally:
-    """What a scan has seen so far, and what a user is to be told of it in the end."""
+class Summary:
+    """What a scan has found so far, without the paths of the images."""
 
     def __init__(self, root, strays):
-        """strays: the second of list_root."""
-        self.root, self.strays = root, [path for path, _ in strays]
-        self.per_person = []  # how many pictures
-        self.skipped, self.damaged, self.unaligned = len(strays), 0, 0
-        self.nested, self.endings, self.example = [], Counter(), None
+        """strays: list_root's [(path, reason)]."""
+        self.root, self.skipped = root, len(strays)
+        self.beside = [path for path, _ in strays if extension(path) in EXTENSIONS]
+        self.counts, self.hashes = [], []  # the number of images of each identity, and their hashes
+        self.nested, self.extensions = [], Counter()
 
-    def add(self, person):
-        if person.pictures:
-            self.per_person.append(len(person.pictures))
-        self.skipped += len(person.skipped)
-        self.damaged += len(person.damaged)
-        self.unaligned += len(person.unaligned)
-        self.example = self.example or next(iter(person.unaligned), None)
-        self.nested += [path for path, reason in person.skipped if reason == NESTED][:1]
-        self.endings.update(extension(path) for path, _ in person.skipped)
+    def add(self, identity):
+        if identity.images:
+            self.counts.append(len(identity.images))
+            self.hashes.append(np.array(identity.hashes, np.uint64))
+        self.skipped += len(identity.skipped)
+        self.nested += [path for path, reason in identity.skipped if reason == NESTED][:1]
+        self.extensions.update(extension(path) for path, _ in identity.skipped)
 
     def hints(self):
-        """-> lines on what looks like a mistake."""
-        pictures = sum(self.per_person)
+        """Yield a line for each thing that looks like a mistake."""
         if self.nested:
             yield (f"{len(self.nested)} of the person folders hold folders, {self.nested[0]} first: if those are the "
                    f"people's, give --datasets-path {Path(self.nested[0]).parent}")
-        beside = [path for path in self.strays if extension(path) in EXTENSIONS]
-        if beside:
-            yield (f"{len(beside)} pictures lie in {self.root} itself, {Path(beside[0]).name} first: each needs the "
-                   "folder of its person; if they are one person's, give the folder above")
-        if left_out := describe_unread(self.endings):
-            yield left_out
-        if self.damaged:
-            yield f"{self.damaged} damaged pictures decode in part and are listed: look at them, replace or remove them"
-        if self.unaligned > pictures / 2:
-            yield (f"{self.unaligned} of {pictures} pictures are larger than aligned crops, {self.example} first: if "
-                   "they are photographs, write aligned crops of them first, with --align-to")
+        if self.beside:
+            yield (f"{len(self.beside)} images are in {self.root} itself, {Path(self.beside[0]).name} first: each "
+                   "needs the folder of its person; if they are of one person, give the folder above")
+        if unread := describe_unread(self.extensions):
+            yield unread
+
+
+def describe_duplicates(hashes, labels, paths):
+    """Yield a line on equal files of different identities, and one on those of the same identity.
+
+    hashes: uint64 (N,). labels: (N,). paths: the N paths.
+    """
+    order = np.argsort(hashes, kind="stable")
+    equal = hashes[order[1:]] == hashes[order[:-1]]
+    first, second = order[:-1][equal], order[1:][equal]
+    different = labels[first] != labels[second]
+    if different.any():
+        pair = np.flatnonzero(different)[0]
+        yield (f"{different.sum()} images are also under another person, {paths[first[pair]]} and "
+               f"{paths[second[pair]]} first: remove the wrong one of each two")
+    if not different.all():
+        yield f"{(~different).sum()} images are copies of another one of the same person"

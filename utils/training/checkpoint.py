@@ -16,7 +16,7 @@ from utils.weights.checkpoint import InvalidWeights, find_invalid
 OF_ONE_START = {"resume", "force"}  # what is said of this start alone, and not kept
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
 FREE = {"num_workers", "device", "save_dir", "save_period", "checkpoint_every", "annotation_path",
-        "datasets_path", "rec", "unlabeled", "max_bad_pictures", "shard_head", "save_head"}
+        "datasets_path", "rec", "unlabeled", "shard_head", "save_head"}
 # Settings that what is saved is made for.
 FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate"}
 # What last.pt holds.

@@ -79,11 +79,11 @@ def new_sums():
     return {"images": 0, "labelled": 0, "loss": 0.0, "correct": 0, "seconds": 0.0, "waiting": 0.0}
 
 
-def train_one_epoch(training, loader, report, save, bad_pictures):
+def train_one_epoch(training, loader, report, save):
     """Train on what is left of the epoch, or until a signal asks to stop: then the state is saved.
 
     loader: a DataLoader over EpochBatches. report: called after each step with the means of the epoch so far.
-    save: called without arguments when a checkpoint is due. bad_pictures: the run's BadPictures.
+    save: called without arguments when a checkpoint is due.
     The sums are of this process's share alone.
     Raises Diverged, UserError for collapsed embeddings or a loss scale at its floor, and Interrupted for what keeps the
     next batch from coming; that and any other error come after save().
@@ -94,17 +94,14 @@ def train_one_epoch(training, loader, report, save, bad_pictures):
     batches, left, steps = batches_of(loader), len(loader), 0
     saved = start = time.perf_counter()
     while True:
-        group, bad, fault = fetch(batches, min(training.accumulate, left), training.batch, loader)
+        group, fault = fetch(batches, min(training.accumulate, left))
         fetched = time.perf_counter()
         due = steps and training.checkpoint_every and fetched - saved > training.checkpoint_every
-        signal, due, failed, met = distributed.reduce(
-            [training.stop.received, bool(due), fault is not None, len(bad)], largest=True)
-        if met and not failed:
-            fault = bad_pictures.refusal(bad)
-        if signal or due or failed or fault:
+        signal, due, failed = distributed.reduce([training.stop.received, bool(due), fault is not None], largest=True)
+        if signal or due or failed:
             save()
             saved = time.perf_counter()
-        if failed or fault:
+        if failed:
             raise interruption(training, fault)
         if signal:
             training.stop.received = int(signal)
@@ -124,17 +121,12 @@ def train_one_epoch(training, loader, report, save, bad_pictures):
         report(epoch_means(sums))
 
 
-def fetch(batches, count, first, loader):
-    """-> (the next batches as a list, the BadPictures in them, None), or ([], [], the error that came instead).
-
-    first: the number in the epoch of the next batch.
-    """
+def fetch(batches, count):
+    """-> (the next batches as a list, None), or ([], the error that came instead)."""
     try:
-        group = list(islice(batches, count))
-        return group, [one for number, (_, _, used) in enumerate(group, first) for one in loader.dataset.replaced(
-            loader.batch_sampler.indices_of(number), used.tolist())], None
+        return list(islice(batches, count)), None
     except Exception as error:  # it is raised when the state is saved
-        return [], [], error
+        return [], error
 
 
 def interruption(training, fault):

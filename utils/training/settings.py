@@ -9,7 +9,7 @@ from utils.weights import checkpoint
 
 LEAST = {"epochs": 1, "batch_size": 2, "accumulate": 1, "save_period": 1, "num_workers": 0, "seed": 0, "init_epoch": 0,
          "min_lr_ratio": 0, "momentum": 0, "weight_decay": 0, "grad_clip": 0, "checkpoint_every": 0,
-         "margin_warmup_epochs": 0, "max_bad_pictures": 0, "freeze_bn_epochs": 0, "distill_weight": 0, "hint_weight": 0,
+         "margin_warmup_epochs": 0, "freeze_bn_epochs": 0, "distill_weight": 0, "hint_weight": 0,
          "hint_epochs": 0}
 
 

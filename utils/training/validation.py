@@ -35,7 +35,7 @@ def filled_up(batches, loader):
 
 
 @torch.inference_mode()
-def validate(training, loader, bad_pictures):
+def validate(training, loader):
     """-> {"loss", "accuracy"} of the evaluated network on the validation set, every picture once over all processes.
 
     Without augmentation and, for accuracy, without the margin; the loss with the whole margin, so that the epochs of
@@ -44,20 +44,17 @@ def validate(training, loader, bad_pictures):
     net = inference_copy(training.evaluated)
     net.head = training.evaluated.head
     net.head.m = training.margin.m
-    losses, correct, counts, bad = [], [], [], []
+    losses, correct, counts = [], [], []
     batches = batches_of(loader)
     if net.head.shard.processes > 1:
         batches = filled_up(batches, loader)
     for images, labels, used in batches:
-        first = sum(counts)
-        bad += loader.dataset.replaced(range(first, first + len(used)), used.tolist())
         images, labels = normalise(send(images, training.device)), send(labels, training.device)
         with training.autocast():
             outcome = training.objective.evaluate(net, images, labels)
         losses.append(outcome.loss)
         correct.append(outcome.correct.sum())
         counts.append(len(used))
-    bad_pictures.note(bad)
     figures = read(*losses, *correct)  # once, at the end
     loss, correct, count = distributed.reduce([sum(map(mul, figures, counts)), sum(figures[len(counts):]), sum(counts)])
     if not math.isfinite(loss):  # with weights that are finite: what is between them and the embeddings is not
