@@ -71,7 +71,7 @@ def measure_waiting(paths, labels, settings):
     images, _ = augment(images, settings.seed, 0, 0, settings.augment)
     print(compile_if_wanted(training, settings, math.inf, images, sample))
     for training.epoch in range(2):  # the first one starts the workers
-        training.batch, training.sums = 0, {}
+        training.batch, training.sums = max(0, len(loader) - settings.pictures // settings.batch_size), {}
         train_one_epoch(training, loader, lambda means: None, lambda: None)
     means = epoch_means(training.sums)
     print(f"training {settings.backbone}, batch {settings.batch_size}, {settings.num_workers} workers: "

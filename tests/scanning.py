@@ -1,11 +1,11 @@
-"""Folders of small pictures, and what a scan of them finds, for the tests of annotations."""
+"""Folders of small images, and what a scan finds in them, for tests."""
 import os
 from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
-from utils.data.scan import Tally, list_root, scan_people
+from utils.data.scan import Summary, list_root, scan_identities
 
 
 def draw(path, seed=0):
@@ -14,45 +14,21 @@ def draw(path, seed=0):
     return path
 
 
-def make_people(root, **pictures):
-    for name, count in pictures.items():
+def make_identities(root, **counts):
+    """Draw `count` images for each name. No two files are equal."""
+    for identity, (name, count) in enumerate(counts.items()):
         for number in range(count):
-            draw(root / name / f"{number}.png", number)
+            draw(root / name / f"{number}.png", 1000 * identity + number)
     return root
 
 
-class Bar:
-    """Stands for tqdm."""
-
-    def __init__(self, total):
-        self.total, self.n = total, 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        if error == (None, None, None):
-            assert self.n == self.total
-
-    def update(self, count):
-        assert count > 0
-        self.n += count
-
-    def set_postfix_str(self, text, refresh):
-        pass
-
-
-def scan(root, check=True, progress=Bar):
-    """-> people {name: pictures}, skipped and damaged [(path, reason)], hints [line]."""
-    names, strays = list_root(root)
-    tally = Tally(root, strays)
-    people = list(scan_people(root, names, progress, check))
-    for person in people:
-        tally.add(person)
-    return SimpleNamespace(people={person.name: person.pictures for person in people if person.pictures},
-                           skipped=strays + [one for person in people for one in person.skipped],
-                           damaged=[one for person in people for one in person.damaged], hints=list(tally.hints()))
-
-
-def reasons(scanned, root):
-    return {os.path.relpath(path, root): reason for path, reason in scanned.skipped}
+def scan(root, check=True):
+    """Return identities {name: paths}, skipped {path within root: reason} and hints [line]."""
+    identities, strays = list_root(root)
+    summary, found = Summary(root, strays), list(scan_identities(identities, check))
+    for identity in found:
+        summary.add(identity)
+    skipped = strays + [one for identity in found for one in identity.skipped]
+    return SimpleNamespace(identities={identity.name: identity.images for identity in found if identity.images},
+                           skipped={os.path.relpath(path, root): reason for path, reason in skipped},
+                           hints=list(summary.hints()))

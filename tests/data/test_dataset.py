@@ -1,20 +1,61 @@
-"""Pictures without labels: which are found, how they are joined to the others, and what a run makes of them."""
+"""The training set, its validation split and batches, unreadable images and killed loader workers."""
 import csv
+import multiprocessing
 import os
-import pickle
 import shutil
+import signal
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import assert_user_error, jpeg
+from PIL import Image
 from recording import record, write_set
+from torch.utils.data import DataLoader, Dataset
 from training_data import QUICK, only_run, weights, write_faces
 
 from nets.head import IGNORE
 from utils.common.errors import UserError
 from utils.data.annotation import pack
-from utils.data.dataset import FaceDataset, Joined, read_training_set, read_unlabeled, split_validation
+from utils.data.dataset import (
+    MAX_UNREADABLE,
+    EpochBatches,
+    FaceDataset,
+    batches_of,
+    make_loaders,
+    read_training_set,
+    read_unlabeled,
+    split_validation,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """Return (paths, labels) of nine images, image i all of color i."""
+    labels = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2], dtype=torch.int32)
+    paths = [tmp_path / f"{number}.png" for number in range(len(labels))]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (112, 112), (number, 0, 0)).save(path)
+    return [str(path) for path in paths], labels
+
+
+def dataset_of(faces, indices):
+    paths, labels = faces
+    return FaceDataset(pack(paths), labels, torch.tensor(indices), [112, 112], True)
+
+
+def spoil(*paths):
+    for path in paths:
+        with open(path, "wb") as file:
+            file.write(b"not an image")
+
+
+def loader_settings(**changes):
+    return SimpleNamespace(**{"input_shape": [112, 112], "letterbox_image": True, "num_workers": 0, "val_split": 0,
+                              "seed": 3, "batch_size": 3} | changes)
 
 
 def place(folder, *names):
@@ -24,55 +65,116 @@ def place(folder, *names):
     return folder
 
 
-def test_all_pictures_below_a_folder_are_found_however_deep(tmp_path):
-    folder = place(tmp_path / "more", "b.jpg", "a/deep/est/c.png", "a/d.JPEG", ".hidden/e.jpg", "a/f.heic", "a/g.txt")
-    place(tmp_path / "elsewhere", "g.jpg")
-    (folder / "z").symlink_to(tmp_path / "elsewhere")
-    (folder / "a" / "up").symlink_to(folder)  # without end, if it were followed again and again
-    pictures, _, lines = read_unlabeled(folder)
-    found = [path.removeprefix(f"{folder}/") for path in pictures]
-    assert found == ["b.jpg", "a/d.JPEG", "a/deep/est/c.png", "z/g.jpg"]
-    line, = lines
-    assert "1 .heic" in line and "txt" not in line
+def test_an_item_is_pixels_label_and_index_in_the_whole_set(faces):
+    pixels, label, index = dataset_of(faces, [1, 4, 8])[2]
+    assert pixels.shape == (112, 112, 3) and pixels.dtype == torch.uint8 and pixels[0, 0, 0] == 8
+    assert (label, index) == (2, 8)
 
 
-def test_what_cannot_be_named_in_text_is_left_out_and_told(tmp_path):
-    folder = place(tmp_path / "more", "ok.jpg", "line\nbreak.jpg", "line\nbreak/a.jpg", os.fsdecode(b"b\xff/a.jpg"),
-                   os.fsdecode(b"b\xff.jpg"))
-    (folder / "loop").symlink_to(folder / "loop")  # to itself
-    pictures, _, (line,) = read_unlabeled(folder)
-    assert list(pictures) == [f"{folder}/ok.jpg"]
-    assert "4 files and folders" in line and line.isascii() and "\n" not in line
-    with pytest.raises(UserError, match="not valid Unicode"):
-        read_unlabeled(folder / os.fsdecode(b"b\xff"))
+@pytest.mark.parametrize("unreadable, position, index", [([4], 1, 6), ([4, 6], 1, 8), ([8], 3, 2), ([8, 2], 3, 4)])
+def test_the_next_image_of_the_same_split_replaces_one_that_cannot_be_read(faces, capsys, unreadable, position, index):
+    dataset = dataset_of(faces, [2, 4, 6, 8])
+    spoil(*(faces[0][number] for number in unreadable))
+    pixels, label, found = dataset[position]
+    assert found == index == pixels[0, 0, 0] and label == faces[1][index]
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == len(unreadable) and all("does not decode" in line for line in printed)
 
 
-def test_a_set_is_told_by_where_its_pictures_lie_in_it(tmp_path):
-    first, moved = place(tmp_path / "1", "a/x.jpg", "y.jpg"), place(tmp_path / "2", "a/x.jpg", "y.jpg")
-    other = place(tmp_path / "3", "a/x.jpg", "z.jpg")
-    sha256 = [read_unlabeled(folder)[1] for folder in (first, moved, other)]
-    assert sha256[0] == sha256[1] != sha256[2]
+def test_after_a_hundred_in_a_row_it_gives_up(faces):
+    dataset = dataset_of(faces, [1, 2])
+    spoil(*faces[0][:3])
+    with pytest.raises(UserError, match=rf"{MAX_UNREADABLE} images in a row cannot be read, .*2\.png does not"):
+        dataset[1]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for name in ("empty", "missing"):
-        with pytest.raises(UserError, match=f"{name}.*--unlabeled"):
-            read_unlabeled(tmp_path / name)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_are_of_disjoint_images_and_replace_unreadable_ones(faces, workers):
+    paths, labels = faces
+    spoil(paths[2])
+    loader, val_loader = make_loaders(pack(paths), labels, loader_settings(num_workers=workers, val_split=0.3), CPU)
+    assert make_loaders(pack(paths), labels, loader_settings(), CPU)[1] is None
+    trained, validated = (torch.cat([indices for _, _, indices in batches_of(part)]) for part in (loader, val_loader))
+    assert 2 not in trained and 2 not in validated and not set(trained.tolist()) & set(validated.tolist())
+    for images, of_batch, indices in batches_of(loader):
+        assert torch.equal(images[:, 0, 0, 0], indices.byte()) and torch.equal(of_batch, labels[indices].long())
 
 
-def test_joined_pictures_are_those_of_the_first_and_then_those_of_the_second():
-    joined = Joined(pack(["a", "b", "c"]), pack(["d", "e"]))
-    assert len(joined) == 5 and list(joined) == [joined.name(index) for index in range(5)] == list("abcde")
-    for indices, expected in (([0, 2, 3, 4], "acde"), ([1], "b"), ([3], "d"), ([], "")):
-        part = joined.subset(torch.tensor(indices, dtype=torch.int64))
-        assert "".join(pickle.loads(pickle.dumps(part))) == expected
-    for index in (5, -1):
-        with pytest.raises(IndexError):
-            joined[index]
+class Killed(Dataset):
+    """Its loader worker is killed at image 5."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
 
 
-def test_pictures_without_labels_are_trained_on_and_change_nothing_of_the_validation_set():
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_worker_is_a_user_error_when_the_next_batch_is_awaited(monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    batches = batches_of(DataLoader(Killed(), batch_size=2, num_workers=1))
+    assert next(batches).tolist() == [0, 1]
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # else it would be raised anywhere
+    with pytest.raises(UserError, match="killed, most often because memory ran out: lower --num-workers"):
+        list(batches)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_so_is_a_worker_killed_between_two_epochs(monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    loader = DataLoader(range(4), batch_size=2, num_workers=1, persistent_workers=True)
+    assert len(list(batches_of(loader))) == 2
+    [process] = [child for child in multiprocessing.active_children() if child.daemon]
+    process.kill()
+    with pytest.raises(UserError, match="killed, most often because memory ran out"):
+        list(batches_of(loader))
+
+
+def test_batches_cover_the_epoch_once_and_depend_on_the_epoch():
+    batches = EpochBatches(count=20, batch_size=6, seed=1)
+    first = list(batches)
+    assert [len(batch) for batch in first] == [6, 6, 6]
+    assert len({index for batch in first for index in batch}) == 18
+    batches.epoch = 1
+    assert list(batches) != first
+    assert list(EpochBatches(count=20, batch_size=6, seed=2)) != first
+    assert len(list(EpochBatches(count=5, batch_size=64, seed=1))) == 1
+
+
+def test_batches_started_in_the_middle_are_the_rest_of_the_epoch():
+    batches = EpochBatches(count=20, batch_size=6, seed=1)
+    whole = list(batches)
+    batches.start = 2
+    assert list(batches) == whole[2:] and len(batches) == 1
+
+
+def test_few_batches_an_epoch_give_advice_that_helps():
+    assert EpochBatches(640, 64, 1).advice() == EpochBatches(6400, 64, 1).advice() == []
+    [advice] = EpochBatches(300, 64, 1).advice()
+    assert "are 4 batch(es)" in advice and "44 images are left out" in advice and "--batch-size 30" in advice
+    assert "add images" in EpochBatches(4, 2, 1).advice()[0]
+    for count in np.random.default_rng(0).integers(20, 2000, 50).tolist():
+        for size in (2, 7, 64, 500):
+            for advice in EpochBatches(count, size, 1).advice():
+                fitting = int(advice.partition("--batch-size ")[2])
+                assert EpochBatches(count, fitting, 1).advice() == [] and 2 <= fitting < size
+
+
+@pytest.mark.parametrize("fraction", [0, 0.01, 0.5, 0.99])
+def test_the_validation_split_leaves_every_identity_a_training_image(fraction):
+    labels = [0] * 50 + [1] * 2 + [2] + [3] * 30
+    training, validation = split_validation(labels, fraction, seed=3)
+    training, validation = training.tolist(), validation.tolist()
+    assert sorted(training + validation) == list(range(len(labels)))
+    assert training == sorted(training) and validation == sorted(validation)
+    assert {labels[i] for i in training} == {0, 1, 2, 3}
+    assert len(validation) == min(int(fraction * len(labels)), len(labels) - 4)
+
+
+def test_unlabeled_images_are_trained_on_and_do_not_change_the_validation_set():
     labels = torch.arange(30, dtype=torch.int32) % 6
     training, validation = split_validation(labels, 0.2, 7)
     more = split_validation(torch.cat([labels, torch.full((9,), IGNORE, dtype=torch.int32)]), 0.2, 7)
@@ -80,57 +182,65 @@ def test_pictures_without_labels_are_trained_on_and_change_nothing_of_the_valida
     assert torch.equal(more[0], torch.cat([training, torch.arange(30, 39)]))
 
 
-def test_they_join_the_pictures_of_a_rec_file_too(tmp_path, capsys):
+def test_unlabeled_images_are_found_however_deep(tmp_path, capsys):
+    folder = place(tmp_path / "more", "b.jpg", "a/deep/est/c.png", "a/d.JPEG", ".hidden/e.jpg", "a/f.heic", "a/g.txt",
+                   os.fsdecode(b"b\xff.jpg"))
+    (folder / "a" / "up").symlink_to(folder)
+    paths, _ = read_unlabeled(folder)
+    assert {path.removeprefix(f"{folder}/") for path in paths} == {"b.jpg", "a/d.JPEG", "a/deep/est/c.png",
+                                                                   os.fsdecode(b"b\xff.jpg")}
+    printed = capsys.readouterr().out
+    assert "4 unlabeled images" in printed and "1 .heic" in printed and "txt" not in printed
+    for name in ("empty", "missing"):
+        with pytest.raises(UserError, match=f"{name}.*--unlabeled"):
+            read_unlabeled(tmp_path / name)
+
+
+def test_the_hash_of_unlabeled_images_is_of_their_paths_in_the_folder(tmp_path):
+    first, moved = place(tmp_path / "1", "a/x.jpg", "y.jpg"), place(tmp_path / "2", "a/x.jpg", "y.jpg")
+    other = place(tmp_path / "3", "a/x.jpg", "z.jpg")
+    sha256 = [read_unlabeled(folder)[1] for folder in (first, moved, other)]
+    assert sha256[0] == sha256[1] != sha256[2]
+
+
+def test_unlabeled_images_follow_those_of_a_rec_file(tmp_path):
     records = write_set(tmp_path / "rec", [(number, record(label, jpeg(number), number))
                                            for number, label in enumerate([0, 0, 1, 1], 1)])
     folder = place(tmp_path / "more", "a.jpg", "b.jpg")
-    (folder / "a.jpg").write_bytes(b"no picture")
-    found = read_training_set(SimpleNamespace(rec=str(records), annotation_path="", unlabeled=str(folder)))
-    assert "2 pictures without labels" in capsys.readouterr().out and found.names == ["0", "1"]
-    dataset = FaceDataset(found.pictures.subset(torch.tensor([1, 3, 4, 5])), found.labels[[1, 3, 4, 5]], (8, 8), True)
-    # Where a picture without a label does not open, another without one stands in for it.
-    assert [dataset[index][1:] for index in range(4)] == [(0, 0), (1, 1), (IGNORE, 3), (IGNORE, 3)]
-    bad, = dataset.replaced([2], [3])
-    assert (bad.picture, bad.label, bad.replaced_by) == (f"{folder}/a.jpg", IGNORE, f"{folder}/b.jpg")
+    settings = SimpleNamespace(rec=str(records), annotation_path="", unlabeled=str(folder))
+    found = read_training_set(settings)
+    assert found.labels.tolist() == [0, 0, 1, 1, IGNORE, IGNORE] and found.class_names == ["0", "1"]
+    dataset = FaceDataset(found.images, found.labels, torch.arange(6), (8, 8), True)
+    assert [dataset[index][1:] for index in (1, 3, 5)] == [(0, 1), (1, 3), (IGNORE, 5)]
+    assert [dataset.name(index) for index in (3, 5)] == [f"{records}/train.rec, record 4", f"{folder}/b.jpg"]
+    place(folder, "c.jpg")
+    assert read_training_set(settings).sha256 != found.sha256
 
 
-@pytest.fixture(scope="module")
-def faces_without_labels(shared, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unlabeled")
+def test_a_student_learns_from_them_and_its_accuracy_is_of_the_labeled_alone(
+        run_script, shared, published_weights, tmp_path):
+    annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=6)
     source = next(path for path in sorted((shared / "faces_unlabelled").iterdir()) if path.is_dir())
     for path in sorted(source.rglob("*.jpg"))[:12]:
-        target = folder / path.parent.name / path.name
-        target.parent.mkdir(exist_ok=True)
-        shutil.copy(path, target)
-    return folder
-
-
-def test_a_student_learns_from_them_and_its_accuracy_is_of_the_labelled_alone(
-        run_script, shared, published_weights, tmp_path, faces_without_labels):
-    annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=6)
-    moved = tmp_path / "moved"
-    shutil.copytree(faces_without_labels, moved)
-    arguments = [*QUICK, "--annotation-path", annotation, "--num-workers", 0, "--val-split", 0, "--teacher",
-                 published_weights, "--teacher-flip", "--label-weight", 1, "--m", 0, "--init-lr", 0.02, "--no-scale-lr",
-                 "--model-path", published_weights]
-    result = run_script("train.py", *arguments, "--unlabeled", faces_without_labels, "--epochs", 3)
+        (tmp_path / "more" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "more" / path.parent.name)
+    result = run_script("train.py", *QUICK, "--annotation-path", annotation, "--num-workers", 0, "--val-split", 0,
+                        "--teacher", published_weights, "--label-weight", 1, "--m", 0, "--init-lr", 0.02,
+                        "--no-scale-lr", "--model-path", published_weights, "--unlabeled", "more", "--epochs", 3)
     assert result.returncode == 0, result.stderr
-    assert "12 pictures without labels" in result.stdout and "2 people, 24 pictures to train on" in result.stdout
+    assert "12 unlabeled images" in result.stdout and "2 people, 24 " in result.stdout
     run = only_run(tmp_path / "logs")
     rows = list(csv.DictReader(run.joinpath("log.csv").open(encoding="utf-8")))
-    # 12 of 24 pictures have labels: were all counted, no accuracy could be above a half.
+    # 12 of 24 images have labels: if all counted, no accuracy could be above a half.
     assert 0.6 < float(rows[-1]["train_accuracy"]) <= 1
     assert weights(run)["head.weight"].shape[0] == 2
-    shutil.rmtree(moved / sorted(path.name for path in moved.iterdir())[0])
-    place(moved, "other.jpg")
-    result = run_script("train.py", "--resume", run, "--unlabeled", moved, "--epochs", 4, "--force")
-    assert result.returncode == 0 and "not those of" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--unlabeled", "."], ["--unlabeled", "--teacher"]), (["--teacher-flip"], ["--teacher-flip", "--teacher"]),
+    (["--unlabeled", "."], ["--unlabeled", "--teacher"]),
     (["--unlabeled", "missing", "--teacher", "{}"], ["missing", "--unlabeled"])])
-def test_what_makes_no_sense_is_one_line(run_script, shared, published_weights, tmp_path, arguments, words):
+def test_unlabeled_images_need_a_teacher_and_a_folder(call_script, shared, published_weights, tmp_path, arguments,
+                                                     words):
     annotation = write_faces(shared, tmp_path / "cls_train.txt")
     arguments = [argument.format(published_weights) for argument in arguments]
-    assert_user_error(run_script("train.py", *QUICK, "--annotation-path", annotation, *arguments), *words)
+    assert_user_error(call_script("train.py", *QUICK, "--annotation-path", annotation, *arguments), *words)

