@@ -26,7 +26,7 @@ from utils.drawing.contact_sheets import draw_candidates, draw_comparison, draw_
 from utils.evaluation.embedding import InvalidEmbeddings, embed_images, inference_copy
 from utils.evaluation.gallery import Gallery, nearest_people, open_gallery
 from utils.evaluation.thresholds import choose_gallery_threshold, choose_threshold, judge
-from utils.faces.face_crop import FaceCrop, blank_images, faces_of_two, near_blank
+from utils.faces.face_crop import FaceCrop, blank_images, face_numbers, near_blank
 from utils.faces.images import check_input_shape, preprocess
 from utils.weights.checkpoint import find_weights, load_embedder
 
@@ -97,7 +97,7 @@ class Arcface:
                                 f"the settings are {', '.join(self._defaults)}")
         self.__dict__.update(self._defaults | overrides)
         check_input_shape(self.input_shape)
-        faces = faces_of_two(self.face)
+        faces = face_numbers(self.face)
         crops = {face: FaceCrop(self.align, face) for face in (*faces, 1)}
         self.crops, self.gallery_crop = [crops[face] for face in faces], crops[1]
         self.device = choose_device(self.device if self.cuda else "cpu")
@@ -191,7 +191,7 @@ class Arcface:
 
         A photograph stands above its crop, with its faces marked.
         """
-        looks = [crop.look(image) for image, crop in zip((image_1, image_2), self.crops)]
+        looks = [crop.find(image) for image, crop in zip((image_1, image_2), self.crops)]
         return draw_comparison([self.as_seen(look.crop) for look in looks], match, self.threshold_meaning,
                                [draw_faces(look) if look.face else None for look in looks])
 

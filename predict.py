@@ -93,7 +93,7 @@ def faces_and_images(words, parser):
 
 def compare(arcface, image_1, image_2, settings):
     match = arcface.verify(image_1, image_2)
-    say_turned(arcface, image_1, image_2)
+    print_remarks(arcface, image_1, image_2)
     print(f"Distance: {match.distance:.3f}  Similarity: {match.similarity:.3f}")
     verdict = WORDS[match.verdict]
     if match.verdict == "not sure":
@@ -103,11 +103,10 @@ def compare(arcface, image_1, image_2, settings):
         save_and_show(arcface.draw(image_1, image_2, match), settings)
 
 
-def say_turned(arcface, *images):
-    turned = arcface.crops[0].turned | arcface.crops[1].turned
-    for image in images:
-        if image in turned:
-            print(f"{image}: turned by {turned[image]} degrees clockwise")
+def print_remarks(arcface, *images):
+    for image, crop in zip(images, arcface.crops):
+        for remark in crop.find(image).remarks:
+            print(f"{image}: {remark}")
 
 
 def save_and_show(picture, settings):
@@ -122,7 +121,7 @@ def save_and_show(picture, settings):
 def identify(arcface, image, settings):
     """Print the nearest people of the gallery as a table, the nearest first."""
     arcface.embed([image])  # a picture that does not open is told before thousands are embedded
-    say_turned(arcface, image)
+    print_remarks(arcface, image)
     gallery = arcface.open_gallery(settings.gallery, partial(tqdm, desc="gallery", disable=None))
     for reason in gallery.skipped:
         print(f"skipped: {reason}")

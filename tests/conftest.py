@@ -60,6 +60,13 @@ def face_model(shared, tmp_path, monkeypatch):
     return tmp_path / MODEL_PATH
 
 
+@pytest.fixture(autouse=True)
+def forget_shared_detector():
+    """Each test looks for the detector's model anew, as its working folder is another."""
+    from utils.faces.face_crop import shared_detector
+    shared_detector.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def runner():
     runner = Runner()

@@ -1,4 +1,4 @@
-"""Damaged pictures of every format: each is an RGB image, the same for the training loader, or a UserError."""
+"""Damaged images of every format: each is an RGB image or a UserError that names it."""
 import io
 import warnings
 
@@ -16,12 +16,12 @@ def exif(orientation):
     return block
 
 
-def whole_pictures():
-    """-> {file name: content}: every format and kind of file that is read."""
+def whole_images():
+    """{file name: content}: every format and kind of file that is read."""
     image = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     palette = image.convert("P")
-    return {f"{number}.{format_.replace('jpeg', 'jpg')}": written(picture, format_, **options)
-            for number, (picture, format_, options) in enumerate([
+    return {f"{number}.{format_.replace('jpeg', 'jpg')}": written(kind, format_, **options)
+            for number, (kind, format_, options) in enumerate([
                 (image, "jpeg", {}), (image, "jpeg", {"exif": exif(6)}), (image, "jpeg", {"subsampling": 0}),
                 (image, "jpeg", {"progressive": True, "exif": exif(3)}), (image, "jpeg", {"restart_marker_blocks": 2}),
                 (image, "jpeg", {"xmp": b'<x tiff:Orientation="6"/>'}), (image.convert("L"), "jpeg", {"exif": exif(5)}),
@@ -56,7 +56,7 @@ def mutate(content, rng):
 
 
 def decoded(path):
-    """-> what open_image makes of a file: an array, or the message of its UserError. Nothing is said elsewhere."""
+    """What open_image returns for a file, as an array, or the message of its UserError."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", category=ResourceWarning)
         warnings.filterwarnings("ignore", module=r"PIL\.")  # as utils.faces.images has it: pytest resets the filters
@@ -64,38 +64,38 @@ def decoded(path):
             image = open_image(path)
         except UserError as error:
             return str(error)
-    assert image.mode == "RGB" and not image.info
+    assert image.mode == "RGB"
     return np.asarray(image)
 
 
-def check_mutated_pictures(folder, count, seed, capfd):
-    rng, whole, opened = np.random.default_rng(seed), list(whole_pictures().items()), 0
+def check_mutated_images(folder, count, seed, capfd):
+    rng, whole, opened = np.random.default_rng(seed), list(whole_images().items()), 0
     for number in range(count):
         name, content = whole[number % len(whole)]
         path = folder / f"{number} 图 {name}"
         path.write_bytes(mutate(content, rng))
         capfd.readouterr()
-        by_pillow = decoded(path)
+        result = decoded(path)
         if not name.endswith("tiff"):  # libtiff itself writes to stderr
             assert capfd.readouterr() == ("", ""), path
-        if isinstance(by_pillow, str):
-            assert str(path) in by_pillow and "\n" not in by_pillow
+        if isinstance(result, str):
+            assert str(path) in result and "\n" not in result
         else:
             opened += 1
         path.unlink()
     assert 0.3 < opened / count < 0.9  # else they are hardly damaged, or wrecks
 
 
-def test_whole_pictures_open(tmp_path):
-    for name, content in whole_pictures().items():
+def test_whole_images_open(tmp_path):
+    for name, content in whole_images().items():
         (tmp_path / name).write_bytes(content)
         assert decoded(tmp_path / name).shape in ((40, 60, 3), (60, 40, 3))
 
 
-def test_a_damaged_picture_opens_for_all_alike_or_is_a_user_error(tmp_path, capfd):
-    check_mutated_pictures(tmp_path, 150, 1, capfd)
+def test_a_damaged_image_opens_or_is_a_user_error(tmp_path, capfd):
+    check_mutated_images(tmp_path, 150, 1, capfd)
 
 
 @pytest.mark.faults
-def test_five_thousand_damaged_pictures(tmp_path, capfd):
-    check_mutated_pictures(tmp_path, 5000, 2, capfd)
+def test_five_thousand_damaged_images(tmp_path, capfd):
+    check_mutated_images(tmp_path, 5000, 2, capfd)

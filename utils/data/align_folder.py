@@ -11,7 +11,6 @@ from utils.common.errors import UserError
 from utils.common.files import atomic_write, read_lines, write_text
 from utils.data.scan import list_folder, list_root, reason_of
 from utils.faces.alignment import align, eye_distance
-from utils.faces.detector import main_face
 from utils.faces.images import open_image
 
 LEAST_EYE_DISTANCE = 18  # pixels, half of that in a crop: with fewer the crop is enlarged more than twice
@@ -71,7 +70,7 @@ def align_file(path, crop_path, detector):
     image, faces, turned = detector.detect_upright(image)
     if not faces:
         return f"left out: {NO_FACE}"
-    landmarks = detector.refine(image, main_face(faces, image)).landmarks
+    landmarks = detector.refine(image, faces[0]).landmarks
     # JPEG: a third of a PNG's bytes, and it moves the embedding by 0.04 where the landmarks leave 0.3 open.
     with atomic_write(crop_path) as temporary:
         align(image, landmarks).save(temporary, format="jpeg", quality=95, subsampling=0)

@@ -1,4 +1,4 @@
-"""Pictures made of pictures, with Pillow alone, so that they need no screen and start fast."""
+"""Images of faces, verdicts and candidates, drawn by Pillow alone, so that it needs no screen and starts fast."""
 import bisect
 import functools
 import importlib.util
@@ -9,65 +9,63 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.common.errors import UserError
+from utils.common.files import atomic_write
 from utils.evaluation.thresholds import WORDS
 
 INK, PAPER, GREEN, RED, GRAY, LIME = "#222222", "#ffffff", "#1a7f37", "#c62828", "#777777", "#30e060"
 AMBER = "#b26a00"
 COLORS = {"same": GREEN, "not sure": AMBER, "different": RED}
-SIDE, LARGEST_SIDE = 336, 1008  # pixels of the longest side
-LEGIBLE = 40                    # pixels that the smallest face should be wide, to be told from the others
-TAG = 16                        # pixels of a number's height
-# Chinese, Japanese and Korean, by file name: Pillow looks for them in the system's folders of fonts.
-SYSTEM_FONTS = ("NotoSansCJK-Regular.ttc", "SourceHanSans.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc",  # Linux
-                "DroidSansFallbackFull.ttf", "msyh.ttc", "simsun.ttc", "malgun.ttf",                   # Windows
-                "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf")                           # macOS
+IMAGE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+# Chinese, Japanese and Korean, by file name: Pillow looks for them in the system's font folders.
+CJK_FONTS = ("NotoSansCJK-Regular.ttc", "SourceHanSans.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc",  # Linux
+             "DroidSansFallbackFull.ttf", "msyh.ttc", "simsun.ttc", "malgun.ttf",                   # Windows
+             "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf")                           # macOS
+FIRST_CJK = "\u2e80"  # the letters from here on are not in DejaVu Sans
 
 
-def fit_font(text, size):
-    """-> (font, text): a font with all letters of the text; where there is none, the missing ones become \\uXXXX."""
-    for name in ("", *SYSTEM_FONTS):
-        font = load_font(name, size)
-        if font is not None and not any(lacks(font, letter) for letter in text):
-            return font, text
-    font = load_font("", size)
-    return font, "".join(f"\\u{ord(letter):04x}" if lacks(font, letter) else letter for letter in text)
-
-
-@functools.cache
-def load_font(name, size):
-    """A font of the system, None where it has no such one; "": DejaVu Sans, which comes with matplotlib."""
-    if not name:
-        package = importlib.util.find_spec("matplotlib")  # importing it would take half as long as importing torch
-        name = package and Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-        if not name or not name.is_file():
-            return ImageFont.load_default(size)  # Latin letters only, no accents
-    try:
-        return ImageFont.truetype(name, size)
-    except OSError:
-        return None
+def font_for(text, size):
+    """Return (font, text). Letters that the font cannot draw become \\uXXXX in the text."""
+    font = load_cjk_font(size) if max(text, default="") >= FIRST_CJK else None
+    last = FIRST_CJK if font is None else "\U0010ffff"
+    text = "".join(letter if letter.isprintable() and letter < last else f"\\u{ord(letter):04x}" for letter in text)
+    return font or load_font(size), text
 
 
 @functools.cache
-def lacks(font, letter):
-    """Whether the font draws its sign for a missing letter; U+FFFF is no letter, so every font lacks it."""
-    if not letter.isprintable():  # control characters, and the surrogates that stand for bytes that are no UTF-8
-        return True
-    if letter == " ":  # as empty as the missing sign of some fonts
-        return False
-    mask, missing = font.getmask(letter), font.getmask("\uffff")
-    return mask.size == missing.size and bytes(mask) == bytes(missing)
+def load_font(size):
+    """Return DejaVu Sans, which comes with matplotlib. Importing matplotlib for its path would take half a second."""
+    package = Path(importlib.util.find_spec("matplotlib").origin).parent
+    return ImageFont.truetype(package / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-def shorten(text, font, width):
-    """The text, with its end replaced by an ellipsis where it is wider than `width` pixels."""
+@functools.cache
+def load_cjk_font(size):
+    """Return the first of CJK_FONTS that the system has, or None."""
+    for name in CJK_FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            pass
+
+
+def fit_text(text, font, width):
+    """Cut the text and end it in an ellipsis if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     kept = bisect.bisect(range(1, len(text) + 1), width, key=lambda kept: font.getlength(text[:kept] + "…"))
     return text[:kept] + "…"
 
 
+def draw_text(canvas, position, text, size, color=INK, anchor="mm", width=None):
+    """Write on a PIL image, cut to `width` pixels. The anchor "mm" centers text on the position, "lm" begins there."""
+    font, text = font_for(text, size)
+    ImageDraw.Draw(canvas).text(position, fit_text(text, font, width or canvas.width), color, font, anchor)
+
+
 def tile(image, size, frame=None):
-    """An array or PIL image -> PIL image (size, size), with a frame of that color drawn on its edge."""
+    """Resize an array or PIL image to (size, size). frame: the color of its edge."""
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image = image.resize((size, size), Image.Resampling.BICUBIC)
     if frame:
@@ -75,42 +73,39 @@ def tile(image, size, frame=None):
     return image
 
 
-def draw_text(canvas, position, text, size, color=INK, anchor="mm", width=None):
-    """Write text onto a PIL image, cut to `width` pixels; anchor "mm" centres it on the position, "lm" starts there."""
-    font, text = fit_font(text, size)
-    ImageDraw.Draw(canvas).text(position, shorten(text, font, width or canvas.width), color, font, anchor)
+def draw_comparison(images, match, meaning="", photos=(None, None)):
+    """Return a PIL image of two faces and the verdict below.
 
-
-def draw_comparison(images, match, meaning="", photographs=(None, None)):
-    """Two uint8 arrays, an arcface.Match, what its threshold is -> a PIL picture of both with the verdict below.
-
-    photographs: what draw_faces() made of the ones that were cut from a photograph; it stands above them.
+    images: two uint8 arrays. match: an arcface.Match. meaning: what its threshold is. photos: what draw_faces()
+    returned for each face that was cut from a photo; it stands above the face.
     """
     size, gap, foot = 336, 16, 84
-    columns = [max(size, photograph.width if photograph else 0) for photograph in photographs]
-    above = max(photograph.height + gap if photograph else 0 for photograph in photographs)
+    columns = [max(size, photo.width if photo else 0) for photo in photos]
+    above = max(photo.height + gap if photo else 0 for photo in photos)
     color = COLORS[match.verdict]
     canvas = Image.new("RGB", (sum(columns) + 3 * gap, above + size + gap + foot), PAPER)
     left = gap
-    for image, photograph, column in zip(images, photographs, columns):
+    for image, photo, column in zip(images, photos, columns):
         middle = left + column // 2
         canvas.paste(tile(image, size, color), (middle - size // 2, above + gap))
-        if photograph:
-            canvas.paste(photograph, (middle - photograph.width // 2, above - photograph.height))
+        if photo:
+            canvas.paste(photo, (middle - photo.width // 2, above - photo.height))
         elif above:
             draw_text(canvas, (middle, above // 2), "taken as an aligned crop", 16, GRAY)
         left += column + gap
     middle, foot = canvas.width // 2, above + size + gap
     draw_text(canvas, (middle, foot + 30), WORDS[match.verdict].capitalize(), 26, color)
     sign = "<" if match.same else "≥"
-    sure = f"{match.unsure[0]:.3f}  ≤  " if match.verdict == "not sure" else ""
-    figures = f"{sure}Distance {match.distance:.3f}  {sign}  threshold {match.threshold:.3f} {meaning}"
-    draw_text(canvas, (middle, foot + 62), figures, 16)
+    distance = f"Distance {match.distance:.3f}  {sign}  threshold {match.threshold:.3f} {meaning}"
+    draw_text(canvas, (middle, foot + 62), distance, 16)
     return canvas
 
 
 def draw_candidates(query, candidates, meaning, columns=5):
-    """A uint8 array, [(uint8 array, arcface.Candidate)], what their threshold is -> a PIL strip of query and people."""
+    """Return a PIL image of the query and its nearest people.
+
+    query: a uint8 array. candidates: [(uint8 array, arcface.Candidate)]. meaning: what their threshold is.
+    """
     size, gap, caption, foot = 168, 16, 78, 34
     row, left = size + caption, size + 3 * gap
     shown = min(columns, len(candidates))
@@ -118,8 +113,8 @@ def draw_candidates(query, candidates, meaning, columns=5):
     canvas = Image.new("RGB", (left + max(2, shown) * (size + gap), gap + rows * row + foot), PAPER)
     canvas.paste(tile(query, size, INK), (gap, gap))
     draw_text(canvas, (gap + size // 2, gap + size + 16), "Who is this?", 16)
-    for place, (image, candidate) in enumerate(candidates):
-        x, y = left + place % columns * (size + gap), gap + place // columns * row
+    for index, (image, candidate) in enumerate(candidates):
+        x, y = left + index % columns * (size + gap), gap + index // columns * row
         color = COLORS[candidate.verdict]
         canvas.paste(tile(image, size, color), (x, y))
         middle = x + size // 2
@@ -132,32 +127,32 @@ def draw_candidates(query, candidates, meaning, columns=5):
 
 
 def draw_batch(images, names, columns=8):
-    """uint8 arrays (N, H, W, 3) and a caption each -> a PIL picture of the grid."""
+    """Return a PIL image of uint8 arrays (N, H, W, 3) in a grid, each with a caption."""
     size, gap, caption = 112, 6, 20
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     column, row = size + gap, size + caption + gap
     canvas = Image.new("RGB", (columns * column + gap, rows * row + gap), PAPER)
-    for place, (image, name) in enumerate(zip(images, names)):
-        left, top = gap + place % columns * column, gap + place // columns * row
+    for index, (image, name) in enumerate(zip(images, names)):
+        left, top = gap + index % columns * column, gap + index // columns * row
         canvas.paste(tile(image, size), (left, top))
         draw_text(canvas, (left + size // 2, top + size + caption // 2), name, 13, width=size)
     return canvas
 
 
 def draw_errors(errors, threshold):
-    """{kind: (number of such pairs, [(first array, second array, distance, caption)])} -> a PIL contact sheet.
+    """Return a PIL image with a block of pairs for each kind of error.
 
-    A block of pairs for each kind, which says how many of how many it shows.
+    errors: {kind: (number of such pairs, the pairs to show as [(first array, second array, distance, caption)])}.
     """
     size, gap, caption_height, head = 120, 20, 46, 66
     pair, row, columns = 2 * size + gap, size + caption_height, 2
     block = columns * pair + gap
     rows = max(-(-len(pairs) // columns) for _, pairs in errors.values())
     canvas = Image.new("RGB", (block * len(errors), head + row * rows), PAPER)
-    for place, (kind, (number_of_pairs, pairs)) in enumerate(errors.items()):
-        left = gap + place * block
-        shown = f"{len(pairs)} of {number_of_pairs}" if pairs else "none"
+    for index, (kind, (count, pairs)) in enumerate(errors.items()):
+        left = gap + index * block
+        shown = f"{len(pairs)} of {count}" if pairs else "none"
         draw_text(canvas, (left, 22), f"{kind}: {shown}", 19, anchor="lm")
         draw_text(canvas, (left, 46), f"L2 distance, threshold {threshold:.3f}", 13, GRAY, anchor="lm")
         for number, (first, second, distance, caption) in enumerate(pairs):
@@ -169,56 +164,85 @@ def draw_errors(errors, threshold):
     return canvas
 
 
-def draw_faces(look):
-    """A face_crop.Look at a photograph -> a PIL picture of it; the smaller the faces, the larger it is drawn."""
-    longest = max(look.image.size)
-    smallest = min(min(face.box[2:]) for face in look.faces)
-    scale = min(max(SIDE, longest * LEGIBLE / smallest), LARGEST_SIDE) / longest
-    canvas = look.image.resize([max(1, round(side * scale)) for side in look.image.size],
-                               Image.Resampling.BICUBIC, reducing_gap=2)
-    faces = [(number, face.box * scale, LIME if np.array_equal(face.box, look.face.box) else "white")
-             for number, face in enumerate(look.faces, 1)]
-    faces.sort(key=lambda face: face[2] == LIME)  # the one used is drawn last, so that no other covers it
-    for _, box, color in faces:
-        draw_box(canvas, box, color)
-    draw_landmarks(canvas, (look.face.landmarks + 0.5) * scale, 1 + min(look.face.box[2:]) * scale / 60)
-    for number, box, color in faces:
-        draw_number(canvas, number, box, color)
+def draw_faces(found):
+    """Return a PIL image of the photo of a face_crop.CroppedFace: its faces numbered, this one with its landmarks."""
+    labels = [(face.box, str(number), LIME if number == found.number else PAPER)
+              for number, face in enumerate(found.faces, 1)]
+    labels.sort(key=lambda label: label[2] == PAPER)  # so that this face's number has the first choice of a place
+    canvas, scale = enlarge(found.image, found.faces, legible=40, longest=(336, 1008))
+    radius = 1 + min(found.face.box[2:]) * scale / 60
+    for x, y in (found.face.landmarks + 0.5) * scale:
+        ImageDraw.Draw(canvas).ellipse((x - radius, y - radius, x + radius, y + radius), fill=LIME)
+    draw_labels(canvas, [(box * scale, text, color, INK) for box, text, color in labels], 14)
     return canvas
 
 
-def draw_box(canvas, box, color):
-    """A box (x, y, width, height), with a dark line around it that shows on a light photograph."""
-    left, top, right, bottom = np.round([*box[:2], *box[:2] + box[2:]])
-    draw = ImageDraw.Draw(canvas)
-    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=INK, width=4)
-    draw.rectangle((left, top, right, bottom), outline=color, width=2)
+def draw_everybody(found, candidates):
+    """Return a PIL image of a photo with a number, a name and the verdict's color at every face.
+
+    found: what face_crop.FaceCrop.find_all() returned. candidates: the nearest arcface.Candidate of each.
+    """
+    canvas, scale = enlarge(found[0].image, found[0].faces, legible=96, longest=(672, 1600))
+    names = {"same": "{}", "not sure": "{}?", "different": "unknown"}
+    draw_labels(canvas, [
+        (face.face.box * scale, f"{number} {names[candidate.verdict].format(candidate.name)}",
+         COLORS[candidate.verdict], PAPER)
+        for number, (face, candidate) in enumerate(zip(found, candidates), 1)], 16)
+    return canvas
 
 
-def draw_landmarks(canvas, landmarks, radius):
-    for x, y in landmarks:
-        ImageDraw.Draw(canvas).ellipse((x - radius, y - radius, x + radius, y + radius), fill=LIME)
+def enlarge(photo, faces, legible, longest):
+    """Return (a copy of a photo, its scale): the smaller the faces, the larger.
+
+    legible: pixels that the smallest face should have. longest: the limits of the longest side.
+    """
+    side = max(photo.size)
+    least, most = longest
+    scale = min(max(least, side * legible / min(min(face.box[2:]) for face in faces)), most) / side
+    size = [max(1, round(length * scale)) for length in photo.size]
+    return photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=2), scale
 
 
-def draw_number(canvas, number, box, color):
-    """The number on a tag of the box's color, which stands on the box or, at the photograph's upper edge, in it."""
-    width, height = 4 + 10 * len(str(number)), TAG
-    left = np.clip(round(box[0]) - 1, 0, max(0, canvas.width - width))
-    top = np.clip(round(box[1]) - height, 0, max(0, canvas.height - height))
-    ImageDraw.Draw(canvas).rectangle((left, top, left + width, top + height), fill=color, outline=INK)
-    draw_text(canvas, (left + width / 2 + 0.5, top + height / 2 + 1), str(number), 14, width=width)
+def draw_labels(canvas, labels, size):
+    """Draw a box and a label above it for each face; a label that would cover another one moves up or down.
+
+    labels: [(box (left, top, width, height), text, color of box and label, color of the text)].
+    """
+    draw, taken = ImageDraw.Draw(canvas), []
+    for box, _, color, _ in labels[::-1]:
+        left, top, right, bottom = np.round([*box[:2], *box[:2] + box[2:]])
+        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=INK, width=4)  # shows on a light photo
+        draw.rectangle((left, top, right, bottom), outline=color, width=2)
+    for box, text, color, ink in labels:
+        font, text = font_for(text, size)
+        text = fit_text(text, font, max(canvas.width / 3, box[2]))
+        width, height = round(font.getlength(text)) + 8, size + 4
+        left = int(np.clip(round(box[0]) - 1, 0, max(0, canvas.width - width)))
+        tops = sorted(range(max(1, canvas.height - height)), key=lambda top: abs(top - round(box[1]) + height))
+        top = next((top for top in tops if not any(
+            abs(top - other_top) <= height and -width <= left - other_left <= other_width
+            for other_left, other_top, other_width in taken)), tops[0])
+        taken.append((left, top, width))
+        draw.rectangle((left, top, left + width, top + height), fill=color, outline=INK)
+        draw_text(canvas, (left + width / 2 + 0.5, top + height / 2 + 1), text, size, ink)
+
+
+def image_format(path):
+    """Return the image format of a path's extension, as Pillow and matplotlib call it. Raises UserError."""
+    try:
+        return IMAGE_FORMATS[Path(path).suffix.lower()]
+    except KeyError:
+        raise UserError(f"cannot write {path}: give a name that ends in {', '.join(IMAGE_FORMATS)}") from None
+
+
+def save_image(image, path):
+    """Write a PIL image in the format of the path's extension. Raises UserError."""
+    file_format = image_format(path)
+    with atomic_write(path) as temporary:
+        image.save(temporary, format=file_format, quality=95)
 
 
 def show_image(image):
-    """Open a window with a PIL picture and wait until it is closed; without a screen do nothing."""
-    if sys.platform not in ("win32", "darwin") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return
-    import matplotlib.pyplot as plt  # here: it takes longer to import than the comparison takes
-    if plt.get_backend().lower() == "agg":
-        return  # a screen, but no toolkit to draw on it
-    figure = plt.figure(figsize=(image.width / 100, image.height / 100))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(image)
-    axes.axis("off")
-    plt.show()
-    plt.close(figure)
+    """Open a PIL image in the system's viewer if there is a screen."""
+    if sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        image.show()

@@ -1,41 +1,42 @@
-"""Curves, with matplotlib, drawn without a screen."""
+"""Plots, with matplotlib, without a screen."""
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 
 from utils.common.files import atomic_write
-from utils.drawing.contact_sheets import fit_font
+from utils.drawing.contact_sheets import font_for, image_format
 from utils.evaluation.metrics import can_measure_far, roc
 from utils.evaluation.thresholds import OPERATING_FARS
 
 
 def new_figure(width=7.0, height=5.0):
-    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+    """Return a matplotlib Figure. It needs no backend: neither pyplot nor a window system is used."""
+    os.environ["MPLBACKEND"] = "agg"  # notebooks set another one, which matplotlib may refuse to import with
+    from matplotlib.figure import Figure
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def save_figure(figure, path):
-    """Write a PNG file."""
+    """Write a Figure in the format of the path's extension. Raises UserError."""
+    file_format = image_format(path)
     fit_fonts(figure)
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format=file_format)
 
 
 def fit_fonts(artist):
-    """Write names of people and folders in fonts that have their letters."""
+    """Give names of people and folders a font that has their letters."""
     from matplotlib.text import Text
     for text in artist.findobj(lambda item: isinstance(item, Text) and not item.get_text().isascii()):
-        font, letters = fit_font(text.get_text(), 12)
+        font, letters = font_for(text.get_text(), 12)
         text.set_text(letters)
         text.get_fontproperties().set_file(font.path)
 
 
 def add_legend(figure, *panels, columns=1):
-    """What the curves of these axes are, beneath all axes, where it covers none of them.
-
-    columns: at most; fewer where the names are too long for so many.
-    """
+    """Add a legend of the curves of these axes below all axes, with at most `columns` columns that fit."""
     curves = [curve for axes in panels for curve in zip(*axes.get_legend_handles_labels())]
     for count in range(columns, 0, -1) if curves else ():
         legend = figure.legend(*zip(*curves), loc="outside lower center", ncols=count)
@@ -48,16 +49,16 @@ def add_legend(figure, *panels, columns=1):
 
 
 def number_epochs(axes):
-    """Whole numbers beneath the axes, also where there is one epoch."""
+    """Label the x axis with whole epochs, even if there is only one."""
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def plot_roc(distances, genuine, thresholds, title, path):
-    """Distances (N,), genuine flags (N,), {operating point: threshold} -> two panels with the operating points marked.
+    """Plot the ROC curve and a histogram of distances, both with the thresholds marked.
 
-    The ROC has a logarithmic FAR axis, as what matters is on the left; it begins where one impostor pair is accepted,
-    and a FAR below that is not marked. Beside it, who lies at which distance.
+    distances, genuine: (N,). thresholds: {operating point: threshold}. The FAR axis is logarithmic and begins where one
+    impostor pair is accepted; a lower FAR cannot be measured and is not marked.
     """
     too_low = {f"FAR {far:g}" for far in OPERATING_FARS if not can_measure_far(genuine, far)}
     thresholds = {name: threshold for name, threshold in thresholds.items() if name not in too_low}
@@ -68,15 +69,15 @@ def plot_roc(distances, genuine, thresholds, title, path):
     false_positive_rate, true_positive_rate, _ = roc(distances, genuine)
     curve.plot(false_positive_rate, true_positive_rate, color="tab:gray", drawstyle="steps-post")
     bins = np.histogram_bin_edges(distances, 60)
-    for label, of_kind, colour in (("genuine pairs", genuine, "tab:blue"), ("impostor pairs", ~genuine, "tab:gray")):
-        histogram.hist(distances[of_kind], bins, color=colour, alpha=0.6, label=label)
+    for label, of_kind, color in (("genuine pairs", genuine, "tab:blue"), ("impostor pairs", ~genuine, "tab:gray")):
+        histogram.hist(distances[of_kind], bins, color=color, alpha=0.6, label=label)
     rates = []
-    for (name, threshold), colour in zip(thresholds.items(), ("tab:green", "tab:orange", "tab:red")):
+    for (name, threshold), color in zip(thresholds.items(), ("tab:green", "tab:orange", "tab:red")):
         far, val = ((distances[of_kind] < threshold).mean() for of_kind in (~genuine, genuine))
         quoted = f"FAR {far:.4f}" if far else f"FAR below 1/{impostors}"
-        curve.plot(max(far, lowest), val, "o", color=colour, clip_on=False, zorder=3,
+        curve.plot(max(far, lowest), val, "o", color=color, clip_on=False, zorder=3,
                    label=f"{name}: threshold {threshold:.3f}, VAL {val:.3f} at {quoted}")
-        histogram.axvline(threshold, color=colour, linestyle="--")
+        histogram.axvline(threshold, color=color, linestyle="--")
         rates.append(val)
     curve.set(xscale="log", xlim=(lowest, 1), ylim=(max(-0.02, min(rates) - 0.15), 1.005),
               xlabel="FAR (impostor pairs accepted)", ylabel="VAL (genuine pairs accepted)")
@@ -89,10 +90,10 @@ def plot_roc(distances, genuine, thresholds, title, path):
 
 
 def plot_history(rows, columns, best_epoch, path):
-    """rows: the dicts of log.csv; columns: {column: label}. A curve per column that holds any number.
+    """Plot a curve for each column of log.csv that holds any number.
 
-    best_epoch: the one that best.pth is of, None where there is none. The picture shows what its file is named after,
-    such as loss.png, of the run whose folder it lies in.
+    rows: the dicts of log.csv. columns: {column: label}. best_epoch: the epoch of best.pth, or None. The file's name,
+    such as loss.png, labels the y axis, and its folder, the run, is the title.
     """
     path = Path(path).absolute()
     figure = new_figure()

@@ -18,7 +18,6 @@ from utils.common.files import atomic_write, locate, read_lines
 from utils.evaluation.embedding import InvalidEmbeddings, embed_images
 from utils.evaluation.metrics import verification_metrics
 from utils.faces.alignment import align
-from utils.faces.detector import main_face
 from utils.faces.images import EncodedImage, open_image
 
 # By variant of LFW: scikit-learn's folder and archive.
@@ -212,7 +211,7 @@ def align_lfw(paths, folder, detector, progress):
             return False
         image = open_image(path)
         faces = detector.detect(image)
-        landmarks = (detector.refine(image, main_face(faces, image)).landmarks if faces
+        landmarks = (detector.refine(image, faces[0]).landmarks if faces
                      else USUAL_LANDMARKS * image.width / 250)
         with atomic_write(target) as temporary:
             align(image, landmarks).save(temporary, format="jpeg", quality=95, subsampling=0)

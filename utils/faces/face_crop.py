@@ -1,136 +1,207 @@
-"""From a picture as it comes to the picture of one face that preprocess() takes."""
-import threading
+"""Any image to the crop of one face that preprocess() takes, with what a user should know about it."""
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.common.errors import UserError
-from utils.faces.alignment import align
+from utils.faces.alignment import TEMPLATE, TEMPLATE_SIZE, align, eye_distance
 from utils.faces.images import name_of, open_image
 
-# A network has much the same embedding for all that is no face, so that a black picture and noise are "one person".
+# A network has much the same embedding for everything that is no face, so a black image and noise are "one person".
 # L2 distance to the nearest of the embeddings of blank_images(), by model_data/arcface_mobilefacenet.pth and by the
-# published weights: of all 7,701 pictures of LFW 1.13 and 1.14 or more (a helmet with goggles: 0.76). Below NEAR_BLANK
-# are all of 1,500 pictures of one colour, gradients, noise, checkerboards, stripes, text, shapes and landscapes, 99% of
-# blurred noise, 90% and 97% of 1/f noise, 99% of pieces of backgrounds. Of 5,900 harder faces 2% are, and of those with
-# masks a quarter. So what is near asks for a closer look: plain_or_noise(), then FaceDetector.shows_face().
+# published weights: at least 1.13 and 1.14 for all 7,701 images of LFW (a helmet with goggles: 0.76). Below NEAR_BLANK
+# are all of 1,500 images of one color, gradients, noise, checkerboards, stripes, text, shapes and landscapes, 99% of
+# blurred noise, 90% and 97% of 1/f noise, 99% of patches of background, but also 2% of 5,900 harder faces and a quarter
+# of those with masks. So these are looked at again: is_blank_or_noise(), then FaceDetector.shows_face().
 NEAR_BLANK = 1.05
 
-# A face deviates by 19 grey levels and more, and its neighbouring pixels correlate by 0.79 and more (the 13,600 faces
-# above); noise by 0.02 at most, lines of text by 0.4.
+# The gray levels of a face have a standard deviation of at least 19, and its neighboring pixels correlate by at least
+# 0.79 (13,600 faces); noise by at most 0.02, lines of text by 0.4.
 LEAST_DEVIATION, LEAST_CORRELATION = 4, 0.6
+
+LEAST_EYE_DISTANCE = 18  # pixels, half of the crop's: a smaller face is enlarged more than twice
+LEAST_SCORE = 0.7        # of 2,320 LFW photos none scores below 0.87, of masked faces 1% score below 0.72
+LIKE_SIZE = 0.5          # of the area of the face that counts: another one so large may be the person that is meant
+
+# Mean distance of the landmarks from the template in pixels, the median over images: 2.9 (LFW) to 3.8 for aligned
+# sets, 5.9 with masks; 13.8 to 15.1 for MTCNN's crops of 112 to 182 pixels with any margin, 15.0 for raw LFW.
+ALIGNED = 7.5
 
 
 class NoDetector(UserError):
-    """What finds faces in photographs is not there: no picture's fault, and no picture is done without it."""
+    """The face detector is not available: no image is to blame, and no photo can be used."""
 
 
-class Look(NamedTuple):
-    """What was seen in a picture. Without faces it was taken as it is, and is its own crop."""
-    image: object        # RGB PIL image, with its faces upright
-    crop: object         # RGB PIL image for preprocess()
-    faces: list = []     # of a photograph, the largest first
-    face: object = None  # the one of the crop, with refined landmarks
-    turned: int = 0      # degrees clockwise, from the picture as it came to `image`: 0, 90, 180 or 270
+class CroppedFace(NamedTuple):
+    """One face of an image. An aligned crop is taken as it is: `crop` is `image`, and nothing was detected."""
+    image: object     # RGB PIL image, rotated so that its faces are upright
+    crop: object      # RGB PIL image for preprocess()
+    faces: list = []  # all faces of a photo, in the order in which --face counts them
+    number: int = 0   # of this face, from 1
+    face: object = None  # this face with refined landmarks; None for an aligned crop
+    rotated: int = 0  # degrees clockwise, from the given image to `image`
+
+    @property
+    def too_small(self):
+        return self.face is not None and eye_distance(self.face.landmarks) < LEAST_EYE_DISTANCE
+
+    @property
+    def uncertain(self):
+        """Whether a verdict on this face must be "not sure": it is too small, or hardly a face to the detector."""
+        return self.face is not None and (self.too_small or self.face.score < LEAST_SCORE)
+
+    @property
+    def ambiguous(self):
+        """Whether another face of the photo is of like size, so that a gallery cannot know which one is meant."""
+        return any(other.area >= LIKE_SIZE * self.face.area for other in self.others)
+
+    @property
+    def others(self):
+        return self.faces[:self.number - 1] + self.faces[self.number:]
+
+    @property
+    def remarks(self):
+        """What a user should know about this face, a list of phrases."""
+        if self.face is None:
+            return []
+        remarks = {
+            f"rotated by {self.rotated} degrees clockwise": self.rotated,
+            f"{len(self.faces)} faces, number {self.number} counts": self.others,
+            f"only {eye_distance(self.face.landmarks):.0f} pixels between the eyes": self.too_small,
+            f"perhaps no face (detector score {self.face.score:.2f})": self.face.score < LEAST_SCORE}
+        return [remark for remark, applies in remarks.items() if applies]
 
 
 class FaceCrop:
-    """`crop(source)` -> an RGB PIL image: the `face`-th largest face of a photograph, aligned; else the picture itself.
+    """`crop(source)` returns the RGB PIL image of one face: aligned from a photo, or an aligned crop as it is.
 
-    align: True: every picture is a photograph. False: none is. "auto": all but what looks_aligned().
-    `turned` holds {name of a photograph: degrees clockwise} of those whose faces were upright only then.
-    Raises ValueError for other settings. The detector is made for the first photograph, so that aligned crops never
-    wait for OpenCV.
+    align: True: every image is a photo. False: none is. "auto": all but those that has_crop_size().
+    face: which face of a photo, 1 for the main one (FaceDetector.detect).
+    Raises ValueError for other settings. The detector is made for the first photo, so aligned crops never wait for
+    OpenCV.
     """
 
     def __init__(self, align="auto", face=1):
         if align not in ("auto", True, False) or face < 1:
             raise ValueError(f"align={align!r}, face={face!r}: choose 'auto', True or False, and a face from 1")
-        self.align, self.face, self.turned = align, face, {}
-        self.detector, self.lock = None, threading.Lock()
+        self.align, self.face = align, face
 
     def __call__(self, source):
-        return self.look(source).crop
+        return self.find(source).crop
 
-    def look(self, source):
-        """What open_image takes -> Look.
+    def find(self, source):
+        """Return the CroppedFace of what open_image takes.
 
-        Raises UserError, which names the file, for a photograph with too few faces, and NoDetector for one where the
-        face detector is not to be had.
+        Raises UserError, which names the file, for a photo with too few faces, and NoDetector for a photo if there is
+        no detector.
         """
-        image, name = open_image(source), name_of(source)
-        if self.align is False or (self.align == "auto" and looks_aligned(image.size)):
-            return Look(image, image)
-        try:
-            image, faces, turned = self.find_detector().detect_upright(image)
-        except NoDetector as error:
-            raise NoDetector(f"{name} is a photograph; {error}, or give --align no if it is an aligned crop") from None
+        image, faces, rotated = self.detect(source)
+        if faces is None:
+            return CroppedFace(image, image)
         if len(faces) < self.face:
-            if not faces:
-                raise UserError(f"{name} shows no face: give another, or --align no if it is an aligned crop")
-            shown, remedy = ("1 face", "1") if len(faces) == 1 else (f"{len(faces)} faces", f"1 to {len(faces)}")
-            raise UserError(f"{name} shows {shown}, not {self.face}: give --face {remedy}")
-        if turned:
-            self.turned[name] = turned
-        face = self.detector.refine(image, faces[self.face - 1])
-        return Look(image, align(image, face.landmarks), faces, face, turned)
+            shown, numbers = ("1 face", "1") if len(faces) == 1 else (f"{len(faces)} faces", f"1 to {len(faces)}")
+            raise UserError(f"{name_of(source)} shows {shown}, not {self.face}: give --face {numbers}")
+        return cropped(image, faces, self.face, rotated)
+
+    def find_all(self, source):
+        """Return a CroppedFace for each face, from left to right. Raises as find()."""
+        image, faces, rotated = self.detect(source)
+        if faces is None:
+            return [CroppedFace(image, image)]
+        found = [cropped(image, faces, number, rotated) for number in range(1, len(faces) + 1)]
+        return sorted(found, key=lambda face: face.face.box[0] + face.face.box[2] / 2)
+
+    def detect(self, source):
+        """Return (upright RGB PIL image, faces, degrees it was rotated); faces is None for an aligned crop."""
+        image, name = open_image(source), name_of(source)
+        if self.align is False or (self.align == "auto" and has_crop_size(image.size)):
+            return image, None, 0
+        try:
+            image, faces, rotated = shared_detector().detect_upright(image)
+        except NoDetector as error:
+            raise NoDetector(f"{name} is a photo; {error}, or give --align no if it is an aligned crop") from None
+        if not faces:
+            raise UserError(f"{name} shows no face: give another, or --align no if it is an aligned crop")
+        return image, faces, rotated
 
     def check_shows_face(self, source):
-        """Raises UserError, which names the file, where its crop shows no face, or where that cannot be looked at.
+        """Raise UserError, which names the file, if its crop shows no face.
 
-        With align=False what is neither plain nor noise is the caller's to answer for.
+        With align=False only blank and noise images are rejected; no detector runs.
         """
         name, crop = name_of(source), self(source)
         try:
-            found = not plain_or_noise(crop) and (self.align is False or self.find_detector().shows_face(crop))
+            found = not is_blank_or_noise(crop) and (self.align is False or shared_detector().shows_face(crop))
         except NoDetector as error:
             raise UserError(f"{name} may show no face, the network sees little in it; {error}, or give --align no if "
                             "it is one") from None
         if not found:
-            raise UserError(f"{name} shows no face: give a photograph of one, or one aligned to the 112x112 template")
-
-    def find_detector(self):
-        """-> the FaceDetector, made when it is first needed. Raises NoDetector."""
-        with self.lock:
-            if self.detector is None:
-                from utils.faces.detector import FaceDetector  # here: aligned crops need neither it nor what it imports
-                try:
-                    self.detector = FaceDetector()
-                except UserError as error:
-                    raise NoDetector(error) from None
-            return self.detector
+            raise UserError(f"{name} shows no face: give a photo of one, or one aligned to the 112x112 template")
 
 
-def faces_of_two(face):
-    """A number, or one for each of two pictures -> (number, number). Raises ValueError for anything else."""
-    faces = tuple(face) if isinstance(face, (tuple, list)) else (face, face)
-    if len(faces) != 2 or any(type(number) is not int or number < 1 for number in faces):
-        raise ValueError(f"face={face!r}: give a number from 1, or one for each of two pictures")
-    return faces
+def cropped(image, faces, number, rotated):
+    face = shared_detector().refine(image, faces[number - 1])
+    return CroppedFace(image, align(image, face.landmarks), faces, number, face, rotated)
 
 
-def looks_aligned(size):
-    """Whether a picture of (width, height) is an aligned crop by its size.
+@functools.cache
+def shared_detector():
+    """Return the FaceDetector of this process. Raises NoDetector."""
+    from utils.faces.detector import FaceDetector  # here: aligned crops need neither it nor what it imports
+    try:
+        return FaceDetector()
+    except UserError as error:
+        raise NoDetector(error) from None
 
-    People's are 112x112, 96x112, 96x96 or 128x128. Larger crops, such as the 250x250 of LFW and CASIA-WebFace or
-    VGGFace2's, show more than the template and are photographs here.
+
+def face_numbers(face):
+    """Return a pair of face numbers from one number, or from one for each of two images. Raises ValueError."""
+    numbers = tuple(face) if isinstance(face, (tuple, list)) else (face, face)
+    if len(numbers) != 2 or any(type(number) is not int or number < 1 for number in numbers):
+        raise ValueError(f"face={face!r}: give a number from 1, or one for each of two images")
+    return numbers
+
+
+def has_crop_size(size):
+    """Return whether an image of (width, height) is small and square enough for an aligned crop.
+
+    Common crops are 112x112, 96x112, 96x96 and 128x128. Larger ones, such as those of LFW, CASIA-WebFace and VGGFace2,
+    show more than the template and are aligned like photos.
     """
     return max(size) <= 128 and max(size) <= 1.25 * min(size)
 
 
+def are_aligned(sources, most=24):
+    """Return whether images show their faces where the template has them.
+
+    The detector judges about `most` of them. Images without a face do not count; if none shows one, the answer is True.
+    Raises NoDetector.
+    """
+    offsets = []
+    for index in range(0, len(sources), max(1, len(sources) // most)):
+        image = open_image(sources[index])
+        for face in shared_detector().detect(image)[:1]:
+            landmarks = shared_detector().refine(image, face).landmarks + 0.5 - np.divide(image.size, 2)
+            template = (TEMPLATE + 0.5 - TEMPLATE_SIZE / 2) * (max(image.size) / TEMPLATE_SIZE)
+            offset = np.linalg.norm(landmarks - template, axis=1).mean()
+            offsets.append(offset * TEMPLATE_SIZE / max(image.size))
+    return not offsets or bool(np.median(offsets) < ALIGNED)
+
+
 def blank_images():
-    """-> a black, a white and a grey picture, uint8 (112, 112, 3) each."""
+    """Return a black, a white and a gray image, uint8 (112, 112, 3) each."""
     return [np.full((112, 112, 3), level, np.uint8) for level in (0, 255, 128)]
 
 
 def near_blank(embeddings, blanks):
-    """L2-normalised embeddings (N, D) and those of blank_images() (3, D) -> the numbers of the near ones, a list."""
+    """Return the indices of embeddings (N, D) near those of blank_images() (3, D). All are L2-normalised."""
     return np.flatnonzero((embeddings @ blanks.T).max(1, initial=-1) > 1 - NEAR_BLANK ** 2 / 2).tolist()
 
 
-def plain_or_noise(image):
-    """Whether an RGB PIL image, seen as 112x112 pixels, is of one grey level or has no two neighbours that belong."""
-    grey = np.asarray(image.convert("L").resize((112, 112)), np.float64)
-    grey -= grey.mean()
-    products = (grey[1:] * grey[:-1]).mean() + (grey[:, 1:] * grey[:, :-1]).mean()
-    return grey.std() < LEAST_DEVIATION or products / 2 < LEAST_CORRELATION * grey.var()
+def is_blank_or_noise(image):
+    """Return whether an RGB PIL image has one gray level, or neighboring pixels (of 112x112) that do not match."""
+    gray = np.asarray(image.convert("L").resize((112, 112)), np.float64)
+    gray -= gray.mean()
+    products = (gray[1:] * gray[:-1]).mean() + (gray[:, 1:] * gray[:, :-1]).mean()
+    return gray.std() < LEAST_DEVIATION or products / 2 < LEAST_CORRELATION * gray.var()

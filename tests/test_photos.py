@@ -1,0 +1,111 @@
+"""Arcface and predict.py on photos, in which a face is found and aligned."""
+import shutil
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_user_error
+from photos import CROPS, PHOTOS, side_by_side
+from PIL import Image
+
+from arcface import Arcface
+from utils.faces.detector import MODEL_PATH
+from utils.faces.face_crop import NoDetector
+from utils.faces.images import open_image
+
+WEIGHTS = "--model-path", ROOT / "model_data" / "arcface_mobilefacenet.pth", "--no-cuda"
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A photo of photo_1's person, whose face is larger, and of photo_3's on the right."""
+    side_by_side(PHOTOS[0], PHOTOS[2]).save(tmp_path / "two faces.png")
+    return tmp_path / "two faces.png"
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    def refuse(*arguments, **settings):
+        raise urllib.request.URLError("no network")
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_arcface_distinguishes_people_in_photos_and_draws_them(face_model, arcface):
+    same, *others = (arcface.detect_image(PHOTOS[first], PHOTOS[second]) for first, second in ((0, 1), (0, 2), (1, 2)))
+    assert same < 0.9 and min(others) > 1.1
+    assert arcface.detect_image(PHOTOS[0], CROPS[0]) < 0.4
+    drawn = arcface.draw(PHOTOS[0], CROPS[2], arcface.verify(PHOTOS[0], CROPS[2]))
+    plain = arcface.draw(CROPS[2], CROPS[2], arcface.verify(CROPS[2], CROPS[2]))
+    assert drawn.height > plain.height + 300 and drawn.width == plain.width
+    marks = (np.asarray(drawn)[:350, :350] == (0x30, 0xE0, 0x60)).all(2)
+    assert 300 < marks.sum() < 3000  # the box and the landmarks
+
+
+def test_predict_on_two_photos(run_script, face_model, group, tmp_path):
+    damaged = b"Exif\0\0II*\0\x08\0\0\0\x05\0"  # five entries and none there, of which Pillow warns
+    open_image(PHOTOS[2]).transpose(Image.Transpose.ROTATE_180).save(tmp_path / "on its head.jpg", exif=damaged,
+                                                                     quality=95)
+    result = run_script("predict.py", group, "on its head.jpg", "--face", 2, 1, *WEIGHTS, "--save", "out.png")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert "Verdict: same person" in result.stdout and Image.open(tmp_path / "out.png").height > 700
+    assert "on its head.jpg: rotated by 180 degrees clockwise\n" in result.stdout
+    assert f"{group}: 2 faces, number 2 counts\n" in result.stdout
+
+
+def test_each_image_has_its_own_face(face_model, group, published_weights):
+    first_and_second = Arcface(model_path=published_weights, cuda=False, face=(1, 2))
+    assert min(first_and_second.detect_image(PHOTOS[0], group), first_and_second.detect_image(group, group)) > 1.1
+    swapped = Arcface(model_path=published_weights, cuda=False, face=[2, 1])
+    match = swapped.verify(group, PHOTOS[2])
+    assert match.same and not swapped.verify(group, PHOTOS[0]).same
+    assert swapped.draw(group, PHOTOS[2], match).height > 700  # PHOTOS[2] has no second face
+
+
+def test_the_query_has_its_own_face_and_a_gallery_the_main_one(face_model, group, published_weights):
+    people = group.parent / "people"
+    people.mkdir()
+    for name, photo in zip(("ann", "bob"), (PHOTOS[0], PHOTOS[2])):
+        shutil.copy(photo, people / f"{name}.jpg")
+    arcface = Arcface(model_path=published_weights, cuda=False, face=(2, 5))
+    found = arcface.identify(group, people)
+    assert found[0].name == "bob" and arcface.draw_candidates(group, found).width > 300
+
+
+def test_a_gallery_of_photos_without_a_detector_is_one_error(no_network, arcface, tmp_path):
+    (tmp_path / "people").mkdir()
+    for photo in PHOTOS:
+        shutil.copy(photo, tmp_path / "people")
+    with pytest.raises(NoDetector, match="--align no"):
+        arcface.open_gallery(tmp_path / "people")
+
+
+def test_predict_on_aligned_crops_never_imports_opencv(face_model):
+    code = ("import sys; sys.argv[1:] = sys.argv[2:]; sys.path.insert(0, sys.argv.pop(1)); import predict\n"
+            "predict.main(); sys.exit('cv2' in sys.modules or 'utils.faces.detector' in sys.modules)")
+    result = subprocess.run([sys.executable, "-c", code, "-", *map(str, (ROOT, CROPS[0], CROPS[2], *WEIGHTS))],
+                            cwd=face_model.parent.parent, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and "Verdict: different people" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--align", "maybe"], ["--face", "0"], ["--face", "two"], ["--face", "2", "0"]])
+def test_predict_with_a_wrong_flag_is_a_user_error(call_script, arguments):
+    assert_user_error(call_script("predict.py", *arguments), arguments[0])
+
+
+def test_predict_without_the_face_asked_for_is_a_user_error(face_model, call_script):
+    result = call_script("predict.py", PHOTOS[0], PHOTOS[1], "--face", 2, *WEIGHTS)
+    assert_user_error(result, PHOTOS[0], "shows 1 face, not 2: give --face 1")
+
+
+def test_predict_on_photos_without_a_detector_gives_no_verdict(no_network, call_script):
+    result = call_script("predict.py", PHOTOS[0], PHOTOS[2], *WEIGHTS)
+    assert_user_error(result, PHOTOS[0], MODEL_PATH, "--align no")
+    assert "Verdict" not in result.stdout
+
+
+def test_images_may_follow_the_face_numbers(call_script):
+    for arguments in (["--face", 1, *CROPS[:2]], ["--face", 1, 2, *CROPS[:2]], [*CROPS[:2], "--face", 1, 1]):
+        assert "Verdict: same person" in call_script("predict.py", *WEIGHTS, *arguments).stdout
