@@ -16,7 +16,6 @@ import argparse
 import json
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -29,7 +28,6 @@ from utils.drawing.plots import plot_roc
 from utils.evaluation.embedding import InvalidEmbeddings, inference_copy
 from utils.evaluation.metrics import can_measure_far
 from utils.evaluation.pairs import (
-    FOLDERS,
     UNALIGNED,
     align_lfw,
     embed_pairs,
@@ -47,7 +45,7 @@ from utils.evaluation.thresholds import (
     save_thresholds,
 )
 from utils.faces.detector import FaceDetector
-from utils.faces.images import check_input_shape, preprocess
+from utils.faces.images import check_input_shape, name_of, preprocess
 from utils.weights.checkpoint import find_weights, load_embedder
 from utils.weights.published import published_weights
 
@@ -69,10 +67,11 @@ def make_parser():
     parser.add_argument("--lfw-dir", default="lfw", help="the aligned images")
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--bin", metavar="FILE", help="an insightface file of pairs, such as agedb_30.bin, not LFW")
-    images.add_argument("--download", choices=FOLDERS, nargs="?", const="original",
+    images.add_argument("--download", action="store_true",
                         help="fetch the images of LFW as scikit-learn does, and align them into --lfw-dir")
     images.add_argument("--align-from", metavar="DIR", help="align the original 250x250 images in DIR into --lfw-dir")
-    parser.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt", help="the official list of pairs")
+    parser.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt",
+                        help="LFW's list of pairs, or your own: lines of `path path 1`, or 0 for two people")
     parser.add_argument("--batch-size", type=int, default=256, help="images decoded (on CUDA: embedded) at once")
     parser.add_argument("--flip", action=switch, default=False,
                         help="sum the embeddings of an image and its horizontal flip")
@@ -99,12 +98,12 @@ def parse_args():
 
 
 def read_benchmark(args):
-    """Return the Pairs of --bin, or of LFW, whose images are first aligned into --lfw-dir if asked for."""
+    """Return the Pairs of --bin, or of --lfw-pairs, whose images are first aligned into --lfw-dir if asked for."""
     if args.bin:
         return read_bin(args.bin)
     if args.download or args.align_from:
         detector = FaceDetector()
-        originals = read_pairs(args.lfw_pairs, fetch_lfw(args.download) if args.download else args.align_from)
+        originals = read_pairs(args.lfw_pairs, fetch_lfw() if args.download else args.align_from)
         without_face = align_lfw(originals.paths, args.lfw_dir, detector,
                                  partial(tqdm, desc="aligning", unit="img", disable=None))
         print(f"{args.lfw_dir} holds the aligned images; {without_face} without a face were cropped at the usual place")
@@ -117,53 +116,35 @@ def embedding_options(args):
             "workers": args.num_workers, "flip": args.flip, "bf16": args.bf16}
 
 
-def print_metrics(metrics, pairs):
+def print_metrics(metrics):
     print(f"Accuracy: {metrics.accuracy:.5f}+-{metrics.accuracy_std:.5f}")
     print(f"Best_thresholds: {metrics.threshold:.5f}")
-    if can_measure_far(pairs.genuine, metrics.far_target):
-        print(f"Validation rate: {metrics.val:.5f}+-{metrics.val_std:.5f} @ FAR={metrics.far:.5f}")
+    if metrics.val is None:
+        print(f"Validation rate: unknown, there are too few impostor pairs for FAR={metrics.far_target:g}")
     else:
-        print(f"Validation rate: unknown, {(~pairs.genuine).sum()} impostor pairs are too few for "
-              f"FAR={metrics.far_target:g}")
+        print(f"Validation rate: {metrics.val:.5f}+-{metrics.val_std:.5f} @ FAR={metrics.far:.5f}")
     print(f"AUC: {metrics.auc:.5f}  EER: {metrics.eer:.5f}  "
           f"standard error of the accuracy: {metrics.accuracy_standard_error:.5f}")
 
 
-def measure_impostors(embeddings, distances, pairs):
-    """Return the impostor curve, or None for too few pairs.
-
-    All pairs of images of two people count if the people are known, else the impostor pairs of the benchmark.
-    """
-    if all(isinstance(path, Path) for path in pairs.paths):
-        of, counts = "all images of two people", count_impostors(embeddings, [path.parent.name for path in pairs.paths])
-    else:
-        of, counts = "the benchmark's impostor pairs", count_distances(distances[~pairs.genuine])
-    curve = impostor_curve(counts)
-    return curve and {"of": of} | curve
-
-
-def save_metrics(args, metrics, thresholds, impostors, benchmark, aligned):
-    """Write the files of --save-threshold and --json."""
-    if args.save_threshold:
-        kept = ("pairs", "accuracy", "accuracy_std", "val", "val_std", "far", "auc", "eer")
-        path = save_thresholds(args.model_path, {
-            "backbone": args.backbone, "input_shape": args.input_shape, "letterbox_image": args.letterbox_image,
-            "flip": args.flip, "bf16": args.bf16, "benchmark": benchmark, "aligned": aligned,
-            **{name: getattr(metrics, name) for name in kept}, "thresholds": thresholds, "impostors": impostors})
-        print(f"Thresholds: {path}")
-    if args.json:
-        record = {"benchmark": benchmark} | metrics._asdict() | {"aligned": aligned, "settings": vars(args)}
-        write_text(args.json, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        print(f"Metrics: {args.json}")
+def save_measurement(args, metrics, thresholds, counts, benchmark, aligned):
+    """Write the file of --save-threshold. counts: those of the impostor distances."""
+    kept = ("pairs", "accuracy", "accuracy_std", "val", "val_std", "far", "auc", "eer")
+    path = save_thresholds(args.model_path, {
+        "backbone": args.backbone, "input_shape": args.input_shape, "letterbox_image": args.letterbox_image,
+        "flip": args.flip, "bf16": args.bf16, "benchmark": benchmark, "aligned": aligned,
+        **{name: getattr(metrics, name) for name in kept},
+        "thresholds": thresholds, "impostors": impostor_curve(counts)})
+    print(f"Thresholds: {path}")
 
 
 def save_errors(args, pairs, distances, threshold, most=12):
     """Draw the genuine pairs furthest above the threshold and the impostor pairs furthest below it."""
     def describe(index):
-        paths = [pairs.paths[side[index]] for side in (pairs.first, pairs.second)]
-        images = [preprocess(path, args.input_shape, args.letterbox_image) for path in paths]
-        names = dict.fromkeys(path.parent.name for path in paths if isinstance(path, Path))
-        return *images, distances[index], " / ".join(names) or f"pair {index + 1}"
+        sides = pairs.first[index], pairs.second[index]
+        images = [preprocess(pairs.paths[side], args.input_shape, args.letterbox_image) for side in sides]
+        names = [pairs.identities[side] if pairs.identities else name_of(pairs.paths[side]) for side in sides]
+        return *images, distances[index], " / ".join(dict.fromkeys(names))
 
     rejected = np.flatnonzero(pairs.genuine & (distances >= threshold))
     accepted = np.flatnonzero(~pairs.genuine & (distances < threshold))
@@ -190,7 +171,7 @@ def main():
     args.backbone = net.backbone
     print(f"{args.model_path} ({net.backbone}) on {describe_device(device)}")
     pairs = read_benchmark(args)
-    print(f"{pairs.name}: {len(pairs.genuine)} pairs, {len(pairs.paths)} images")
+    print(f"{pairs.name}: {len(pairs.genuine)} pairs in {pairs.folds} folds, {len(pairs.paths)} images")
     aligned = not looks_unaligned(pairs.paths)
     if not aligned:
         print(f"{args.bin or args.lfw_dir} {UNALIGNED}; --align-from aligns them")
@@ -205,11 +186,17 @@ def main():
     metrics, distances = pair_metrics(embeddings, pairs, args.far)
     if not can_measure_far(pairs.genuine, args.far):
         metrics = metrics._replace(val=None, val_std=None, far=None, far_threshold=None)
-    print_metrics(metrics, pairs)
-    print(f"{len(pairs.paths)} images in {seconds:.1f} s ({len(pairs.paths) / seconds:.0f} images/s)")
     thresholds = measure_thresholds(distances, pairs.genuine, pairs.folds)
-    impostors = measure_impostors(embeddings, distances, pairs) if args.save_threshold else None
-    save_metrics(args, metrics, thresholds, impostors, pairs.name, aligned)
+    print_metrics(metrics)
+    print(f"{len(pairs.paths)} images in {seconds:.1f} s ({len(pairs.paths) / seconds:.0f} images/s)")
+    if args.json:
+        record = {"benchmark": pairs.name} | metrics._asdict() | {"aligned": aligned, "settings": vars(args)}
+        write_text(args.json, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        print(f"Metrics: {args.json}")
+    if args.save_threshold:  # all pairs of images of two people, if the people are known
+        counts = (count_impostors(embeddings, pairs.identities) if pairs.identities
+                  else count_distances(distances[~pairs.genuine]))
+        save_measurement(args, metrics, thresholds, counts, pairs.name, aligned)
     plot_roc(distances, pairs.genuine, thresholds,
              f"{pairs.name}: accuracy {metrics.accuracy:.4f}, AUC {metrics.auc:.4f}, EER {metrics.eer:.4f}",
              args.png_save_path)

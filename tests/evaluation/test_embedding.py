@@ -1,38 +1,39 @@
-"""Embeddings that tell nobody apart are an error, and like pictures none."""
+"""Embeddings that are invalid are an error, and a backbone that cannot be folded embeds all the same."""
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from torch import nn
 
 from arcface import Arcface
 from utils.common.errors import UserError
-from utils.evaluation.embedding import InvalidEmbeddings, check_embeddings
+from utils.evaluation.embedding import InvalidEmbeddings, check_embeddings, fold_batch_norm
 
 
-def images(*greys):
-    return torch.stack([torch.full((8, 8, 3), grey, dtype=torch.uint8) for grey in greys])
+def gray_images(*levels):
+    return torch.stack([torch.full((8, 8, 3), level, dtype=torch.uint8) for level in levels])
 
 
-def test_one_embedding_for_unlike_pictures_is_an_error_and_for_like_ones_none():
+def test_one_embedding_for_different_images_is_an_error_and_for_similar_ones_none():
     equal = torch.tensor([[0.6, 0.8]]).repeat(3, 1)
     with pytest.raises(InvalidEmbeddings, match="every image the same embedding"):
-        check_embeddings(equal, images(10, 10, 200))
-    check_embeddings(equal, images(10, 10, 11))
-    check_embeddings(equal + torch.tensor([0, 1e-5, 0])[:, None], images(10, 100, 200))
-    check_embeddings(equal[:1], images(10))
+        check_embeddings(equal, gray_images(10, 10, 200))
+    check_embeddings(equal, gray_images(10, 10, 11))
+    check_embeddings(equal + torch.tensor([0, 1e-5, 0])[:, None], gray_images(10, 100, 200))
+    check_embeddings(equal[:1], gray_images(10))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_an_embedding_that_is_not_finite_is_an_error_that_counts_them(value):
+def test_embeddings_that_are_not_finite_are_an_error_that_counts_them(value):
     embeddings = torch.eye(3)
     embeddings[1, 0] = value
     with pytest.raises(InvalidEmbeddings, match="1 of 3 images"):
-        check_embeddings(embeddings, images(1, 2, 3))
+        check_embeddings(embeddings, gray_images(1, 2, 3))
 
 
 @pytest.mark.parametrize("value, word", [(0.0, "same embedding"), (float("nan"), "damaged")])
-def test_weights_that_tell_nobody_apart_are_refused_before_any_picture(published_weights, tmp_path, value, word):
+def test_weights_with_collapsed_embeddings_are_rejected_before_any_image(published_weights, tmp_path, value, word):
     state = torch.load(published_weights, weights_only=True)
     name = [name for name, entry in state.items() if name.endswith("weight") and entry.ndim == 1][-1]
     state[name].fill_(value)  # the scale of the last BatchNorm: every embedding is its bias
@@ -41,6 +42,26 @@ def test_weights_that_tell_nobody_apart_are_refused_before_any_picture(published
         Arcface(model_path=tmp_path / "broken.pth", cuda=False)
 
 
-def test_a_picture_beside_itself_is_no_error(arcface):
-    picture = np.asarray(Image.open(ROOT / "img" / "1_001.jpg"))
-    assert arcface.detect_image(picture, picture.copy()) == pytest.approx(0, abs=1e-6)
+def test_an_image_beside_itself_is_no_error(arcface):
+    image = np.asarray(Image.open(ROOT / "img" / "1_001.jpg"))
+    assert arcface.detect_image(image, image.copy()) == pytest.approx(0, abs=1e-6)
+
+
+class DataDependent(nn.Module):
+    """torch.fx cannot trace it: which layer runs depends on the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.bright, self.dark = (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)) for _ in range(2))
+
+    def forward(self, images):
+        layer = self.bright if images.mean() > 0 else self.dark
+        return nn.functional.normalize(layer(images).mean((2, 3)))
+
+
+def test_a_backbone_that_cannot_be_traced_is_copied_without_folding():
+    net, images = DataDependent().eval(), torch.randn(4, 3, 8, 8)
+    copy = fold_batch_norm(net.train())
+    assert not copy.training and copy is not net
+    with torch.inference_mode():
+        assert torch.equal(copy(images), net.eval()(images))

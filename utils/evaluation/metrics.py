@@ -1,8 +1,8 @@
-"""Verification figures by the LFW View 2 protocol, exact: every threshold that makes a difference is tried.
+"""Verification metrics by the LFW View 2 protocol, exact: all thresholds that make a difference are tried.
 
-Distances are L2 distances of normalised embeddings; a pair is accepted as one person where distance <
-threshold. `genuine` marks the pairs of one person, the others are impostor pairs.
-Protocol: Huang et al. 2007, http://vis-www.cs.umass.edu/lfw/, "View 2", unrestricted with labelled outside data.
+Distances are L2 distances of normalised embeddings. A pair is accepted, as images of one person, if its distance is
+below the threshold. `genuine` marks the pairs of one person; the others are impostor pairs.
+Protocol: Huang et al. 2007, http://vis-www.cs.umass.edu/lfw/, "View 2", unrestricted with labeled outside data.
 """
 import math
 from typing import NamedTuple
@@ -11,17 +11,17 @@ import numpy as np
 
 
 class VerificationMetrics(NamedTuple):
-    """Figures over `folds` test folds; std is the population's, over folds."""
+    """Metrics over `folds` test folds; std is the population's, over the folds."""
     accuracy: float
     accuracy_std: float
     accuracy_standard_error: float  # ddof=1 / sqrt(folds)
-    threshold: float                # the mean of the folds' thresholds, not the last fold's
+    threshold: float                # mean over folds
     threshold_std: float
-    val: float                      # genuine pairs accepted (TAR), mean over folds
+    val: float                      # fraction of genuine pairs accepted (TAR), mean over folds
     val_std: float
-    far: float                      # impostor pairs accepted, mean over folds
+    far: float                      # fraction of impostor pairs accepted, mean over folds
     far_target: float
-    far_threshold: float            # the mean of the folds' thresholds at the FAR target
+    far_threshold: float            # at the FAR target, mean over folds
     auc: float
     eer: float
     folds: int
@@ -30,17 +30,19 @@ class VerificationMetrics(NamedTuple):
 
 
 def verification_metrics(distances, genuine, folds=10, far_target=1e-3):
-    """Distances (N,) and genuine flags (N,), in the order of the folds -> VerificationMetrics.
+    """Return the VerificationMetrics of distances (N,) and genuine flags (N,), in the order of the folds.
 
-    Each fold's threshold is chosen on the other folds. Raises ValueError for distances that are not
-    finite or all equal (collapsed embeddings), and for a fold without a genuine or an impostor pair.
+    The thresholds of a fold are chosen on the other folds. Raises ValueError for distances that are not finite or all
+    equal (collapsed embeddings), and for a fold without a genuine or an impostor pair.
     """
     distances, genuine = np.asarray(distances, np.float64), np.asarray(genuine, bool)
-    check(distances, genuine, folds)
-    fold_of = np.arange(len(distances)) * folds // len(distances)
+    check_distances(distances)
+    fold_of = fold_of_pairs(len(distances), folds)
     rows = []
     for fold in range(folds):
         test, train = fold_of == fold, fold_of != fold
+        if genuine[test].all() or not genuine[test].any():
+            raise ValueError("a fold without both genuine and impostor pairs has no accuracy")
         threshold = best_threshold(distances[train], genuine[train])
         far_threshold = threshold_at_far(distances[train & ~genuine], far_target)
         accuracy = np.mean((distances[test] < threshold) == genuine[test])
@@ -57,24 +59,24 @@ def verification_metrics(distances, genuine, folds=10, far_target=1e-3):
         equal_error_rate(false_positive_rate, true_positive_rate), folds, len(distances), accuracies.tolist())
 
 
-def check(distances, genuine, folds):
+def check_distances(distances):
     if not np.isfinite(distances).all():
         raise ValueError(f"{(~np.isfinite(distances)).sum()} of {len(distances)} distances are not finite: "
                          "the network gives NaN embeddings")
-    if folds < 2 or len(distances) % folds:
-        raise ValueError(f"{len(distances)} pairs do not divide into {folds} folds")
-    of_fold = genuine.reshape(folds, -1).sum(1)
-    if (of_fold == 0).any() or (of_fold == len(genuine) // folds).any():
-        raise ValueError("a fold without both genuine and impostor pairs has no accuracy")
     if np.ptp(distances) < 1e-6:
         raise ValueError(f"all {len(distances)} distances are {distances[0]:.6f}: the embeddings have collapsed")
 
 
-def best_threshold(distances, genuine):
-    """The threshold with the most correct decisions on these pairs.
+def fold_of_pairs(count, folds):
+    """Return the fold (count,) of each pair: the folds follow one another and differ by at most one pair."""
+    return np.arange(count) * folds // count
 
-    A cut accepts the j smallest distances; only cuts between distinct values exist. Of the best cuts the
-    middle one counts (index len // 2), its threshold half-way between its two neighbours.
+
+def best_threshold(distances, genuine):
+    """Return the threshold with the most correct decisions on these pairs.
+
+    A cut accepts the j smallest distances, and only cuts between distinct values exist. Of the best cuts the middle one
+    is taken (index len // 2); the threshold is half-way between its two neighbors.
     """
     order = np.argsort(distances)
     distances, genuine = distances[order], genuine[order]
@@ -89,11 +91,11 @@ def best_threshold(distances, genuine):
     if cut == len(distances):    # accept everything
         return np.nextafter(distances[-1], np.inf)
     middle = (distances[cut - 1] + distances[cut]) / 2
-    return middle if middle > distances[cut - 1] else distances[cut]  # two neighbouring floats have no middle
+    return middle if middle > distances[cut - 1] else distances[cut]  # adjacent floats have no middle
 
 
 def threshold_at_far(impostor_distances, far_target):
-    """The largest threshold that accepts at most floor(far_target * impostors) of these impostor pairs."""
+    """Return the largest threshold that accepts at most floor(far_target * impostors) of these impostor pairs."""
     allowed = math.floor(far_target * len(impostor_distances) + 1e-9)
     if allowed >= len(impostor_distances):
         return np.inf
@@ -101,14 +103,14 @@ def threshold_at_far(impostor_distances, far_target):
 
 
 def can_measure_far(genuine, far):
-    """Whether there are enough impostor pairs for this false accept rate: one of them is more than it where not."""
+    """Return whether there are enough impostor pairs to measure this false accept rate: at least 1 / far."""
     return far * np.sum(~np.asarray(genuine, bool)) >= 1 - 1e-9
 
 
 def roc(distances, genuine):
-    """-> (false positive rate, true positive rate, threshold), each (K+1,), a point per distinct distance.
+    """Return (false positive rate, true positive rate, threshold), each (K+1,), a point per distinct distance.
 
-    A point's threshold accepts distances <= it; the first point accepts nothing.
+    The threshold of a point accepts distances <= it. The first point accepts nothing.
     """
     order = np.argsort(distances)
     distances, genuine = distances[order], genuine[order]
@@ -120,9 +122,9 @@ def roc(distances, genuine):
 
 
 def equal_error_rate(false_positive_rate, true_positive_rate):
-    """Where impostors accepted = genuine pairs rejected, on the straight line between the ROC's two nearest points."""
+    """Return the rate at which false accepts equal false rejects, interpolated between two points of the ROC."""
     difference = false_positive_rate - (1 - true_positive_rate)  # rises from -1 to 1
     after = int(np.argmax(difference >= 0))
     before = after - 1
-    share = -difference[before] / (difference[after] - difference[before])
-    return float(false_positive_rate[before] + share * (false_positive_rate[after] - false_positive_rate[before]))
+    fraction = -difference[before] / (difference[after] - difference[before])
+    return float(false_positive_rate[before] + fraction * (false_positive_rate[after] - false_positive_rate[before]))

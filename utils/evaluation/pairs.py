@@ -20,9 +20,7 @@ from utils.evaluation.metrics import verification_metrics
 from utils.faces.alignment import align
 from utils.faces.images import EncodedImage, open_image
 
-# By variant of LFW: scikit-learn's folder and archive.
-FOLDERS = {"original": "lfw", "funneled": "lfw_funneled"}
-ARCHIVES = {"original": "lfw.tgz", "funneled": "lfw-funneled.tgz"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")  # of the images in --lfw-dir, the first that exists
 # Landmarks of a face in a 250x250 LFW image: the mean over folds 1 to 3, as the detector finds them.
 USUAL_LANDMARKS = np.array([(104.5, 112.2), (145.9, 111.6), (125.4, 137.3), (108.4, 157.4), (143.4, 156.9)])
 
@@ -36,53 +34,89 @@ class Pairs(NamedTuple):
     second: np.ndarray
     genuine: np.ndarray  # (N,) bool: both images show one person
     folds: int
-    name: str = "LFW"    # of the benchmark
+    name: str            # of the benchmark
+    identities: list | None = None  # the person of each image, if known
 
 
 def read_pairs(pairs_path, folder):
-    """Return the Pairs of an LFW list and a folder of images.
+    """Return the Pairs of a list and a folder of images.
 
-    The first line of the list holds the number of folds and of genuine pairs per fold. A line `name n m` is a genuine
-    pair, a line `name n name m` an impostor pair. Names may hold spaces if tabs separate the fields. Image n of a
-    person is <folder>/<name>/<name>_000n.jpg.
-    Raises UserError for a malformed line and for missing images.
+    LFW's list: the first line holds the number of folds and of genuine pairs per fold. A line `name n m` is a genuine
+    pair, a line `name n name m` an impostor pair. Image n of a person is <folder>/<name>/<name>_000n.jpg.
+    Any other list: a line `path path 1` is a genuine pair, a line `path path 0` an impostor pair, both paths relative
+    to the folder. Folds are made of them, with both kinds spread evenly.
+    Fields may hold spaces if tabs separate them. Raises UserError for a malformed line and for missing images.
     """
     pairs_path = locate(pairs_path)
-    lines = [line.split("\t" if "\t" in line.strip() else None)
-             for line in read_lines(pairs_path, "it comes with the repository, give --lfw-pairs")]
+    lines = [line.strip().split("\t" if "\t" in line.strip() else None)
+             for line in read_lines(pairs_path, "LFW's comes with the repository, give --lfw-pairs")]
+    is_lfw = len(lines[0]) != 3
+    parse = lfw_pair if is_lfw else own_pair
+    indices, first, second, genuine = {}, [], [], []  # indices: path -> its index in Pairs.paths
+    for number, fields in enumerate(lines, 1):
+        if not fields or (is_lfw and number == 1):
+            continue
+        try:
+            path, other, same = parse(fields, folder)
+        except ValueError as error:
+            raise UserError(f"{pairs_path}, line {number}: expected {error}") from None
+        first.append(indices.setdefault(path, len(indices)))
+        second.append(indices.setdefault(other, len(indices)))
+        genuine.append(same)
+    pairs = Pairs(list(indices), np.array(first), np.array(second), np.array(genuine), 10, pairs_path.stem)
+    pairs = with_lfw_folds(pairs, lines[0], pairs_path) if is_lfw else with_even_folds(pairs, pairs_path)
+    missing = [path for path in pairs.paths if not path.is_file()]
+    if missing:
+        looked_for = f" (or {', '.join(SUFFIXES[1:])})" if is_lfw else ""
+        raise UserError(f"{folder} lacks {len(missing)} of the {len(pairs.paths)} images in {pairs_path}, such as "
+                        f"{missing[0]}{looked_for}: give another --lfw-dir, or let --download fetch LFW")
+    return pairs
+
+
+def lfw_pair(fields, folder):
+    genuine = len(fields) == 3
+    if genuine:
+        fields = [*fields[:2], fields[0], fields[2]]
+    if len(fields) != 4 or not fields[1].isdecimal() or not fields[3].isdecimal():
+        raise ValueError("`name n m` or `name n name m`")
+    return lfw_image(folder, *fields[:2]), lfw_image(folder, *fields[2:]), genuine
+
+
+def lfw_image(folder, name, number):
+    paths = [Path(folder, name, f"{name}_{int(number):04d}{suffix}") for suffix in SUFFIXES]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def own_pair(fields, folder):
+    if len(fields) != 3 or fields[2] not in ("0", "1"):
+        raise ValueError("`path path 1` or `path path 0`")
+    return Path(folder, fields[0]), Path(folder, fields[1]), fields[2] == "1"
+
+
+def with_lfw_folds(pairs, first_line, pairs_path):
     try:
-        folds, per_fold = map(int, lines[0])
+        folds, per_fold = map(int, first_line)
         if folds < 2 or per_fold < 1:
             raise ValueError
-    except (ValueError, IndexError):
+    except ValueError:
         raise UserError(f"{pairs_path}, line 1: expected two or more folds and their pairs, such as `10 300`") from None
-    indices, pairs, genuine = {}, [], []  # indices: path -> its index in Pairs.paths
-    for number, fields in enumerate(lines[1:], 2):
-        if not fields:
-            continue
-        genuine.append(len(fields) == 3)
-        if len(fields) == 3:
-            fields = [fields[0], fields[1], fields[0], fields[2]]
-        if len(fields) != 4 or not fields[1].isdecimal() or not fields[3].isdecimal():
-            raise UserError(f"{pairs_path}, line {number}: expected `name n m` or `name n name m`")
-        paths = [Path(folder, name, f"{name}_{int(image):04d}.jpg") for name, image in (fields[:2], fields[2:])]
-        pairs.append([indices.setdefault(path, len(indices)) for path in paths])
-    if len(pairs) != 2 * folds * per_fold:
-        raise UserError(f"{pairs_path}: the first line promises {2 * folds * per_fold} pairs, {len(pairs)} follow")
-    uneven = np.flatnonzero(np.reshape(genuine, (folds, -1)).sum(1) != per_fold)
-    if len(uneven):
-        raise UserError(f"{pairs_path}: fold {uneven[0] + 1} is not {per_fold} genuine and {per_fold} impostor pairs")
-    check_images(list(indices), folder)
-    return Pairs(list(indices), *np.array(pairs).T, np.array(genuine), folds)
+    if len(pairs.genuine) != 2 * folds * per_fold:
+        raise UserError(f"{pairs_path}: the first line promises {2 * folds * per_fold} pairs, "
+                        f"{len(pairs.genuine)} follow")
+    return pairs._replace(folds=folds, name="LFW", identities=[path.parent.name for path in pairs.paths])
 
 
-def check_images(paths, folder):
-    if not Path(folder).is_dir():
-        raise UserError(f"{folder} is not a folder: put the aligned LFW images there, or give --lfw-dir")
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise UserError(f"{folder} lacks {len(missing)} of the {len(paths)} images in the pairs list, "
-                        f"{missing[0]} first: it must hold <Person>/<Person>_0001.jpg and so on")
+def with_even_folds(pairs, pairs_path):
+    """Return the pairs in another order, so that consecutive folds, at most ten, hold both kinds evenly."""
+    kinds = [np.flatnonzero(pairs.genuine), np.flatnonzero(~pairs.genuine)]
+    fewest = min(map(len, kinds))
+    if fewest < 2:
+        raise UserError(f"{pairs_path}: expected two or more pairs of one person and of two people, "
+                        f"found {len(kinds[0])} and {len(kinds[1])}")
+    places = np.concatenate([(np.arange(len(kind)) + 0.5) / len(kind) for kind in kinds])
+    order = np.concatenate(kinds)[np.argsort(places, kind="stable")]
+    return pairs._replace(first=pairs.first[order], second=pairs.second[order], genuine=pairs.genuine[order],
+                          folds=min(10, max(2, fewest // 2)))
 
 
 def looks_unaligned(paths):
@@ -93,7 +127,7 @@ def looks_unaligned(paths):
 
 # insightface's verification files
 
-def read_bin(path, folds=10):
+def read_bin(path):
     """Return the Pairs of an insightface verification file, such as lfw.bin, cfp_fp.bin or agedb_30.bin.
 
     The file is a pickle of ([image, ...], [genuine, ...]): images 2i and 2i + 1 are pair i, and the folds follow one
@@ -114,13 +148,11 @@ def read_bin(path, folds=10):
         raise UserError(f"{path} is no verification file ({first_line(error)}): download it again") from None
     if len(images) != 2 * len(genuine) or not genuine:
         raise UserError(f"{path} holds {len(images)} images for {len(genuine)} pairs: download or pack it again")
-    if len(genuine) % folds:
-        raise UserError(f"{path}: {len(genuine)} pairs do not divide into {folds} folds: pack a multiple of {folds}")
     indices = {}  # content -> its index in Pairs.paths: lfw.bin holds 12,000 images, 7,701 of them distinct
     of_image = np.array([indices.setdefault(content, len(indices)) for content in images])
     first_seen = np.unique(of_image, return_index=True)[1]
     paths = [EncodedImage(images[number], f"{path}, image {number}") for number in first_seen]
-    return Pairs(paths, of_image[0::2], of_image[1::2], np.array(genuine, bool), folds, path.stem)
+    return Pairs(paths, of_image[0::2], of_image[1::2], np.array(genuine, bool), 10, path.stem)
 
 
 class StoredArray:
@@ -140,14 +172,10 @@ class StoredDtype:
     """The name and the byte order of a pickled numpy.dtype."""
 
     def __init__(self, name, *flags):
-        self.name, self.order = as_text(name), "="
+        self.name, self.order = name, "="
 
     def __setstate__(self, state):
-        self.order = as_text(state[1])
-
-
-def as_text(name):
-    return name.decode("ascii") if isinstance(name, bytes) else name  # Python 2's str are read as bytes
+        self.order = state[1]
 
 
 class PairsUnpickler(pickle.Unpickler):
@@ -171,29 +199,29 @@ class PairsUnpickler(pickle.Unpickler):
 
 # The images of LFW
 
-def fetch_lfw(variant):
-    """Return scikit-learn's folder of the original or funneled 250x250 images. They are downloaded if it is missing.
+def fetch_lfw():
+    """Return scikit-learn's folder of the original 250x250 images, which are downloaded if they are missing.
 
-    The folder is lfw_home/lfw or lfw_home/lfw_funneled in SCIKIT_LEARN_DATA (~/scikit_learn_data).
+    The folder is lfw_home/lfw in SCIKIT_LEARN_DATA (~/scikit_learn_data).
     """
     from sklearn.datasets import fetch_lfw_people, get_data_home
-    folder = Path(get_data_home(), "lfw_home", FOLDERS[variant])
+    folder = Path(get_data_home(), "lfw_home", "lfw")
     if folder.is_dir():
         return folder
-    print(f"fetching {ARCHIVES[variant]} (about 200 MB) by scikit-learn into {folder.parent}", flush=True)
+    print(f"fetching lfw.tgz (about 200 MB) by scikit-learn into {folder.parent}", flush=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of each attempt that fails
             # This also reads the images of people with so many. There are none, and it raises ValueError at once.
-            fetch_lfw_people(funneled=variant == "funneled", min_faces_per_person=100_000)
+            fetch_lfw_people(funneled=False, min_faces_per_person=100_000)
     except ValueError:
         pass
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)  # scikit-learn would take a partly unpacked folder for complete
         if not isinstance(error, OSError | EOFError | tarfile.TarError | zlib.error):
             raise
-        raise UserError(f"cannot fetch LFW ({first_line(error)}): try again with a network, or unpack "
-                        f"{ARCHIVES[variant]} so that {folder} holds <Person>/<Person>_0001.jpg and so on") from None
+        raise UserError(f"cannot fetch LFW ({first_line(error)}): try again with a network, or unpack lfw.tgz so that "
+                        f"{folder} holds <Person>/<Person>_0001.jpg and so on") from None
     return folder
 
 

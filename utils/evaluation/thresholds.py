@@ -18,7 +18,7 @@ import numpy as np
 
 from utils.common.errors import UserError
 from utils.common.files import hash_file, write_text
-from utils.evaluation.metrics import can_measure_far, verification_metrics
+from utils.evaluation.metrics import can_measure_far, fold_of_pairs, verification_metrics
 
 OPERATING_FARS = (0.01, 0.001)
 OPERATING_POINTS = {"best-accuracy": "best accuracy"} | {f"far-{far:g}": f"FAR {far:g}" for far in OPERATING_FARS}
@@ -66,9 +66,9 @@ def measure_thresholds(distances, genuine, folds):
     is left out.
     """
     thresholds = {"best accuracy": verification_metrics(distances, genuine, folds).threshold}
-    by_fold = np.reshape(genuine, (folds, -1))
+    genuine, fold_of = np.asarray(genuine, bool), fold_of_pairs(len(genuine), folds)
     for far in OPERATING_FARS:
-        if all(can_measure_far(np.delete(by_fold, fold, 0), far) for fold in range(folds)):
+        if all(can_measure_far(genuine[fold_of != fold], far) for fold in range(folds)):
             thresholds[f"FAR {far:g}"] = verification_metrics(distances, genuine, folds, far).far_threshold
     return thresholds
 

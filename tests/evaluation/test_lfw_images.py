@@ -1,0 +1,115 @@
+"""The original images of LFW: fetched by scikit-learn or from a folder, and aligned into --lfw-dir."""
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from conftest import assert_user_error, write_rows
+from PIL import Image
+
+from utils.common.errors import UserError
+from utils.evaluation.pairs import align_lfw, fetch_lfw, read_pairs
+from utils.faces.alignment import TEMPLATE
+
+
+def every(iterable, total):
+    return iterable
+
+
+@pytest.fixture
+def few_pairs(shared, tmp_path):
+    """2 folds of 5 + 5 pairs: the ends of the first two folds' genuine and impostor lists."""
+    lines = (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:]
+    chosen = [line for start in (0, 300, 600, 900) for line in lines[start:start + 5]]
+    return write_rows(tmp_path / "pairs.txt", ["2 5", *chosen])
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """scikit-learn's folder, with a network that refuses every connection."""
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "scikit 小 data"))
+    for name in ("https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    folder = tmp_path / "scikit 小 data" / "lfw_home"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def pack(home, shared, few_pairs):
+    """Write lfw.tgz and the lists beside it, as scikit-learn downloads them."""
+    names = {path.parent.name for path in read_pairs(few_pairs, shared / "lfw_raw_folds1-3").paths}
+    with tarfile.open(home / "lfw.tgz", "w:gz") as file:
+        for name in names:
+            file.add(shared / "lfw_raw_folds1-3" / name, f"lfw/{name}")
+    for name in ("pairsDevTrain.txt", "pairsDevTest.txt", "pairs.txt"):
+        (home / name).write_text("")
+
+
+def test_aligned_images_have_nearly_the_embeddings_of_the_hand_aligned_ones(
+        shared, detector, arcface, few_pairs, tmp_path):
+    paths = read_pairs(few_pairs, shared / "lfw_raw_folds1-3").paths
+    assert align_lfw(paths, tmp_path / "lfw", detector, every) == 0
+    found, by_hand = (arcface.embed([folder / path.relative_to(shared / "lfw_raw_folds1-3") for path in paths])
+                      for folder in (tmp_path / "lfw", shared / "lfw" / "images"))
+    distances = np.linalg.norm(found - by_hand, axis=1)
+    assert np.median(distances) < 0.36 and distances.max() < 1.2
+
+
+def test_without_a_face_an_image_is_cropped_at_the_usual_place_and_crops_are_kept(tmp_path):
+    class Blind:
+        def detect(self, image):
+            return []
+    path, crop_path = tmp_path / "raw" / "Ann" / "Ann_0001.jpg", tmp_path / "lfw" / "Ann" / "Ann_0001.jpg"
+    path.parent.mkdir(parents=True)
+    image = Image.new("RGB", (250, 250))
+    image.paste("white", (103, 111, 107, 114))  # an eye
+    image.save(path)
+    assert align_lfw([path], tmp_path / "lfw", Blind(), every) == 1
+    crop = np.asarray(Image.open(crop_path))
+    row, column = np.unravel_index(crop[..., 0].argmax(), (112, 112))
+    assert abs(column - TEMPLATE[0, 0]) < 3 and abs(row - TEMPLATE[0, 1]) < 3
+    written = crop_path.stat().st_mtime_ns
+    assert align_lfw([path], tmp_path / "lfw", Blind(), every) == 0 and crop_path.stat().st_mtime_ns == written
+
+
+def test_eval_aligns_a_folder_of_originals(run_script, shared, published_weights, few_pairs, face_model, tmp_path):
+    result = run_script("eval_LFW.py", "--align-from", shared / "lfw_raw_folds1-3", "--model-path", published_weights,
+                        "--lfw-pairs", few_pairs, "--device", "cpu", "--json", "metrics.json")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert "lfw holds the aligned images; 0 without" in result.stdout
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["aligned"] is True and metrics["accuracy"] >= 0.9
+
+
+def test_an_archive_is_unpacked_into_the_folder_that_the_list_fits(home, shared, few_pairs, capsys):
+    pack(home, shared, few_pairs)
+    assert fetch_lfw() == home / "lfw" and "fetching lfw.tgz" in capsys.readouterr().out
+    assert len(read_pairs(few_pairs, fetch_lfw()).genuine) == 20
+
+
+def test_an_archive_that_breaks_off_leaves_no_partial_folder(home, shared, few_pairs):
+    pack(home, shared, few_pairs)
+    content = (home / "lfw.tgz").read_bytes()
+    (home / "lfw.tgz").write_bytes(content[:len(content) // 2])
+    with pytest.raises(UserError, match=r"cannot fetch LFW .*lfw\.tgz"):
+        fetch_lfw()
+    assert not (home / "lfw").exists()
+
+
+def test_ctrl_c_leaves_no_partial_folder(home, monkeypatch):
+    def unpack_until_interrupted(**settings):
+        (home / "lfw" / "Ann").mkdir(parents=True)
+        raise KeyboardInterrupt
+    monkeypatch.setattr("sklearn.datasets.fetch_lfw_people", unpack_until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch_lfw()
+    assert not (home / "lfw").exists()
+
+
+def test_without_a_network_one_line_says_what_to_put_where(run_script, shared, published_weights, home, tmp_path):
+    shutil.copytree(shared / "yunet", tmp_path / "model_data")
+    result = run_script("eval_LFW.py", "--download", "--model-path", published_weights, "--device", "cpu")
+    assert_user_error(result, "cannot fetch LFW", "lfw.tgz", home / "lfw", "<Person>_0001.jpg")
+    assert not (home / "lfw").exists()
