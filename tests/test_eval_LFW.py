@@ -94,7 +94,7 @@ def test_eval_with_an_undecodable_image_is_a_user_error(call_script, weights, ti
 
 def test_eval_with_weights_of_another_backbone_is_a_user_error_with_the_remedy(call_script, weights, tiny_lfw):
     assert_user_error(call_script("eval_LFW.py", *tiny_lfw, *weights, "--backbone", "iresnet18"),
-                      weights[1], "does not fit", "--backbone mobilefacenet")
+                      weights[1], "does not match", "--backbone mobilefacenet")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
