@@ -234,8 +234,7 @@ def weights_to_save(training, settings):
 def train(training, run, loader, val_loader, benchmarks, data_sha256, settings):
     """Epoch after epoch until the last one, or until a signal. -> the status to exit with."""
     total_steps, batches = training.learning_rate.total_steps, len(loader)
-    go_on = (f"go on with: {distributed.launcher()} {shlex.join(sys.argv[:1])} --resume "
-             f"{shlex.quote(str(run.folder))}")
+    go_on = f"go on with: python {shlex.join(sys.argv[:1])} --resume {shlex.quote(str(run.folder))}"
 
     def save():
         resume.save_checkpoint(training, run, vars(settings), data_sha256)

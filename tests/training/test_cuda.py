@@ -164,5 +164,5 @@ def test_one_process_under_torchrun_joins_by_nccl_and_leaves(tmp_path, people):
 def test_more_processes_than_devices_are_refused_in_one_line(tmp_path, people):
     count = torch.cuda.device_count()
     result = torchrun(tmp_path, count + 1, "--annotation-path", people, "--batch-size", str(8 * (count + 1)))
-    assert result.returncode and f"{count + 1} processes for {count} CUDA device(s)" in result.stderr
+    assert result.returncode and f"{count + 1} ranks for {count} CUDA device(s)" in result.stderr
     assert "Traceback (most recent call last):\n  File \"" + str(ROOT) not in result.stderr

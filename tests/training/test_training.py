@@ -162,5 +162,5 @@ def test_two_people_with_two_pictures_are_enough_and_published_weights_start_the
                         "--model-path", published_weights)
     assert result.returncode == 0, result.stderr
     assert "lfw is not there" in result.stdout
-    assert "the head is made anew (the file has none)" in result.stdout
+    assert "the head starts from random weights (the file has none)" in result.stdout
     assert len(list(only_run(tmp_path / "logs").glob("ep001-*.pth"))) == 1

@@ -191,7 +191,7 @@ def test_missing_unexpected_and_wrong_shapes_are_listed(state, tmp_path):
     torch.save(odd, tmp_path / "odd.pth")
     with pytest.raises(UserError) as caught:
         load_embedder(tmp_path / "odd.pth")
-    assert_one_line(caught, "odd.pth does not match backbone mobilefacenet", first, "arcface.surplus", second, "[5, 7]")
+    assert_one_line(caught, "odd.pth does not fit backbone mobilefacenet", first, "arcface.surplus", second, "[5, 7]")
 
 
 def test_an_unknown_backbone_is_a_user_error_that_lists_the_known_ones():

@@ -1,8 +1,11 @@
-"""Where the networks run."""
+"""The device that the networks run on."""
 import ctypes
+import importlib.metadata
 import os
 import platform
 import re
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -10,13 +13,15 @@ from utils.common.errors import UserError
 
 # The help of every --device.
 DEVICES = "where to compute: cpu, cuda, cuda:N, mps (a Mac's GPU, untested), or auto: the first of cuda, mps, cpu"
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "matplotlib", "opencv-python-headless",
+            "opencv-python", "onnx", "onnxruntime", "onnxruntime-gpu", "safetensors")
 
 
 def choose_device(name):
-    """"auto", "cpu", "cuda", "cuda:N" or "mps" -> torch.device; auto is the first of CUDA, MPS and CPU that is there.
+    """Return the torch.device for "auto" (the first available GPU, or the CPU), "cpu", "cuda", "cuda:N" or "mps".
 
-    One of CUDA has its number, which several calls of torch.cuda ask for: without N that of the current device.
-    Raises UserError where the device is not there, or is older than this PyTorch is made for.
+    A CUDA device always has its index, which several functions of torch.cuda need. Raises UserError if the device does
+    not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -35,39 +40,48 @@ def choose_device(name):
         if device.index is not None and device.index >= count:
             raise UserError(f"--device {name}: there are {count} CUDA devices, 0 to {count - 1}")
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-        check_age(device)
     return device
 
 
-def check_age(device):
-    """Raises UserError for a card older than any that this PyTorch has code for; a newer one compiles its own."""
-    made_for = [int(digits) for digits in re.findall(r"sm_(\d+)", " ".join(torch.cuda.get_arch_list()))]  # sm_90: 9.0
-    major, minor = torch.cuda.get_device_capability(device)
-    if made_for and 10 * major + minor < min(made_for):
-        raise UserError(f"{describe_device(device)} is of compute capability {major}.{minor}, and this PyTorch is made "
-                        f"for {min(made_for) / 10:.1f} and later: install one made for an older CUDA, or use --device "
-                        "cpu")
-
-
 def emulates_bf16(device):
-    """-> whether the device has no instructions for bfloat16 and computes in float32 instead, not faster but slower."""
-    return device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    """Return whether the device has no bfloat16 instructions, so that --bf16 is slower than float32.
 
-
-def describe_device(device):
+    Measured on such CPUs: 1.5 to 2.4 times slower. A CPU is only asked on Linux.
+    """
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    if device.type == "mps":
-        return "mps (a Mac's GPU: nobody has tested this program there)"
-    return f"cpu ({torch.get_num_threads()} threads)"
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    with suppress(OSError):
+        instructions = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return device.type == "cpu" and not re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", instructions)
+    return False
+
+
+def describe_device(device, bf16=False):
+    """Return the device's name for a message. bf16: add a warning if that makes it slower."""
+    if device.type == "cuda":
+        name = f"{device} ({torch.cuda.get_device_name(device)})"
+    elif device.type == "mps":
+        name = "mps (a Mac's GPU: nobody has tested this program there)"
+    else:
+        name = f"cpu ({torch.get_num_threads()} threads)"
+    slow = bf16 and emulates_bf16(device)
+    return name + (", which has no bfloat16 instructions: --bf16 is slower than float32" if slow else "")
+
+
+def describe_versions():
+    """Return the versions of Python, of the system and of the installed packages, a line each."""
+    lines = [f"Python {platform.python_version()} on {platform.platform()}"]
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            lines.append(f"{package} {importlib.metadata.version(package)}")
+    return "\n".join(lines)
 
 
 def tune_cuda(device):
-    """What training on CUDA sets for the whole process.
+    """Set up CUDA for training, for the whole process.
 
-    cuDNN times its convolutions and takes the fastest, which may be another one in another run, so that a resumed run
-    is not bit-exact there. Products of float32 matrices may round their factors to 11 bits (TF32), but for the
-    head's (nets/softmax.py).
+    cuDNN times its convolutions and takes the fastest, which may differ from run to run, so that a resumed run is not
+    bit-exact. Float32 matrix products may use TF32, except the head's (nets/class_sums.py).
     """
     torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True
@@ -75,22 +89,22 @@ def tune_cuda(device):
 
 
 def send(tensor, device):
-    """A CPU tensor -> the same on the device. On CUDA the copy starts from pinned memory, and nobody waits for it."""
+    """Return a CPU tensor on the device. On CUDA it is copied from pinned memory, without waiting."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def available_cores():
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory(device):
-    """Stop glibc from handing every freed tensor back to the kernel, only to fault it in again a step later.
+    """Stop glibc from returning freed memory to the kernel: on a CPU that is the largest single cost of a step.
 
-    On a CPU that is the largest single cost of a step (twice as much system time as user time). The
-    process keeps its peak memory until it ends. Does nothing for another device, and where the C library is not glibc.
+    Every tensor would be faulted in again a step later, with twice as much system time as user time. The process keeps
+    its peak memory until it ends. Does nothing on another device or C library.
     """
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -1,10 +1,6 @@
-"""One process or many under torchrun: who am I, and what do the others have?
-
-Without torchrun every function is that of a world of one process.
-"""
+"""Several ranks under torchrun. Without torchrun every function is that of a single rank."""
 import os
 import sys
-from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -13,39 +9,33 @@ import torch.distributed as dist
 from utils.common.device import available_cores
 from utils.common.errors import UserError
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's
-TIMEOUT = timedelta(minutes=20)  # for what the others wait: rank 0 writes a head of millions to a slow disk
-PATIENCE = timedelta(seconds=5)  # for rank 0 to end with the same error
-NO_STORE = KeyError, ValueError, RuntimeError  # where there is no launcher, or it is gone
+TIMEOUT = timedelta(minutes=20)  # long enough for rank 0 to write a head of millions of classes to a slow disk
 
 
 def start(device):
-    """Join the other processes that torchrun started, if it did. -> the device of this process.
+    """Join the ranks that torchrun started, if it did. Return this rank's device.
 
-    Part of torchrun's variables, as other launchers and leftover shells set them, are not a torchrun: that is said.
-    Gloo for what is on the CPU, as are the numbers of `reduce`; for what is on CUDA NCCL, or gloo where there is none
-    (Windows). Only rank 0 prints to stdout from here on. Raises UserError where there are too few GPUs.
+    CPU tensors, and the numbers of `reduce`, use gloo; CUDA tensors use NCCL, or gloo if there is none (Windows). From
+    here on only rank 0 prints to stdout. Raises UserError if there are too few GPUs.
     """
-    if missing := [name for name in VARIABLES if name not in os.environ]:
-        if "RANK" in os.environ:
-            print(f"RANK is set and {', '.join(missing)} not: one process, torchrun would set them all")
+    if "LOCAL_RANK" not in os.environ:
         return device
+    local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     if device.type == "cuda":
-        here, count = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-        if here > count:
-            raise UserError(f"{here} processes for {count} CUDA device(s): torchrun --nproc-per-node {count}")
+        count = torch.cuda.device_count()
+        if local_ranks > count:
+            raise UserError(f"{local_ranks} ranks for {count} CUDA device(s): torchrun --nproc-per-node {count}")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     elif device.type != "cpu":
-        raise UserError(f"torchrun and --device {device.type}: several processes need cuda or cpu")
+        raise UserError(f"torchrun and --device {device.type}: several ranks need cuda or cpu")
     else:
-        # torchrun sets one thread per process; share the cores instead.
-        torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+        torch.set_num_threads(max(1, available_cores() // local_ranks))  # torchrun sets one thread per rank
     nccl = device.type == "cuda" and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=TIMEOUT,
                             device_id=device if nccl else None)
     if device.type == "cuda" and not nccl:
-        print("this PyTorch has no NCCL: the processes talk by gloo, which is slower, and cannot --shard-head")
+        print("this PyTorch has no NCCL: the ranks use gloo, which is slower and cannot --shard-head")
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
     return device
@@ -53,39 +43,8 @@ def start(device):
 
 def stop():
     if dist.is_initialized():
-        dist.barrier()  # a process that leaves while another still talks to it would abort that one
+        dist.barrier()  # a rank that leaves while another one communicates with it would abort that one
         dist.destroy_process_group()
-
-
-def tell_once(line):
-    """Print on stderr what ends this process: rank 0 always, another only where rank 0 does not within PATIENCE.
-
-    So what ends all of them is told once, and also what ends one of them alone. Where they cannot agree each prints.
-    """
-    if os.environ.get("RANK") == "0":
-        print(line, file=sys.stderr, flush=True)
-        with suppress(*NO_STORE):
-            launcher_store().set("told", line)
-    elif not is_told():
-        print(line, file=sys.stderr, flush=True)
-
-
-def is_told():
-    """-> whether another process tells what has ended this one."""
-    try:
-        store = launcher_store()
-    except NO_STORE:
-        return False
-    try:
-        store.wait(["told"], PATIENCE)
-        return True
-    except RuntimeError:  # rank 0 goes on; of the others the first tells
-        return store.add("others", 1) > 1
-
-
-def launcher_store():
-    """What torchrun keeps for its processes, from before they join until after they part."""
-    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=PATIENCE)
 
 
 def rank():
@@ -101,34 +60,24 @@ def is_main():
 
 
 def wrap(objective, device, own=()):
-    """-> the module to train with: DistributedDataParallel around the loss, head and network included, where needed.
+    """Return the module to train with: with several ranks, DistributedDataParallel around loss, head and network.
 
-    own: the names of parameters that each process has for itself.
+    own: the names of parameters that each rank has for itself, such as its shard of the head; they are left out.
     """
     if world_size() == 1:
         return objective
     from torch.nn.parallel import DistributedDataParallel
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, own)  # there is no public way
-    # BatchNorm's statistics go from rank 0 to the others where they count, see copy_buffers_of_main.
+    # broadcast_buffers: the running statistics are copied only before they are used, see copy_buffers_of_main.
     return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
                                    broadcast_buffers=False, gradient_as_bucket_view=True,
                                    find_unused_parameters=objective.leaves_parameters_out)
 
 
-def launcher():
-    """-> the command that starts as many processes as there are now, to be followed by the script."""
-    if world_size() == 1:
-        return "python"
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
-    hosts = "" if here == world_size() else (
-        f"--nnodes {world_size() // here} --rdzv-backend c10d --rdzv-endpoint HOST:29500 ")
-    return f"torchrun {hosts}--nproc-per-node {here}"
-
-
 def copy_buffers_of_main(net):
-    """Give every process the BatchNorm statistics of rank 0, whose network is the one that is saved.
+    """Give every rank the running statistics of rank 0, whose network is the one that is saved.
 
-    Each process has moved its own by its share of the last batch.
+    Each rank has updated its own with its part of the batches.
     """
     if world_size() > 1:
         for buffer in net.buffers():
@@ -136,10 +85,7 @@ def copy_buffers_of_main(net):
 
 
 def reduce(values, *, largest=False):
-    """Numbers of every process -> their sums over processes, or their maxima, as a list of floats.
-
-    They never are on a device, which is not waited for.
-    """
+    """Return the sums over ranks of a list of numbers, or their maxima, as floats. Does not wait for a device."""
     if world_size() == 1:
         return list(map(float, values))
     tensor = torch.tensor(list(values), dtype=torch.float64)
@@ -148,7 +94,7 @@ def reduce(values, *, largest=False):
 
 
 def gather(value):
-    """A picklable value of every process -> the list of them by rank, in every process."""
+    """Return the list of every rank's picklable value, ordered by rank, on every rank."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()

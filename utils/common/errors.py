@@ -19,13 +19,10 @@ class UserError(Exception):
         super().__init__("\n".join(map(shorten, str(message).splitlines())))
 
 
-def tell(line):
-    """Print a line on stderr; of torchrun's processes rank 0 alone does, or the first other one where it has none."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        print(line, file=sys.stderr)
-    else:
-        from utils.common.distributed import tell_once  # it imports this file
-        tell_once(line)
+def print_error(line):
+    """Print a line on stderr; torchrun's ranks put theirs before it."""
+    rank = f"rank {os.environ['RANK']}: " if "LOCAL_RANK" in os.environ else ""
+    print(f"{rank}{line}", file=sys.stderr, flush=True)
 
 
 def first_line(error):
@@ -43,7 +40,7 @@ def shorten(text, longest=800):
 
 def number(kind=float, minimum=-math.inf, maximum=math.inf, above=-math.inf, below=math.inf):
     """Return a type for argparse: a finite number in [minimum, maximum] and strictly between `above` and `below`."""
-    limits = {"at least": minimum, "at most": maximum, "above": above, "below": below}
+    limits = {"of at least": minimum, "of at most": maximum, "above": above, "below": below}
     given = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
 
     def parse(text):
@@ -65,14 +62,14 @@ fraction = number(minimum=0, maximum=1)
 
 
 def script(main):
-    """Decorate a script's main(): a UserError is reported in one line, Ctrl-C and a reader who leaves end quietly.
+    """Decorate a script's main(): print a UserError as one line, and end quietly on Ctrl-C and on a closed pipe.
 
-    main() returns None, or the status to exit with.
+    main() returns None, or the exit status.
     """
     @functools.wraps(main)
     def run():
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # names may hold what the terminal or the pipe cannot show
+            if hasattr(stream, "reconfigure"):  # names may hold characters that the terminal cannot show
                 stream.reconfigure(errors="backslashreplace")
         try:
             status = main()
@@ -86,17 +83,16 @@ def script(main):
             status = 2
         except KeyboardInterrupt:
             status = 130
-        # Here the traceback is gone, and with it what it held: DataLoaders have ended their workers in order.
-        gc.collect()
+        gc.collect()  # the traceback is gone, so DataLoaders that it held end their workers in order
         if status == 2:
-            tell(f"{Path(sys.argv[0]).name}: {message}")
+            print_error(f"{Path(sys.argv[0]).name}: {message}")
         if status:
             sys.exit(status)
     return run
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows every default, unless the help tells it in words."""
+    """Shows every default, unless the help states it in words."""
 
     def _get_help_string(self, action):
         return action.help if "(default:" in action.help else super()._get_help_string(action)
@@ -110,5 +106,5 @@ class SettingsParser(argparse.ArgumentParser):
                          formatter_class=HelpFormatter, **kwargs)
 
     def error(self, message):
-        tell(f"{self.prog}: {shorten(message)} (see python {self.prog} --help)")
+        print_error(f"{self.prog}: {shorten(message)} (see python {self.prog} --help)")
         sys.exit(2)

@@ -79,7 +79,7 @@ def load(path, remedy="give the path of a .pth file", mmap=False):
     """Return what `save` wrote, on the CPU. Nothing in the file is executed.
 
     mmap: leave the tensors on the disk until they are read; copy those that are kept.
-    Raises UserError if the file does not load, or does not match its checksums.
+    Raises UserError if the file does not load, or does not fit its checksums.
     """
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: {remedy}")
@@ -111,7 +111,7 @@ def check_checksums(path):
         except Exception as error:  # a damaged directory of the archive may raise almost anything
             raise UserError(f"{path} is damaged or cut short ({first_line(error)}): {AGAIN}") from None
         if damaged:
-            raise UserError(f"{path} is damaged ({damaged} does not match its checksum): {AGAIN}")
+            raise UserError(f"{path} is damaged ({damaged} does not fit its checksum): {AGAIN}")
 
 
 def recorded_hash(record):
@@ -179,7 +179,7 @@ def find_weights(path):
 def load_embedder(path, backbone=None):
     """Return the ArcfaceNet of a weight file, without a head and in eval mode.
 
-    backbone: None infers it from the file. Raises UserError if the file does not match the backbone exactly.
+    backbone: None infers it from the file. Raises UserError if the file does not fit the backbone exactly.
     """
     state = {name: value for name, value in read_weights(path).items() if not name.startswith("head.")}
     try:
@@ -193,7 +193,7 @@ def load_embedder(path, backbone=None):
 def load_for_training(net, path):
     """Load a weight file into a network with a head. Return one sentence on what happened to the head.
 
-    The backbone must match exactly; a head for another number of classes is left as it was initialized.
+    The backbone must fit exactly; a head for another number of classes is left as it was initialized.
     """
     state = read_weights(path)
     classes, found = net.head.classes, state.get("head.weight")
@@ -223,14 +223,13 @@ def load_pretrained_backbone(net, path):
 
 
 def load_strictly(net, state, path):
-    """Load a state dict. Raises UserError, with the differences and a matching backbone, unless all of it matches."""
+    """Load a state dict. Raises UserError, with the differences and a matching backbone, unless it fits exactly."""
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        found = infer_backbone(state)
-        remedy = f"use --backbone {found}" if found != net.backbone else "give other weights"
-        raise UserError(f"{path} does not match backbone {net.backbone}: {remedy}; "
-                        f"{' '.join(str(error).split())}") from None
+        found, differences = infer_backbone(state), " ".join(str(error).split())
+        remedy = f" The file is of {found}: use --backbone {found}" if found != net.backbone else ""
+        raise UserError(f"{path} does not fit backbone {net.backbone}: {differences}{remedy}") from None
 
 
 def read_backbone(path):

@@ -1,0 +1,83 @@
+"""utils/common/errors.py: numbers of users, messages of a readable length, and how a script ends."""
+import pickle
+import sys
+
+import pytest
+
+from utils.common.errors import (
+    SettingsParser,
+    UserError,
+    finite_float,
+    first_line,
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    number,
+    positive_float,
+    positive_int,
+    script,
+)
+
+
+@pytest.fixture
+def parse(capsys):
+    """parse(type, text) -> the number, or the line that was printed."""
+    def run(kind, text):
+        parser = SettingsParser("A script.", prog="script.py")
+        parser.add_argument("--value", type=kind)
+        try:
+            return parser.parse_args([f"--value={text}"]).value
+        except SystemExit as end:
+            assert end.code == 2
+            line, = capsys.readouterr().err.splitlines()
+            return line
+    return run
+
+
+@pytest.mark.parametrize("kind, texts", [
+    (positive_int, ["1", "70"]), (non_negative_int, ["0", "3"]), (finite_float, ["-1e3", "0"]),
+    (positive_float, ["1e-9", "2"]), (non_negative_float, ["0", "2.5"]), (fraction, ["0", "1", "0.5"]),
+    (number(minimum=0, below=1), ["0", "0.999"])])
+def test_numbers_in_range_are_taken(parse, kind, texts):
+    assert [parse(kind, text) for text in texts] == list(map(float, texts))
+
+
+@pytest.mark.parametrize("kind, texts, words", [
+    (positive_int, ["0", "-1", "1.5", "nan", "x", "1e400"], "is not an integer of at least 1"),
+    (finite_float, ["nan", "inf", "-inf", "1e999", "x", ""], "is not a finite number"),
+    (positive_float, ["0", "nan", "inf"], "is not a finite number above 0"),
+    (fraction, ["-0.1", "1.1", "nan"], "is not a finite number of at least 0 and of at most 1"),
+    (number(minimum=0, below=1), ["1"], "at least 0 and below 1")])
+def test_other_numbers_are_one_line_and_status_2(parse, kind, texts, words):
+    for text in texts:
+        assert words in (line := parse(kind, text)) and line.startswith("script.py: argument --value: "), line
+
+
+def test_what_a_message_quotes_is_cut_to_a_readable_length(parse):
+    long = "iVBORw0KGgo" * 12_000
+    message = str(UserError(f"{long} does not exist: give a path"))
+    assert len(message) < 1000 and message.startswith("iVBOR") and message.endswith("does not exist: give a path")
+    assert len(parse(finite_float, long)) < 200
+    error = pickle.loads(pickle.dumps(UserError("first\nsecond")))  # on its way from a worker
+    assert str(error) == "first\nsecond" and first_line(error) == "first" and first_line(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize("error, status, line", [
+    (UserError("Traceback of a worker\nutils.common.errors.UserError: a.jpg is damaged: remove it"), 2,
+     "script.py: a.jpg is damaged: remove it\n"), (KeyboardInterrupt(), 130, ""), (BrokenPipeError(), 1, "")])
+@pytest.mark.parametrize("rank", [None, "1"])
+def test_a_script_ends_with_one_line(monkeypatch, capsys, error, status, line, rank):
+    monkeypatch.setattr(sys, "argv", ["/anywhere/script.py"])
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which a closed pipe replaces
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("RANK", rank)
+
+    @script
+    def main():
+        raise error
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == status
+    assert capsys.readouterr().err == (f"rank {rank}: {line}" if rank and line else line)
