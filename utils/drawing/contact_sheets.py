@@ -166,14 +166,13 @@ def draw_errors(errors, threshold):
 
 def draw_faces(found):
     """Return a PIL image of the photo of a face_crop.CroppedFace: its faces numbered, this one with its landmarks."""
-    labels = [(face.box, str(number), LIME if number == found.number else PAPER)
-              for number, face in enumerate(found.faces, 1)]
-    labels.sort(key=lambda label: label[2] == PAPER)  # so that this face's number has the first choice of a place
-    canvas, scale = enlarge(found.image, found.faces, legible=40, longest=(336, 1008))
+    canvas, scale = enlarge(found.image, [face.box for face in found.faces], legible=40, longest=(336, 1008))
     radius = 1 + min(found.face.box[2:]) * scale / 60
     for x, y in (found.face.landmarks + 0.5) * scale:
         ImageDraw.Draw(canvas).ellipse((x - radius, y - radius, x + radius, y + radius), fill=LIME)
-    draw_labels(canvas, [(box * scale, text, color, INK) for box, text, color in labels], 14)
+    labels = [(face.box * scale, str(number), LIME if number == found.number else PAPER, INK)
+              for number, face in enumerate(found.faces, 1)]
+    draw_labels(canvas, sorted(labels, key=lambda label: label[2] == PAPER), 14)  # this face first, so it is on top
     return canvas
 
 
@@ -182,31 +181,31 @@ def draw_everybody(found, candidates):
 
     found: what face_crop.FaceCrop.find_all() returned. candidates: the nearest arcface.Candidate of each.
     """
-    canvas, scale = enlarge(found[0].image, found[0].faces, legible=96, longest=(672, 1600))
+    canvas, scale = enlarge(found[0].image, [face.box for face in found], legible=96, longest=(672, 1600))
     names = {"same": "{}", "not sure": "{}?", "different": "unknown"}
-    draw_labels(canvas, [
-        (face.face.box * scale, f"{number} {names[candidate.verdict].format(candidate.name)}",
-         COLORS[candidate.verdict], PAPER)
-        for number, (face, candidate) in enumerate(zip(found, candidates), 1)], 16)
+    labels = [(face.box * scale, f"{number} {names[candidate.verdict].format(candidate.name)}",
+               COLORS[candidate.verdict], PAPER)
+              for number, (face, candidate) in enumerate(zip(found, candidates), 1)]
+    draw_labels(canvas, labels, 16)
     return canvas
 
 
-def enlarge(photo, faces, legible, longest):
+def enlarge(photo, boxes, legible, longest):
     """Return (a copy of a photo, its scale): the smaller the faces, the larger.
 
     legible: pixels that the smallest face should have. longest: the limits of the longest side.
     """
     side = max(photo.size)
     least, most = longest
-    scale = min(max(least, side * legible / min(min(face.box[2:]) for face in faces)), most) / side
+    scale = min(max(least, side * legible / min(min(box[2:]) for box in boxes)), most) / side
     size = [max(1, round(length * scale)) for length in photo.size]
     return photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=2), scale
 
 
 def draw_labels(canvas, labels, size):
-    """Draw a box and a label above it for each face; a label that would cover another one moves up or down.
+    """Draw a box and a label above it for each face. A label that would cover an earlier one moves up or down.
 
-    labels: [(box (left, top, width, height), text, color of box and label, color of the text)].
+    labels: [(box (left, top, width, height), text, color of box and label, color of the text)]; the first is on top.
     """
     draw, taken = ImageDraw.Draw(canvas), []
     for box, _, color, _ in labels[::-1]:
@@ -215,7 +214,7 @@ def draw_labels(canvas, labels, size):
         draw.rectangle((left, top, right, bottom), outline=color, width=2)
     for box, text, color, ink in labels:
         font, text = font_for(text, size)
-        text = fit_text(text, font, max(canvas.width / 3, box[2]))
+        text = fit_text(text, font, max(200, box[2]))
         width, height = round(font.getlength(text)) + 8, size + 4
         left = int(np.clip(round(box[0]) - 1, 0, max(0, canvas.width - width)))
         tops = sorted(range(max(1, canvas.height - height)), key=lambda top: abs(top - round(box[1]) + height))

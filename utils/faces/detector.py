@@ -73,27 +73,19 @@ class FaceDetector:
             raise UserError(f"no face detection with OpenCV {release}, it needs 5: {INSTALL}")
         download(MODEL_URL, locate(model_path), MODEL_SHA256)
         self.model_path = str(locate(model_path))
-        self.cv2, self.per_thread, self.lock = cv2, threading.local(), threading.Lock()
-        self.networks()
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # else YuNet warns of its own defaults
+        self.create, self.per_thread = cv2.FaceDetectorYN.create, threading.local()
+        try:
+            self.networks()
+        except cv2.error as error:
+            raise UserError(f"OpenCV {release} does not read {self.model_path} ({error.err}): {INSTALL}") from None
 
     def networks(self):
         """Return two FaceDetectorYN for this thread: one with a box per face, and one with every box."""
         if not hasattr(self.per_thread, "networks"):
-            with self.lock:
-                self.per_thread.networks = self.make_networks()
+            self.per_thread.networks = [self.create(self.model_path, "", (VIEW, VIEW), score, overlap)
+                                        for score, overlap in ((SCORE, SAME_FACE), (SCORE / 2, 1.0))]
         return self.per_thread.networks
-
-    def make_networks(self):
-        logging = self.cv2.utils.logging
-        level = logging.setLogLevel(logging.LOG_LEVEL_ERROR)  # each would print a warning about its own default
-        try:
-            return [self.cv2.FaceDetectorYN.create(self.model_path, "", (VIEW, VIEW), score, overlap)
-                    for score, overlap in ((SCORE, SAME_FACE), (SCORE / 2, 1.0))]
-        except self.cv2.error as error:
-            raise UserError(f"OpenCV {self.cv2.__version__} does not read {self.model_path} ({error.err}): "
-                            f"{INSTALL}") from None
-        finally:
-            logging.setLogLevel(level)
 
     def detect(self, source):
         """Return a list of Face, the main one first. source: what open_image takes.

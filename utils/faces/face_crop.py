@@ -6,7 +6,7 @@ import numpy as np
 
 from utils.common.errors import UserError
 from utils.faces.alignment import TEMPLATE, TEMPLATE_SIZE, align, eye_distance
-from utils.faces.images import name_of, open_image
+from utils.faces.images import image_name, open_image
 
 # A network has much the same embedding for everything that is no face, so a black image and noise are "one person".
 # L2 distance to the nearest of the embeddings of blank_images(), by model_data/arcface_mobilefacenet.pth and by the
@@ -43,34 +43,31 @@ class CroppedFace(NamedTuple):
     rotated: int = 0  # degrees clockwise, from the given image to `image`
 
     @property
-    def too_small(self):
-        return self.face is not None and eye_distance(self.face.landmarks) < LEAST_EYE_DISTANCE
+    def box(self):
+        """The face's box (left, top, width, height) in `image`; all of an aligned crop."""
+        return np.array((0, 0, *self.image.size), np.float64) if self.face is None else self.face.box
 
     @property
-    def uncertain(self):
-        """Whether a verdict on this face must be "not sure": it is too small, or hardly a face to the detector."""
-        return self.face is not None and (self.too_small or self.face.score < LEAST_SCORE)
+    def doubts(self):
+        """Why a verdict on this face must be "not sure", a list of phrases."""
+        if self.face is None:
+            return []
+        eyes, score = eye_distance(self.face.landmarks), self.face.score
+        return ([f"only {eyes:.0f} pixels between the eyes"] if eyes < LEAST_EYE_DISTANCE else []) + (
+            [f"perhaps no face (detector score {score:.2f})"] if score < LEAST_SCORE else [])
+
+    @property
+    def remarks(self):
+        """What a user should know about this face, a list of phrases that begin with its doubts."""
+        others = [f"{len(self.faces)} faces, number {self.number} counts"] if len(self.faces) > 1 else []
+        rotated = [f"rotated by {self.rotated} degrees clockwise"] if self.rotated else []
+        return self.doubts + others + rotated
 
     @property
     def ambiguous(self):
         """Whether another face of the photo is of like size, so that a gallery cannot know which one is meant."""
-        return any(other.area >= LIKE_SIZE * self.face.area for other in self.others)
-
-    @property
-    def others(self):
-        return self.faces[:self.number - 1] + self.faces[self.number:]
-
-    @property
-    def remarks(self):
-        """What a user should know about this face, a list of phrases."""
-        if self.face is None:
-            return []
-        remarks = {
-            f"rotated by {self.rotated} degrees clockwise": self.rotated,
-            f"{len(self.faces)} faces, number {self.number} counts": self.others,
-            f"only {eye_distance(self.face.landmarks):.0f} pixels between the eyes": self.too_small,
-            f"perhaps no face (detector score {self.face.score:.2f})": self.face.score < LEAST_SCORE}
-        return [remark for remark, applies in remarks.items() if applies]
+        others = self.faces[:self.number - 1] + self.faces[self.number:]
+        return any(other.area >= LIKE_SIZE * self.face.area for other in others)
 
 
 class FaceCrop:
@@ -101,7 +98,7 @@ class FaceCrop:
             return CroppedFace(image, image)
         if len(faces) < self.face:
             shown, numbers = ("1 face", "1") if len(faces) == 1 else (f"{len(faces)} faces", f"1 to {len(faces)}")
-            raise UserError(f"{name_of(source)} shows {shown}, not {self.face}: give --face {numbers}")
+            raise UserError(f"{image_name(source)} shows {shown}, not {self.face}: give --face {numbers}")
         return cropped(image, faces, self.face, rotated)
 
     def find_all(self, source):
@@ -110,11 +107,11 @@ class FaceCrop:
         if faces is None:
             return [CroppedFace(image, image)]
         found = [cropped(image, faces, number, rotated) for number in range(1, len(faces) + 1)]
-        return sorted(found, key=lambda face: face.face.box[0] + face.face.box[2] / 2)
+        return sorted(found, key=lambda face: face.box[0] + face.box[2] / 2)
 
     def detect(self, source):
         """Return (upright RGB PIL image, faces, degrees it was rotated); faces is None for an aligned crop."""
-        image, name = open_image(source), name_of(source)
+        image, name = open_image(source), image_name(source)
         if self.align is False or (self.align == "auto" and has_crop_size(image.size)):
             return image, None, 0
         try:
@@ -130,7 +127,7 @@ class FaceCrop:
 
         With align=False only blank and noise images are rejected; no detector runs.
         """
-        name, crop = name_of(source), self(source)
+        name, crop = image_name(source), self(source)
         try:
             found = not is_blank_or_noise(crop) and (self.align is False or shared_detector().shows_face(crop))
         except NoDetector as error:

@@ -44,7 +44,10 @@ def open_image(source):
     Raises UserError, which names the file, if it does not decode, and TypeError if the source is no image.
     """
     if isinstance(source, np.ndarray):
-        return to_rgb(image_of_array(source))
+        if source.dtype != np.uint8 or source.ndim < 2 or source.shape[2:] not in ((), (3,), (4,)) or not source.size:
+            raise TypeError("an image array must be uint8, RGB (H, W, 3), RGBA (H, W, 4) or gray (H, W), not "
+                            f"{source.dtype} {source.shape}; for OpenCV's BGR give image[:, :, ::-1]")
+        source = Image.fromarray(source)
     if isinstance(source, (str, os.PathLike)):
         check_is_file(source)
     elif not isinstance(source, Image.Image) and not hasattr(source, "read"):
@@ -59,14 +62,8 @@ def open_image(source):
         with Image.open(read_all(source) if hasattr(source, "read") else source, formats=FORMATS) as image:
             return to_rgb(image)
     except Exception as error:  # Pillow raises almost anything for a damaged image
-        raise UserError(f"{name_of(source)} does not decode ({decoding_error(error)}): replace or remove it") from None
-
-
-def image_of_array(array):
-    if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,), (4,)) or array.ndim < 2 or not array.size:
-        raise TypeError("an image array must be uint8, RGB (H, W, 3), RGBA (H, W, 4) or gray (H, W), not "
-                        f"{array.dtype} {array.shape}; for OpenCV's BGR give image[:, :, ::-1]")
-    return Image.fromarray(array)
+        reason = decoding_error(error)
+        raise UserError(f"{image_name(source)} does not decode ({reason}): replace or remove it") from None
 
 
 def read_all(file):
@@ -77,7 +74,7 @@ def read_all(file):
         return io.BytesIO(file.read())
 
 
-def name_of(source):
+def image_name(source):
     """Return the name of an image in messages."""
     return str(source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", None) or "the image")
 
@@ -87,16 +84,15 @@ def check_is_file(path):
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        raise UserError(f"{name_of(path)} does not exist: give the path of an image") from None
+        raise UserError(f"{path} does not exist: give the path of an image") from None
     except (OSError, ValueError) as error:  # ValueError: a null character
-        cause = getattr(error, "strerror", None) or error
-        raise UserError(f"{name_of(path)} cannot be read ({cause}): give the path of an image") from None
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"{path} cannot be read ({reason}): give the path of an image") from None
     if not stat.S_ISREG(mode):
-        raise UserError(f"{name_of(path)} is a folder, pipe or device: give the path of an image")
+        raise UserError(f"{path} is a folder, pipe or device: give the path of an image")
 
 
 def decoding_error(error):
-    """Return why an image does not decode, from Pillow's exception."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or in a format that is not read, such as HEIC"
     return first_line(error)
