@@ -9,17 +9,16 @@ images are photos, and aligned crops of their faces are written and listed.
 """
 import argparse
 import os
-from functools import partial
 from statistics import median
 
 import numpy as np
 from tqdm import tqdm
 
 from utils.common.errors import SettingsParser, UserError, script
-from utils.data.align_folder import NO_FACE, RULE, SEVERAL, SMALL, align_folder, report_path
+from utils.data.align_folder import align_folder, report_path
 from utils.data.annotation import classes_path, read_annotation, write_annotation
 from utils.data.scan import Summary, describe_duplicates, list_root, scan_identities
-from utils.faces.detector import FaceDetector
+from utils.faces.face_crop import NoDetector, are_aligned
 
 
 def parse_args():
@@ -34,14 +33,11 @@ def parse_args():
 
 
 def align(source, destination):
-    written, before, remarks = align_folder(source, destination, FaceDetector(),
-                                            partial(tqdm, desc="aligning", unit="img", disable=None))
-    counts = ", ".join(f"{kind}: {sum(kind in remark for remark in remarks.values())}"
-                       for kind in ("left out", NO_FACE, SEVERAL, SMALL))
-    print(f"{written} crops written to {destination}, {before} were there; {counts}")
-    print(f"{RULE}; every picture with a remark: {report_path(destination)}")
-    if not written + before:
-        raise UserError(f"{source} holds no photograph with a face in a person's folder")
+    counts = align_folder(source, destination)
+    print(f"{destination}: {counts['written']} crops written, {counts['kept']} kept, {counts['removed']} removed, as "
+          f"their photo is gone, {counts['left out']} left out: {report_path(destination)}")
+    if counts["other"]:
+        print(f"{counts['other']} files in {destination} are not by --align-to and stay as they are")
 
 
 def print_skipped(skipped):
@@ -71,9 +67,22 @@ def list_faces(root, output, check):
     counts = summary.counts
     print(f"{len(counts)} people, {sum(counts)} images, {min(counts)} / {median(counts):g} / {max(counts)} images per "
           f"person (min / median / max), {summary.skipped} skipped")
-    paths, labels = read_annotation(output)
-    duplicates = describe_duplicates(np.concatenate(summary.hashes), labels.numpy(), paths) if check else []
-    print("\n".join([*summary.hints(), *duplicates, f"wrote {output} and {classes_path(output)}"]))
+    hints = list(summary.hints())
+    if check:
+        paths, labels = read_annotation(output)
+        hints += describe_duplicates(np.concatenate(summary.hashes), labels.numpy(), paths)
+        hints += describe_unaligned(paths)
+    print("\n".join([*hints, f"wrote {output} and {classes_path(output)}"]))
+
+
+def describe_unaligned(paths):
+    """Return [a line] if the images are not aligned, judged by a few of them, or if that cannot be judged."""
+    try:
+        if are_aligned(paths):
+            return []
+    except NoDetector as error:
+        return [f"whether the images are aligned is not checked: {error}"]
+    return ["the faces are not where aligned crops have them: if these are photos, use --align-to"]
 
 
 @script

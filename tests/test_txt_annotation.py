@@ -8,6 +8,13 @@ from conftest import assert_user_error
 from scanning import draw, make_identities
 
 from utils.data.annotation import read_annotation
+from utils.faces.face_crop import NoDetector
+
+
+@pytest.fixture(autouse=True)
+def no_detector(monkeypatch):
+    """Noise shows no face. call_script() needs no detector, and run_script() is another process."""
+    monkeypatch.setattr("txt_annotation.are_aligned", lambda paths: True)
 
 
 def test_it_writes_the_list_and_sums_up(call_script, tmp_path):
@@ -33,7 +40,7 @@ def test_it_writes_the_list_and_sums_up(call_script, tmp_path):
     assert (tmp_path / "new folder" / "second_classes.txt").is_file()
 
 
-def test_it_reads_real_faces(run_script, shared, tmp_path):
+def test_it_reads_real_faces(run_script, shared, tmp_path, face_model):
     for person in sorted(path for path in (shared / "faces_train").iterdir() if path.is_dir())[:3]:
         (tmp_path / "datasets" / person.name).mkdir(parents=True)
         for image in sorted(person.iterdir())[:4]:
@@ -53,7 +60,21 @@ def test_equal_images_are_reported_with_a_pair_of_their_files(call_script, tmp_p
     assert "copies" not in call_script("txt_annotation.py", "--no-check").stdout
 
 
-def test_a_name_that_is_not_valid_unicode_is_printed(run_script, tmp_path, monkeypatch):
+@pytest.mark.parametrize("answer, words", [
+    (False, "use --align-to"), (NoDetector("no OpenCV"), "not checked: no OpenCV")])
+def test_images_that_are_not_aligned_are_a_hint(call_script, tmp_path, monkeypatch, answer, words):
+    make_identities(tmp_path / "datasets", ann=2)
+
+    def judge(paths):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+    monkeypatch.setattr("txt_annotation.are_aligned", judge)
+    result = call_script("txt_annotation.py")
+    assert result.returncode == 0 and words in result.stdout
+
+
+def test_a_name_that_is_not_valid_unicode_is_printed(run_script, tmp_path, monkeypatch, face_model):
     make_identities(tmp_path / "datasets", ann=2)
     try:
         (tmp_path / "datasets" / "ann" / "bad\udcff.png").write_text("x")

@@ -1,5 +1,7 @@
-"""txt_annotation.py --align-to: from a folder of photographs to one of aligned crops."""
+"""txt_annotation.py --align-to: from a folder of photos to one of aligned crops."""
+import os
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -7,19 +9,21 @@ from conftest import ROOT
 from PIL import Image
 
 from utils.common.errors import UserError
-from utils.data.align_folder import NO_FACE, SEVERAL, SMALL, align_folder, read_report, report_path
+from utils.data import align_folder as module
+from utils.data.align_folder import align_folder, report_path
 from utils.data.annotation import read_annotation
 from utils.faces.images import open_image
 
 PHOTO, OTHER = ROOT / "img" / "photo_1.jpg", ROOT / "img" / "photo_3.jpg"
+CROPS = {"ann/a.jpg", "ann/a.png.jpg", "ann/two.png.jpg", "ann/small.png.jpg", "李 雷;x/b.JPG.jpg"}
 
 
 @pytest.fixture
-def photographs(tmp_path):
-    """Every kind of picture that a person's folder may hold."""
-    folder = tmp_path / "photo graphs"
-    for person in ("ann", "李 雷;x"):
-        (folder / person).mkdir(parents=True)
+def photos(tmp_path, face_model):
+    """Every kind of image that an identity's folder may hold."""
+    folder = tmp_path / "photo s"
+    for name in ("ann", "李 雷;x"):
+        (folder / name).mkdir(parents=True)
     shutil.copy(PHOTO, folder / "ann" / "a.jpg")
     open_image(OTHER).save(folder / "ann" / "a.png")
     shutil.copy(OTHER, folder / "李 雷;x" / "b.JPG")
@@ -28,97 +32,135 @@ def photographs(tmp_path):
     two.paste(open_image(PHOTO), (0, 0))
     two.paste(open_image(OTHER), (400, 0))
     two.save(folder / "ann" / "two.png")
-    small = Image.new("RGB", (200, 200), "grey")
+    small = Image.new("RGB", (200, 200), "gray")
     small.paste(open_image(PHOTO).resize((80, 100)), (60, 60))
     small.save(folder / "ann" / "small.png")
-    (folder / "ann" / "text.jpg").write_text("no picture")
+    (folder / "ann" / "text.jpg").write_text("not an image")
     (folder / "stray.jpg").write_text("beside the folders")
     return folder
 
 
-CROPS = {"ann/a.jpg", "ann/a.png.jpg", "ann/two.png.jpg", "ann/small.png.jpg", "李 雷;x/b.JPG.jpg"}
-
-
-def run(photographs, detector, destination="crops"):
-    return align_folder(photographs, photographs.parent / destination, detector, lambda iterable, total: iterable)
+@pytest.fixture
+def crops(tmp_path):
+    return tmp_path / "crops"
 
 
 def contents(folder):
-    """{name: (content, time of change)} of every file in it."""
+    """Return {name: (content, time of change)} of every file in the folder."""
     return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
             for path in folder.rglob("*") if path.is_file()}
 
 
-def test_crops_are_written_and_originals_never_touched(photographs, detector):
-    before = contents(photographs)
-    written, already, _ = run(photographs, detector)
-    assert (written, already) == (5, 0) and contents(photographs) == before
-    assert contents(photographs.parent / "crops").keys() == CROPS
+def difference(crop, image):
+    return np.abs(np.asarray(open_image(crop), float) - np.asarray(open_image(image), float)).mean()
+
+
+def remarks(crops):
+    lines = report_path(crops).read_text(encoding="utf-8").splitlines()[1:]
+    return {photo: remark.strip('"') for photo, _, remark in (line.partition(",") for line in lines)}
+
+
+def test_crops_and_remarks_are_written_and_photos_never_touched(photos, crops):
+    before = contents(photos)
+    assert align_folder(photos, crops) == {"written": 5, "left out": 3} and contents(photos) == before
+    assert contents(crops).keys() == CROPS
     for name in CROPS:
-        with Image.open(photographs.parent / "crops" / name) as crop:
+        with Image.open(crops / name) as crop:
             assert crop.size == (112, 112) and crop.format == "JPEG"
-    first, second = (np.asarray(Image.open(photographs.parent / "crops" / "ann" / name), float)
-                     for name in ("a.jpg", "a.png.jpg"))
-    by_hand = [np.asarray(open_image(ROOT / "img" / name), float) for name in ("1_001.jpg", "2_001.jpg")]
-    assert np.abs(first - by_hand[0]).mean() < 30 and np.abs(second - by_hand[1]).mean() < 30
+    assert difference(crops / "ann" / "a.jpg", ROOT / "img" / "1_001.jpg") < 30
+    assert difference(crops / "ann" / "a.png.jpg", ROOT / "img" / "2_001.jpg") < 30
+    found = remarks(crops)
+    assert found.pop("ann/text.jpg").startswith("left out: does not decode")
+    assert found.pop("ann/small.png").endswith("pixels between the eyes")
+    assert found == {"ann/sky.png": "left out: shows no face", "ann/two.png": "2 faces, number 1 counts",
+                     "stray.jpg": "left out: a file beside the person folders"}
 
 
-def test_every_remark_is_in_the_report(photographs, detector):
-    remarks = run(photographs, detector)[2]
-    assert remarks.pop("ann/text.jpg").startswith("left out: does not decode")
-    assert remarks == {"ann/sky.png": f"left out: {NO_FACE}", "ann/two.png": SEVERAL, "ann/small.png": SMALL,
-                       "stray.jpg": "left out: a file beside the person folders"}
-    report = read_report(photographs.parent / "crops")
-    assert report.items() > remarks.items() and len(report) == len(remarks) + 2  # and the header
-
-
-def test_a_second_run_goes_on_and_keeps_the_remarks(photographs, detector):
-    crops = photographs.parent / "crops"
-    first = run(photographs, detector)[2]
+def test_a_second_run_keeps_crops_and_remarks_and_leaves_files_of_others(photos, crops):
+    align_folder(photos, crops)
+    first = remarks(crops)
     (crops / "ann" / "a.png.jpg").unlink()
     (crops / "ann" / "a.jpg").write_bytes(b"mine")
+    (crops / "ann" / "mine.jpg").write_bytes(PHOTO.read_bytes())
     before = contents(crops)
-    written, already, remarks = run(photographs, detector)
-    assert (written, already) == (1, 4) and remarks == first and contents(crops).keys() == CROPS
-    assert before.items() < contents(crops).items()
+    assert align_folder(photos, crops) == {"written": 1, "kept": 3, "other": 2, "left out": 3}
+    assert remarks(crops) == first and before.items() < contents(crops).items()
 
 
-def test_an_interrupted_run_leaves_whole_crops_and_a_report(photographs, detector):
-    def interrupted(iterable, total):
+def test_a_replaced_photo_has_a_new_crop_although_size_and_time_are_equal(photos, crops):
+    bitmaps = [photos / "ann" / name for name in ("x.bmp", "y.bmp")]
+    for bitmap, photo in zip(bitmaps, (PHOTO, OTHER)):
+        open_image(photo).resize((400, 500)).save(bitmap)
+        os.utime(bitmap, ns=(10**18, 10**18))
+    align_folder(photos, crops)
+    old = (crops / "ann" / "x.bmp.jpg").read_bytes()
+    shutil.copy2(bitmaps[1], bitmaps[0])
+    assert align_folder(photos, crops)["written"] == 1
+    assert (crops / "ann" / "x.bmp.jpg").read_bytes() == (crops / "ann" / "y.bmp.jpg").read_bytes() != old
+    Image.new("RGB", (400, 500), "navy").save(bitmaps[0])
+    align_folder(photos, crops)
+    assert not (crops / "ann" / "x.bmp.jpg").exists() and remarks(crops)["ann/x.bmp"] == "left out: shows no face"
+
+
+def test_the_crop_of_a_photo_that_is_gone_is_removed_and_reported(photos, crops):
+    align_folder(photos, crops)
+    (photos / "ann" / "a.jpg").unlink()
+    shutil.rmtree(photos / "李 雷;x")
+    counts = align_folder(photos, crops)
+    assert counts["removed"] == 2 and counts["kept"] == 3
+    assert contents(crops).keys() == CROPS - {"ann/a.jpg", "李 雷;x/b.JPG.jpg"}
+    assert "the photo is gone" in remarks(crops)["ann/a.jpg"]
+    shutil.rmtree(photos / "ann")
+    with pytest.raises(UserError, match="holds no photo"):  # such as a disk that is not mounted
+        align_folder(photos, crops)
+    assert len(contents(crops)) == 3
+
+
+def test_folders_in_another_unicode_form_keep_their_crops(photos, crops):
+    first, second = (unicodedata.normalize(form, "José") for form in ("NFC", "NFD"))
+    (photos / "ann").rename(photos / first)
+    align_folder(photos, crops)
+    (crops / first).rename(crops / second)  # as a Mac's disk may list it
+    assert align_folder(photos, crops)["removed"] == 0
+
+
+def test_an_interrupted_run_leaves_whole_crops(photos, crops, monkeypatch):
+    def interrupted(iterable, *_, **__):
         for number, item in enumerate(iterable):
             if number == 2:
                 raise KeyboardInterrupt
             yield item
-    crops = photographs.parent / "crops"
-    with pytest.raises(KeyboardInterrupt):
-        align_folder(photographs, crops, detector, interrupted)
-    assert report_path(crops).is_file() and contents(crops).keys() <= CROPS
-    run(photographs, detector)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "tqdm", interrupted)
+        align_folder(photos, crops)
+    assert contents(crops).keys() <= CROPS
+    align_folder(photos, crops)
     assert contents(crops).keys() == CROPS
 
 
-def test_a_crop_never_overwrites_another(photographs, detector):
-    shutil.copy(PHOTO, photographs / "ann" / "a.png.jpg")
-    _, _, remarks = run(photographs, detector)
-    assert "a.png.jpg" in remarks["ann/a.png"] and "ann/a.png.jpg" not in remarks
-    crop = np.asarray(Image.open(photographs.parent / "crops" / "ann" / "a.png.jpg"), float)
-    assert np.abs(crop - np.asarray(open_image(ROOT / "img" / "1_001.jpg"), float)).mean() < 30
+def test_a_crop_never_overwrites_another(photos, crops):
+    shutil.copy(PHOTO, photos / "ann" / "a.png.jpg")
+    align_folder(photos, crops)
+    assert "another photo" in remarks(crops)["ann/a.png.jpg"] and "ann/a.png" not in remarks(crops)
+    assert difference(crops / "ann" / "a.png.jpg", ROOT / "img" / "2_001.jpg") < 30
 
 
 @pytest.mark.parametrize("destination", [".", "ann", "new/er", "..", "link"])
-def test_a_destination_within_the_originals_or_around_them_is_refused(photographs, detector, destination):
-    (photographs.parent / "elsewhere").symlink_to(photographs)
-    where = photographs.parent / "elsewhere" / "new" if destination == "link" else photographs / destination
-    before = contents(photographs)
+def test_a_destination_within_the_photos_or_around_them_is_a_user_error(photos, destination):
+    (photos.parent / "elsewhere").symlink_to(photos)
+    where = photos.parent / "elsewhere" / "new" if destination == "link" else photos / destination
+    before = contents(photos)
     with pytest.raises(UserError, match="--align-to"):
-        align_folder(photographs, where, detector, lambda iterable, total: iterable)
-    assert contents(photographs) == before
+        align_folder(photos, where)
+    assert contents(photos) == before
 
 
-def test_the_script_writes_crops_and_their_annotation(run_script, face_model, photographs, tmp_path):
-    result = run_script("txt_annotation.py", "--datasets-path", photographs, "--align-to", "crops")
+def test_the_script_writes_crops_and_their_annotation(call_script, photos, tmp_path):
+    result = call_script("txt_annotation.py", "--datasets-path", photos, "--align-to", "crops")
     assert result.returncode == 0 and result.stderr == "", result.stderr
-    assert "5 crops written to crops, 0 were there; left out: 3, no face: 1, several faces: 1" in result.stdout
-    assert str(report_path(tmp_path / "crops")) in result.stdout and "of several faces the one" in result.stdout
+    assert "crops: 5 crops written, 0 kept, 0 removed, as their photo is gone, 3 left out: " in result.stdout
+    assert str(report_path(tmp_path / "crops")) in result.stdout and "use --align-to" not in result.stdout
     paths, labels = read_annotation(tmp_path / "cls_train.txt")
     assert {path.removeprefix(f"{tmp_path}/crops/") for path in paths} == CROPS and labels.tolist() == [0, 0, 0, 0, 1]
+    result = call_script("txt_annotation.py", "--datasets-path", photos)
+    assert "if these are photos, use --align-to" in result.stdout
