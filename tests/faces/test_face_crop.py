@@ -133,7 +133,7 @@ def test_a_rotated_photo_is_upright_in_the_crop_and_in_what_is_drawn(detected):
     (found(30, others=[0.3, 0.6]), ["3 faces, number 1 counts"], False, True),
     (CroppedFace(None, None), [], False, False)])
 def test_what_the_detector_knows_is_said(face, remarks, uncertain, ambiguous):
-    assert (face.remarks, bool(face.doubts), face.ambiguous) == (remarks, uncertain, ambiguous)
+    assert (face.remarks, face.uncertain, face.ambiguous) == (remarks, uncertain, ambiguous)
 
 
 def test_a_tiny_face_makes_the_verdict_uncertain(detected):
@@ -142,7 +142,7 @@ def test_a_tiny_face_makes_the_verdict_uncertain(detected):
         small = photo.resize([round(side * scale) for side in photo.size])
         canvas = Image.new("RGB", (300, 400))
         canvas.paste(small)
-        assert bool(FaceCrop().find(canvas).doubts) is uncertain
+        assert FaceCrop().find(canvas).uncertain is uncertain
 
 
 # Settings, threads and processes

@@ -48,6 +48,11 @@ class CroppedFace(NamedTuple):
         return np.array((0, 0, *self.image.size), np.float64) if self.face is None else self.face.box
 
     @property
+    def uncertain(self):
+        """Whether a verdict on this face must be "not sure"; `remarks` begins with the reasons."""
+        return bool(self.doubts)
+
+    @property
     def doubts(self):
         """Why a verdict on this face must be "not sure", a list of phrases."""
         if self.face is None:
