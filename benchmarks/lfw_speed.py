@@ -1,21 +1,20 @@
-"""Seconds for LFW by a plain loop and by eval_LFW.py's own, in turn, and the ratio of the two.
+"""Speed of LFW by a plain loop and by eval_LFW.py's, in turn, and the ratio of the two.
 
     python benchmarks/lfw_speed.py --lfw-dir lfw
     python benchmarks/lfw_speed.py --lfw-dir lfw --bf16
 
-plain: both pictures of each of the 6,000 pairs decoded and embedded, 256 pairs at once, eager, channels first,
-BatchNorm unfolded, malloc as it is: the published eval_LFW.py. ours: utils/evaluation/pairs.py. Each is a process of
-its own on the CPU; decoding counts in both. Of eval_LFW.py's flags those of weights, list, folder and precision count.
+plain: the published eval_LFW.py. It decodes and embeds both images of each of the 6,000 pairs, 256 pairs at once, eager,
+channels first, BatchNorm unfolded, with malloc's defaults. ours: utils/evaluation/pairs.py. Each measurement is a
+process of its own on the CPU, decoding included. The flags are those of eval_LFW.py.
 """
 import json
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from processes import compare_sides
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from eval_LFW import embedding_options, make_parser
@@ -30,52 +29,36 @@ from utils.weights.checkpoint import load_embedder
 PLAIN_BATCH = 256  # pairs, as published
 
 
-def plain(net, pairs, settings):
-    def embed_side(indices):
-        images = np.stack([preprocess(pairs.paths[i]) for i in indices])
-        return net(normalise(torch.from_numpy(images)).contiguous())
-
+@torch.no_grad()
+def measure_plain(net, pairs, args):
     distances = []
-    with torch.no_grad():
-        for start in range(0, len(pairs.genuine), PLAIN_BATCH):
-            first, second = (embed_side(side[start:start + PLAIN_BATCH]) for side in (pairs.first, pairs.second))
-            distances.append((first - second).norm(dim=1))
-    return verification_metrics(torch.cat(distances).numpy(), pairs.genuine, pairs.folds, settings.far)
+    for start in range(0, len(pairs.genuine), PLAIN_BATCH):
+        first, second = (net(normalise(torch.from_numpy(np.stack(
+            [preprocess(pairs.paths[index]) for index in side[start:start + PLAIN_BATCH]]))).contiguous())
+            for side in (pairs.first, pairs.second))
+        distances.append((first - second).norm(dim=1))
+    return verification_metrics(torch.cat(distances).numpy(), pairs.genuine, pairs.folds, args.far)
 
 
-def ours(net, pairs, settings):
+def measure_ours(net, pairs, args):
     keep_freed_memory(torch.device("cpu"))
-    return pair_metrics(embed_pairs(inference_copy(net), pairs, **embedding_options(settings)), pairs, settings.far)[0]
-
-
-def parse_settings():
-    parser = make_parser()
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each loop")
-    parser.add_argument("--side", choices=("plain", "ours"), help="one measurement of this loop, as JSON")
-    return parser.parse_args()
+    return pair_metrics(embed_pairs(inference_copy(net), pairs, **embedding_options(args)), pairs, args.far)[0]
 
 
 @script
 def main():
-    settings = parse_settings()
-    if settings.side:
-        net = load_embedder(settings.model_path, settings.backbone)
-        pairs = read_pairs(settings.lfw_pairs, settings.lfw_dir)
-        start = time.perf_counter()
-        figures = {"plain": plain, "ours": ours}[settings.side](net, pairs, settings)
-        print(json.dumps({"seconds": time.perf_counter() - start, "accuracy": figures.accuracy}))
+    parser = make_parser()
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each loop")
+    parser.add_argument("--side", choices=("plain", "ours"), help="one measurement of this loop, as JSON")
+    args = parser.parse_args()
+    if not args.side:
+        compare_sides(args.repeats, "pairs_per_second")
         return
-    seconds = {"plain": [], "ours": []}
-    for repeat in range(settings.repeats):
-        for side in seconds:
-            result = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side], check=True,
-                                    stdout=subprocess.PIPE, encoding="utf-8")
-            result = json.loads(result.stdout)
-            seconds[side].append(result["seconds"])
-            print(f"{repeat + 1}: {side} {result['seconds']:.1f} s, accuracy {result['accuracy']:.5f}", flush=True)
-    ratios = sorted(a / b for a, b in zip(seconds["plain"], seconds["ours"]))
-    print(f"median plain {statistics.median(seconds['plain']):.1f} s, ours {statistics.median(seconds['ours']):.1f} s; "
-          f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    net, pairs = load_embedder(args.model_path, args.backbone), read_pairs(args.lfw_pairs, args.lfw_dir)
+    start = time.perf_counter()
+    metrics = {"plain": measure_plain, "ours": measure_ours}[args.side](net, pairs, args)
+    print(json.dumps({"pairs_per_second": len(pairs.genuine) / (time.perf_counter() - start),
+                      "accuracy": metrics.accuracy}))
 
 
 if __name__ == "__main__":
