@@ -3,9 +3,10 @@
     python benchmarks/data_scale.py                                    0.5, 5 and 17 million, workers forked and spawned
     python benchmarks/data_scale.py --images 5.2 --start fork --num-workers 4
 
-Each measurement is a process of its own. Its list repeats the paths of a thousand small images. "start" is the time from
-the list to the order of the first epoch, without imports. The memory of a worker is what it shares with no other
-process (/proc, so Linux only), at its start and after it has read the paths of its part of the epoch; no image is decoded.
+Each measurement is a process of its own. Its list repeats the paths of a thousand small images. "start" is the time
+from the list to the order of the first epoch, without imports. The memory of a worker is what it shares with no other
+process (/proc, so Linux only), at its start and after it has read the paths of its part of the epoch. No image is
+decoded.
 """
 import json
 import multiprocessing

@@ -1,11 +1,11 @@
-"""Keep one person in ten out of training, and make a benchmark in LFW's format of their pictures.
+"""Hold one identity in ten out of training, and make a benchmark in LFW's format of its images.
 
     python benchmarks/held_out.py --datasets-path datasets
-    python train.py --lfw-dir held_out --lfw-pairs held_out/pairs.txt          best.pth by people never trained on
+    python train.py --lfw-dir held_out --lfw-pairs held_out/pairs.txt
     python eval_LFW.py --lfw-dir held_out --lfw-pairs held_out/pairs.txt --model-path logs/RUN/best.pth
 
-Writes cls_train.txt without the people kept out (every tenth by name, from the fifth on), links to their pictures as
-held_out/<person>/<person>_0001.jpg, and ten folds of 300 genuine and 300 impostor pairs drawn at random.
+Writes cls_train.txt without the held-out identities (every tenth by name, from the fifth on), links to their images as
+held_out/<identity>/<identity>_0001.jpg, and ten folds of 300 genuine and 300 impostor pairs drawn at random.
 """
 import os
 import random
@@ -23,26 +23,17 @@ from utils.data.scan import list_root, scan_identities
 FOLDS, PAIRS = 10, 300
 
 
-def parse_settings():
+def parse_args():
     parser = SettingsParser(__doc__)
-    parser.add_argument("--datasets-path", default="datasets", help="a folder with one folder of pictures per person")
-    parser.add_argument("--output", default="cls_train.txt", help="the annotation file of the people to train on")
+    parser.add_argument("--datasets-path", default="datasets", help="a folder with one folder of images per person")
+    parser.add_argument("--output", default="cls_train.txt", help="the annotation file of the identities to train on")
     parser.add_argument("--held-out", default="held_out", help="the folder to make for the others")
     parser.add_argument("--seed", type=int, default=11)
     return parser.parse_args()
 
 
-def link_pictures(people, folder):
-    for name, images in people.items():
-        for number, image in enumerate(images, 1):
-            link = Path(folder, name, f"{name}_{number:04d}.jpg")
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            os.symlink(Path(image).resolve(), link)
-
-
 def draw_pairs(counts, generator):
-    """{name: pictures} -> the lines of a pairs list, as utils/evaluation/pairs.py reads it."""
+    """Yield the lines of a list of pairs. counts: {name: images}."""
     names = sorted(counts)
     several = [name for name in names if counts[name] > 1]
     yield f"{FOLDS}\t{PAIRS}"
@@ -58,22 +49,26 @@ def draw_pairs(counts, generator):
 
 @script
 def main():
-    settings = parse_settings()
-    identities, _ = list_root(os.path.abspath(settings.datasets_path))
-    scanned = tqdm(scan_identities(identities), "people", len(identities), unit="", disable=None)
-    people = {identity.name: identity.images for identity in scanned if identity.images}
-    names = list(people)[4::10]
-    held_out = {"_".join(name.split()): people.pop(name) for name in names}  # a list of pairs has no spaces in names
+    args = parse_args()
+    listed, _ = list_root(os.path.abspath(args.datasets_path))
+    scanned = tqdm(scan_identities(listed), "people", len(listed), unit="", disable=None)
+    images = {identity.name: identity.images for identity in scanned if identity.images}
+    names = list(images)[4::10]
+    held_out = {"_".join(name.split()): images.pop(name) for name in names}  # a list of pairs has no spaces in names
     if len(names) < 2 or max(map(len, held_out.values())) < 2:
-        raise UserError(f"{settings.datasets_path} has too few people to keep one in ten out: 15 at least, with two "
-                        "pictures each")
-    write_annotation(people.items(), settings.output)
-    link_pictures(held_out, settings.held_out)
-    counts = {name: len(images) for name, images in held_out.items()}
-    write_text(Path(settings.held_out, "pairs.txt"),
-               "\n".join(draw_pairs(counts, random.Random(settings.seed))) + "\n")
-    print(f"{settings.output}: {len(people)} people; {settings.held_out}: {len(names)} people, "
-          f"{sum(counts.values())} pictures, {2 * FOLDS * PAIRS} pairs")
+        raise UserError(f"{args.datasets_path} has too few people to hold one in ten out: 15 at least, with two images "
+                        "each")
+    write_annotation(images.items(), args.output)
+    for name, paths in held_out.items():
+        for number, path in enumerate(paths, 1):
+            link = Path(args.held_out, name, f"{name}_{number:04d}.jpg")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path(path).resolve())
+    counts = {name: len(paths) for name, paths in held_out.items()}
+    write_text(Path(args.held_out, "pairs.txt"), "\n".join(draw_pairs(counts, random.Random(args.seed))) + "\n")
+    print(f"{args.output}: {len(images)} people; {args.held_out}: {len(names)} people, {sum(counts.values())} images, "
+          f"{2 * FOLDS * PAIRS} pairs")
 
 
 if __name__ == "__main__":

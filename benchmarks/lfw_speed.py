@@ -3,9 +3,9 @@
     python benchmarks/lfw_speed.py --lfw-dir lfw
     python benchmarks/lfw_speed.py --lfw-dir lfw --bf16
 
-plain: the published eval_LFW.py. It decodes and embeds both images of each of the 6,000 pairs, 256 pairs at once, eager,
-channels first, BatchNorm unfolded, with malloc's defaults. ours: utils/evaluation/pairs.py. Each measurement is a
-process of its own on the CPU, decoding included. The flags are those of eval_LFW.py.
+plain: the published eval_LFW.py. It decodes and embeds both images of each of the 6,000 pairs, 256 pairs at once,
+eager, channels first, BatchNorm unfolded, with malloc's defaults. ours: utils/evaluation/pairs.py. Each measurement is
+a process of its own on the CPU, decoding included. The flags are those of eval_LFW.py.
 """
 import json
 import sys

@@ -34,7 +34,8 @@ def test_the_weights_of_this_repository_have_values_for_every_epoch():
 
 
 @pytest.mark.parametrize(("runs", "columns", "colors"), [
-    (["one=logs/a"], 1, {BLUE}), (["one=logs/a", "两 $\\frac$=logs/b"], 1, {BLUE, ORANGE}), (["one=logs/a"], 2, {BLUE})])
+    (["one=logs/a"], 1, {BLUE}), (["one=logs/a"], 2, {BLUE}),
+    (["one=logs/a", "两 $\\frac$=logs/b"], 1, {BLUE, ORANGE})])
 def test_the_plot_has_a_panel_for_each_column_and_a_curve_for_each_run(call_script, tmp_path, runs, columns, colors):
     write_log(tmp_path / "logs" / "a", [0.5, 0.4])
     write_log(tmp_path / "logs" / "b", [0.3, 0.2])
@@ -47,4 +48,5 @@ def test_the_plot_has_a_panel_for_each_column_and_a_curve_for_each_run(call_scri
 def test_a_mistake_is_one_line(call_script, tmp_path):
     write_log(tmp_path / "logs" / "a", [0.5])
     assert_user_error(call_script("compare_runs.py", "one=nowhere"), "nowhere/log.csv", "does not exist")
-    assert_user_error(call_script("compare_runs.py", "one=logs/a", "--columns", "lfw_accuracy"), "logs/a", "lfw_accuracy")
+    result = call_script("compare_runs.py", "one=logs/a", "--columns", "lfw_accuracy")
+    assert_user_error(result, "logs/a", "lfw_accuracy")

@@ -1,4 +1,4 @@
-"""benchmarks/held_out.py: the people kept out are no one's that is trained on, and make a benchmark."""
+"""benchmarks/held_out.py: the held-out identities are not trained on, and make a benchmark."""
 from conftest import assert_user_error
 from PIL import Image
 
@@ -8,13 +8,13 @@ from utils.evaluation.pairs import read_pairs
 
 def make_people(folder, count):
     for person in range(count):
-        for picture in range(3):
-            path = folder / f"person {person:02d}" / f"{picture}.png"
+        for number in range(3):
+            path = folder / f"person {person:02d}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), (person, picture, 0)).save(path)
+            Image.new("RGB", (8, 8), (person, number, 0)).save(path)
 
 
-def test_the_people_kept_out_are_a_benchmark_and_not_in_the_annotation(run_script, tmp_path):
+def test_held_out_identities_are_a_benchmark_and_not_in_the_annotation(run_script, tmp_path):
     make_people(tmp_path / "datasets", 25)
     result = run_script("benchmarks/held_out.py")
     assert result.returncode == 0, result.stderr
@@ -31,6 +31,6 @@ def test_the_people_kept_out_are_a_benchmark_and_not_in_the_annotation(run_scrip
                for a, b, same in zip(pairs.first, pairs.second, pairs.genuine))
 
 
-def test_too_few_people_to_keep_some_out_are_a_user_error(run_script, tmp_path):
+def test_too_few_identities_are_a_user_error(run_script, tmp_path):
     make_people(tmp_path / "datasets", 10)
     assert_user_error(run_script("benchmarks/held_out.py"), "too few people", "15")
