@@ -9,7 +9,6 @@ images are photos, and aligned crops of their faces are written and listed.
 """
 import argparse
 import os
-from statistics import median
 
 import numpy as np
 from tqdm import tqdm
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from utils.common.errors import SettingsParser, UserError, script
 from utils.data.align_folder import align_folder, report_path
 from utils.data.annotation import classes_path, read_annotation, write_annotation
-from utils.data.scan import Summary, describe_duplicates, list_root, scan_identities
+from utils.data.scan import describe_duplicates, list_root, scan_identities
 from utils.faces.face_crop import NoDetector, are_aligned
 
 
@@ -50,39 +49,38 @@ def list_faces(root, output, check):
     """Scan the folder of faces, write the annotation and print what looks wrong."""
     if os.path.isdir(output):  # reported now, not after an hour
         raise UserError(f"cannot write {output}: it is a folder")
-    identities, strays = list_root(root)
-    print_skipped(strays)
-    summary = Summary(root, strays)
+    identities, skipped = list_root(root)
+    print_skipped(skipped)
+    hashes = []
 
     def scan():
         for identity in tqdm(scan_identities(identities, check), "people", len(identities), unit="", disable=None):
             print_skipped(identity.skipped)
-            summary.add(identity)
-            yield identity.name, identity.images
-        if not summary.counts:
-            raise UserError("; ".join([f"{root} holds no person with an image: make one folder per person in it",
-                                       *summary.hints()]))
+            skipped.extend(identity.skipped)
+            if identity.images:
+                hashes.append(np.array(identity.hashes, np.uint64))
+                yield identity.name, identity.images
+        if not hashes:
+            raise UserError(f"{root} holds no person with an image: make one folder per person in it")
 
     write_annotation(scan(), output)
-    counts = summary.counts
-    print(f"{len(counts)} people, {sum(counts)} images, {min(counts)} / {median(counts):g} / {max(counts)} images per "
-          f"person (min / median / max), {summary.skipped} skipped")
-    hints = list(summary.hints())
+    paths, labels = read_annotation(output)
+    counts = np.bincount(labels)
+    print(f"{len(counts)} people, {len(paths)} images, {counts.min()} / {np.median(counts):g} / {counts.max()} images "
+          f"per person (min / median / max), {len(skipped)} skipped")
     if check:
-        paths, labels = read_annotation(output)
-        hints += describe_duplicates(np.concatenate(summary.hashes), labels.numpy(), paths)
-        hints += describe_unaligned(paths)
-    print("\n".join([*hints, f"wrote {output} and {classes_path(output)}"]))
+        print_hints(paths, labels.numpy(), np.concatenate(hashes))
+    print(f"wrote {output} and {classes_path(output)}")
 
 
-def describe_unaligned(paths):
-    """Return [a line] if the images are not aligned, judged by a few of them, or if that cannot be judged."""
+def print_hints(paths, labels, hashes):
+    for line in describe_duplicates(hashes, labels, paths):
+        print(line)
     try:
-        if are_aligned(paths):
-            return []
+        if not are_aligned(paths):
+            print("the faces are not where aligned crops have them: if these are photos, use --align-to")
     except NoDetector as error:
-        return [f"whether the images are aligned is not checked: {error}"]
-    return ["the faces are not where aligned crops have them: if these are photos, use --align-to"]
+        print(f"whether the images are aligned is not checked: {error}")
 
 
 @script

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from utils.data.scan import Summary, list_root, scan_identities
+from utils.data.scan import list_root, scan_identities
 
 
 def draw(path, seed=0):
@@ -23,12 +23,9 @@ def make_identities(root, **counts):
 
 
 def scan(root, check=True):
-    """Return identities {name: paths}, skipped {path within root: reason} and hints [line]."""
+    """Return identities {name: paths} and skipped {path within root: reason}."""
     identities, strays = list_root(root)
-    summary, found = Summary(root, strays), list(scan_identities(identities, check))
-    for identity in found:
-        summary.add(identity)
+    found = list(scan_identities(identities, check))
     skipped = strays + [one for identity in found for one in identity.skipped]
     return SimpleNamespace(identities={identity.name: identity.images for identity in found if identity.images},
-                           skipped={os.path.relpath(path, root): reason for path, reason in skipped},
-                           hints=list(summary.hints()))
+                           skipped={os.path.relpath(path, root): reason for path, reason in skipped})

@@ -51,6 +51,7 @@ def test_what_is_no_image_is_skipped_with_its_reason(tmp_path):
     draw(tmp_path / ".cache" / "face.png")
     draw(tmp_path / "face beside the folders.png")
     (tmp_path / "cy").mkdir()
+    (tmp_path / "ann" / "phone.HEIC").write_text("x")
     (tmp_path / "bob" / "empty.jpg").write_text("")
     (tmp_path / "bob" / "text.jpg").write_text("not an image")
     (tmp_path / "bob" / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
@@ -62,7 +63,8 @@ def test_what_is_no_image_is_skipped_with_its_reason(tmp_path):
     for name, reason in {
             "README.md": "beside", ".DS_Store": "beside", "face beside the folders.png": "beside", ".cache": "hidden",
             "cy": "no image", "ann/README.md": "extension", "ann/.DS_Store": "extension",
-            "ann/.hidden.png": "extension", "ann/nested": "folder", "bob/empty.jpg": "decode",
+            "ann/.hidden.png": "extension", "ann/nested": "--datasets-path",
+            "ann/phone.HEIC": "save it as", "bob/empty.jpg": "decode",
             "bob/text.jpg": "decode", "bob/gone.jpg": "not exist", "bob/truncated.jpg": "truncated"}.items():
         assert reason in scanned.skipped.pop(name), name
     assert not scanned.skipped
@@ -92,25 +94,6 @@ def test_a_killed_process_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "open_image", lambda path: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match="was killed, most often because memory ran out"):
         scan(tmp_path)
-
-
-def test_a_set_at_the_wrong_depth_is_a_hint(tmp_path):
-    make_identities(tmp_path / "sets" / "casia", ann=2, bob=2)
-    make_identities(tmp_path / "sets", cy=1)
-    draw(tmp_path / "sets" / "loose.png")
-    deep, loose = scan(tmp_path / "sets").hints
-    assert deep.startswith("1 of the person folders hold folders") and deep.endswith(
-        f"--datasets-path {tmp_path / 'sets' / 'casia'}")
-    assert loose.startswith("1 images are in") and "loose.png first" in loose
-    assert scan(tmp_path / "sets" / "casia").hints == []
-
-
-def test_formats_that_are_not_read_are_a_hint(tmp_path):
-    make_identities(tmp_path, ann=1)
-    for name in ("a.HEIC", "b.heic", "c.jxl", "notes.txt"):
-        (tmp_path / "ann" / name).write_text("x")
-    hint, = scan(tmp_path).hints
-    assert "2 .heic, 1 .jxl: save them as .jpg or .png" in hint and "txt" not in hint
 
 
 def test_duplicates_are_counted_within_an_identity_and_between_two():

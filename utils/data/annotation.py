@@ -60,15 +60,13 @@ def classes_path(annotation_path):
 def write_annotation(identities, path):
     """Write the `label;path` lines of all images to `path` and `label;name` lines to classes_path(path).
 
-    identities: iterable of (name, paths of its images), in the order of the labels. Identities without images get no
-    label. If the iterable raises, nothing is written.
+    identities: iterable of (name, paths of its images), in the order of the labels. If it raises, nothing is written.
     """
     names = []
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for name, images in identities:
-            if images:
-                file.writelines(f"{len(names)};{image}\n" for image in images)
-                names.append(name)
+            file.writelines(f"{len(names)};{image}\n" for image in images)
+            names.append(name)
     write_text(classes_path(path), "".join(f"{label};{name}\n" for label, name in enumerate(names)))
 
 

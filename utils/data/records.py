@@ -30,18 +30,18 @@ BLOCK_RECORDS = 1 << 16  # whose heads are read at once
 class Records:
     """A sequence of the images in a .rec file, as EncodedImages. The offsets are tensors, which loader workers share.
 
-    numbers, offsets, sizes: int64 tensors (N,): the number of each record in the index, and its place in bytes.
+    offsets, sizes: of the records in bytes, int64 tensors (N,).
     """
 
-    def __init__(self, path, numbers, offsets, sizes):
-        self.path, self.numbers, self.offsets, self.sizes = path, numbers, offsets, sizes
+    def __init__(self, path, offsets, sizes):
+        self.path, self.offsets, self.sizes = path, offsets, sizes
 
     def __len__(self):
         return len(self.offsets)
 
     def __getitem__(self, index):
         """Raises UserError if the record is damaged."""
-        name = f"{self.path}, record {int(self.numbers[index])}"
+        name = f"{self.path}, byte {int(self.offsets[index])}"
         try:
             with open(self.path, "rb") as file:  # opened each time: forked workers would share the file's position
                 file.seek(int(self.offsets[index]))
@@ -73,7 +73,7 @@ def read_records(folder):
     for part in (path, index_path):
         if not part.is_file():
             raise UserError(f"{part} does not exist: give --rec the folder of insightface's train.rec and train.idx")
-    numbers, offsets = read_index(index_path)
+    offsets = read_index(index_path)
     content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
     sizes = np.diff(offsets, append=len(content))
     blocks = [slice(begin, begin + BLOCK_RECORDS) for begin in range(0, len(offsets), BLOCK_RECORDS)]
@@ -85,22 +85,21 @@ def read_records(folder):
     if not valid.any():
         raise UserError(f"{path} holds no image with a label: it is no training set of faces")
     if len(invalid):
-        print(f"left out: {len(invalid)} records of {path} without the number of a person as their label, record "
-              f"{numbers[invalid[0]]} first")
+        print(f"left out: {len(invalid)} records of {path} without the number of a person as their label, at byte "
+              f"{offsets[invalid[0]]} first")
     labels = torch.from_numpy(np.unique(labels[valid], return_inverse=True)[1].astype(np.int32))
-    columns = [torch.from_numpy(column[valid]) for column in (numbers, offsets, sizes)]
-    sha256 = hashlib.sha256(b"".join(column.numpy().tobytes() for column in (*columns, labels))).hexdigest()
-    return Records(str(path), *columns), labels, sha256
+    offsets, sizes = torch.from_numpy(offsets[valid]), torch.from_numpy(sizes[valid])
+    sha256 = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in (offsets, sizes, labels))).hexdigest()
+    return Records(str(path), offsets, sizes), labels, sha256
 
 
 def read_index(path):
-    """Return the numbers and offsets of the records, int64 (N,) each, in the order of the file."""
+    """Return the offsets of the records, int64 (N,), in the order of the file."""
     try:
-        numbers, offsets = np.loadtxt(path, np.int64, delimiter="\t", ndmin=2).T
+        _, offsets = np.loadtxt(path, np.int64, delimiter="\t", ndmin=2).T
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not one `number<TAB>offset` line per record ({error}): download it again") from None
-    order = offsets.argsort(kind="stable")
-    return numbers[order], offsets[order]
+    return np.sort(offsets)
 
 
 def read_heads(content, offsets, sizes, path):

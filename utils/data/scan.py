@@ -1,11 +1,9 @@
-"""Look through a folder of one folder per identity: which images decode, what is left out, and what looks wrong."""
+"""Look through a folder of one folder per identity: which images decode, what is left out and why, and duplicates."""
 import os
 import signal
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +11,7 @@ import numpy as np
 from utils.common.device import available_cores
 from utils.common.errors import UserError
 from utils.common.files import hash_file, identity_name, is_folder
-from utils.faces.images import EXTENSIONS, describe_unread, extension, open_image
-
-NESTED = "a folder inside a person's folder"
-BESIDE = "a file beside the person folders"
+from utils.faces.images import EXTENSIONS, UNREAD_EXTENSIONS, extension, open_image
 
 
 class Identity(NamedTuple):
@@ -39,8 +34,12 @@ def list_root(root):
         raise UserError(f"{str(root)!a} has {reason}: rename the folder")
     identities, skipped = {}, []
     for entry in sorted(os.scandir(root), key=lambda entry: identity_name(entry.name)):
-        reason = BESIDE if not is_folder(entry) else "a hidden folder" if entry.name.startswith(".") else (
-            why_unwritable(entry.name))
+        if not is_folder(entry):
+            reason = "a file beside the person folders"
+        elif entry.name.startswith("."):
+            reason = "a hidden folder"
+        else:
+            reason = why_unwritable(entry.name)
         if reason:
             skipped.append((entry.path, reason))
         else:
@@ -57,7 +56,9 @@ def list_folder(folder):
         return [], [(folder, f"cannot be read ({error.strerror})")]
     for entry in entries:
         if is_folder(entry):
-            reason = NESTED
+            reason = "a folder inside a person's folder; if it is a person's, give --datasets-path the folder around it"
+        elif extension(entry.name) in UNREAD_EXTENSIONS:
+            reason = "a format that is not read: save it as .jpg or .png"
         elif entry.name.startswith(".") or extension(entry.name) not in EXTENSIONS:
             reason = "not an image by its extension"
         else:
@@ -124,36 +125,6 @@ def scan_identity(item, check):
 def reason_of(error, path):
     """Return what is wrong by a UserError about an image, without its path and the remedy."""
     return str(error).removeprefix(f"{path} ").rpartition(":")[0]
-
-
-class Summary:
-    """What a scan has found so far, without the paths of the images."""
-
-    def __init__(self, root, strays):
-        """strays: list_root's [(path, reason)]."""
-        self.root, self.skipped = root, len(strays)
-        self.beside = [path for path, _ in strays if extension(path) in EXTENSIONS]
-        self.counts, self.hashes = [], []  # the number of images of each identity, and their hashes
-        self.nested, self.extensions = [], Counter()
-
-    def add(self, identity):
-        if identity.images:
-            self.counts.append(len(identity.images))
-            self.hashes.append(np.array(identity.hashes, np.uint64))
-        self.skipped += len(identity.skipped)
-        self.nested += [path for path, reason in identity.skipped if reason == NESTED][:1]
-        self.extensions.update(extension(path) for path, _ in identity.skipped)
-
-    def hints(self):
-        """Yield a line for each thing that looks like a mistake."""
-        if self.nested:
-            yield (f"{len(self.nested)} of the person folders hold folders, {self.nested[0]} first: if those are the "
-                   f"people's, give --datasets-path {Path(self.nested[0]).parent}")
-        if self.beside:
-            yield (f"{len(self.beside)} images are in {self.root} itself, {Path(self.beside[0]).name} first: each "
-                   "needs the folder of its person; if they are of one person, give the folder above")
-        if unread := describe_unread(self.extensions):
-            yield unread
 
 
 def describe_duplicates(hashes, labels, paths):
