@@ -18,7 +18,7 @@ PAGES = [*ENGLISH, *CHINESE, "CONTRIBUTING.md"]
 # English pages that are ahead of their translation. A page leaves the list as soon as it is translated.
 NOT_TRANSLATED_YET = {
     "README.md", "docs/data.md", "docs/distillation.md", "docs/evaluation.md", "docs/extending.md", "docs/galleries.md",
-    "docs/predicting.md", "docs/settings.md", "docs/speed.md", "docs/thresholds.md",
+    "docs/predicting.md", "docs/speed.md", "docs/thresholds.md",
     "docs/training.md", "docs/troubleshooting.md", "docs/weights.md"}
 SCRIPTS = ["txt_annotation.py", "train.py", "eval_LFW.py", "predict.py",
            *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py")))]
@@ -204,12 +204,6 @@ def test_no_sentence_is_repeated(pages, length):
             if len(sentence) >= length:
                 assert sentence not in seen, f"{page} and {seen[sentence]}: {sentence}"
                 seen[sentence] = page
-
-
-def test_settings_page_lists_every_flag_of_train():
-    listed = set(re.findall(r"`(--[\w-]+)`", read("docs/settings.md")))
-    base = {flag for flag in flags("train.py") if not (flag.startswith("--no-") or flag == "--help")}
-    assert base - listed == set() and listed - base <= {"--help", "--no-"}
 
 
 def assert_shown(printed, shown):
