@@ -45,7 +45,7 @@ from utils.evaluation.thresholds import (
     save_thresholds,
 )
 from utils.faces.detector import FaceDetector
-from utils.faces.images import check_input_shape, name_of, preprocess
+from utils.faces.images import check_input_shape, image_name, preprocess
 from utils.weights.checkpoint import find_weights, load_embedder
 from utils.weights.published import published_weights
 
@@ -143,7 +143,7 @@ def save_errors(args, pairs, distances, threshold, most=12):
     def describe(index):
         sides = pairs.first[index], pairs.second[index]
         images = [preprocess(pairs.paths[side], args.input_shape, args.letterbox_image) for side in sides]
-        names = [pairs.identities[side] if pairs.identities else name_of(pairs.paths[side]) for side in sides]
+        names = [pairs.identities[side] if pairs.identities else image_name(pairs.paths[side]) for side in sides]
         return *images, distances[index], " / ".join(dict.fromkeys(names))
 
     rejected = np.flatnonzero(pairs.genuine & (distances >= threshold))
