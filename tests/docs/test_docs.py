@@ -7,10 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from utils.common.errors import SettingsParser
 
 ENGLISH = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 CHINESE = ["README.zh-CN.md", *(f"docs/zh-CN/{Path(page).name}" for page in ENGLISH[1:])]
@@ -21,7 +24,8 @@ NOT_TRANSLATED_YET = {
     "docs/predicting.md", "docs/speed.md", "docs/thresholds.md",
     "docs/training.md", "docs/troubleshooting.md", "docs/weights.md"}
 SCRIPTS = ["txt_annotation.py", "train.py", "eval_LFW.py", "predict.py",
-           *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py")))]
+           *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py"))
+             if "__main__" in path.read_text(encoding="utf-8"))]
 # Files that the user brings or a command writes.
 MADE = {
     "cls_train.txt", "cls_classes.txt", "datasets/", "lfw/", "people/", "people/.embeddings.npz",
@@ -88,10 +92,11 @@ def commands(page):
 
 def parse(script, arguments):
     """Parse the arguments as the script does and return what it prints. Raises AssertionError if they are rejected."""
-    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
         patch.setattr(sys, "argv", [script, *arguments])
+        patch.syspath_prepend(str((ROOT / script).parent))  # as if the script were run
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
         try:
             if script == "train.py":  # parse_settings() would read the run of --resume
                 parser = module.make_parser()
@@ -99,7 +104,11 @@ def parse(script, arguments):
                 settings.model_path = settings.model_path and str(ROOT / "model_data/arcface_mobilefacenet.pth")
                 module.check_settings(settings, parser)
             else:
-                (getattr(module, "parse_args", None) or module.parse_settings)()
+                function = getattr(module, "parse_args", None) or getattr(module, "parse_settings", None)
+                if not function:  # main() itself parses: end it there
+                    function, parse_args = module.main, ArgumentParser.parse_args
+                    patch.setattr(SettingsParser, "parse_args", lambda self: (parse_args(self), sys.exit(0)))
+                function()
         except SystemExit as end:
             if end.code:
                 raise AssertionError(f"{shlex.join([script, *arguments])}: {output.getvalue()}") from None
