@@ -1,14 +1,15 @@
-"""Compare two pictures of faces.
+"""Compare faces in images.
 
     from arcface import Arcface
     arcface = Arcface()
     arcface.detect_image("img/1_001.jpg", "img/1_002.jpg")   # L2 distance, 0 (the same) to 2
     arcface.verify("img/1_001.jpg", "img/2_001.jpg").same    # False
     arcface.embed(["img/1_001.jpg", "img/2_001.jpg"])        # float32 (2, 128), of length 1
-    arcface.identify("img/1_001.jpg", "people/")[0].name     # whose picture is nearest, of a folder per person
+    arcface.identify("img/1_001.jpg", "people/")[0].name     # who of a folder per person is nearest
 
-A picture is a path, a PIL image or a uint8 array (H, W, 3): a photograph, whose largest face is found and aligned with
-OpenCV, or a face that is aligned to the 112x112 template already.
+An image is a path, a PIL image or a uint8 array (H, W, 3) in RGB order (from OpenCV give `image[:, :, ::-1]`): a photo,
+whose main face is found and aligned with OpenCV, or a face that is aligned to the 112x112 template already. It may also
+be a CroppedFace that find() or find_all() returned, so that the face is not searched again.
 """
 import numbers
 import os
@@ -19,67 +20,69 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from PIL import Image
 
 from utils.common.device import choose_device, describe_device
-from utils.common.files import hash_file
+from utils.common.errors import UserError
 from utils.drawing.contact_sheets import draw_candidates, draw_comparison, draw_faces
 from utils.evaluation.embedding import InvalidEmbeddings, embed_images, inference_copy
-from utils.evaluation.gallery import Gallery, nearest_people, open_gallery
-from utils.evaluation.thresholds import choose_gallery_threshold, choose_threshold, judge
-from utils.faces.face_crop import FaceCrop, blank_images, face_numbers, near_blank
+from utils.evaluation.gallery import Gallery, nearest_identities, open_gallery
+from utils.evaluation.thresholds import Thresholds
+from utils.faces.face_crop import CroppedFace, FaceCrop, NoDetector, blank_images, face_numbers, near_blank
 from utils.faces.images import check_input_shape, preprocess
 from utils.weights.checkpoint import find_weights, load_embedder
 
+if hasattr(os, "register_at_fork"):
+    # OpenMP's threads do not survive a fork: a child would wait for them for ever (gunicorn --preload, celery, Pool).
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
 
 class Match(NamedTuple):
-    distance: float    # L2 distance of the normalised embeddings, 0 to 2
-    similarity: float  # their cosine, 1 to -1: 1 - distance^2 / 2
-    threshold: float   # on the distance
-    same: bool         # distance < threshold
-    unsure: tuple | None = None  # (from, to): the distances at which the verdict is "not sure"; None: at none
-
-    @property
-    def verdict(self):
-        """"same", "not sure" or "different"."""
-        return judge(self.distance, self.threshold, self.unsure)
+    distance: float      # L2 distance of the normalised embeddings, 0 to 2
+    similarity: float    # their cosine, 1 to -1: 1 - distance^2 / 2
+    threshold: float     # on the distance
+    same: bool           # distance < threshold
+    verdict: str         # "same", "not sure" or "different"
+    remarks: tuple = ()  # what the face detector noticed, such as "a.jpg: 3 faces, number 1 counts"
 
 
 class Candidate(NamedTuple):
-    """A person of a gallery, by their picture that is nearest to the one asked about."""
+    """A person of a gallery, by the image that is nearest to the face in question."""
     name: str
-    distance: float    # this and the next three as in Match
+    distance: float      # this and the next four as in Match
     similarity: float
     threshold: float
     same: bool
-    picture: Path
-    unsure: tuple | None = None  # as in Match
-    verdict = Match.verdict
+    verdict: str
+    path: Path           # of the nearest image
+    remarks: tuple = ()  # on the face in question and on this image
 
 
 class Arcface:
-    """The predictor: two pictures, or one against a gallery. Keywords override `_defaults`.
+    """Compare two images, or one with a gallery. Keywords override `_defaults`.
 
-    `threshold` is then the one in force for two pictures and `threshold_meaning` says where it is from; a gallery has
-    one of its own. `threshold_note` says in a line why the file of thresholds beside the weights is not used, None
-    where there is nothing to say. Between the distances `unsure`, if not None, the verdict is "not sure".
-    Raises TypeError for an unknown or ill-typed keyword, ValueError for an impossible `align` or `face`, and UserError
-    for weights that do not load.
+    `threshold` is then the one for two images, and `pair_threshold` says where it comes from. A gallery has a threshold
+    of its own. Threads may share one Arcface. It can be pickled, and used in a forked process.
+
+    Raises TypeError for an unknown keyword or a value of another type, ValueError for an invalid `align`, `face` or
+    `threshold`, and UserError if the weights do not load.
     """
 
     _defaults = {
-        "model_path": "model_data/arcface_mobilefacenet.pth",  # or a run's folder, for its best.pth
-        "backbone": None,               # the network of model_path; None: told from the file
+        "model_path": "model_data/arcface_mobilefacenet.pth",  # or a run's folder, for its best.pth, or an .onnx file
+        "backbone": None,               # the network of model_path; None: inferred from the file
         "input_shape": [112, 112, 3],   # height, width, channels
         "letterbox_image": True,        # pad to a square instead of stretching to one
         "device": "auto",               # or "cpu", "cuda", "cuda:N", "mps"; auto is the first of cuda, mps, cpu
-        "cuda": True,                   # False: the CPU, whatever `device` says
-        "bf16": False,                  # run in bfloat16: faster where the machine has instructions for it
-        "align": "auto",                # True, False, or "auto": find the face in what is larger than an aligned crop
-        "face": 1,                      # which face of a photograph: 1 is the largest; (1, 2): of each of two pictures
-        "threshold": None,              # on the distance; None: the one of operating_point
-        # best-accuracy, far-0.01 or far-0.001, as measured by eval_LFW.py --save-threshold, and nothing between "same"
-        # and "different"; for a gallery the last two are the share of strangers who may be named. None: best accuracy,
-        # "not sure" where it is not one person at FAR 0.001; for a gallery 0.01, "not sure" up to 0.1.
+        "cuda": True,                   # False: the CPU, whatever `device` is
+        "bf16": False,                  # run in bfloat16: faster if the machine has instructions for it
+        "align": "auto",                # True, False, or "auto": find the face in images larger than an aligned crop
+        "face": 1,                      # which face of a photo: 1 is the main one; (1, 2): of each of two photos
+        "threshold": None,              # on the distance, 0 to 2; None: the one of operating_point
+        # best-accuracy, far-0.01 or far-0.001, as measured by eval_LFW.py --save-threshold; then no verdict is "not
+        # sure". For a gallery, the last two are the fraction of unknown people that may be identified. None: best
+        # accuracy, "not sure" from FAR 0.001 on; for a gallery 0.01, "not sure" up to 0.1.
         "operating_point": None,
     }
     _types = {"model_path": (str, os.PathLike), "backbone": (str, type(None)), "input_shape": (list, tuple),
@@ -89,126 +92,188 @@ class Arcface:
     def __init__(self, **overrides):
         for name, value in overrides.items():
             if name not in self._defaults:
-                raise TypeError(f"Arcface has no setting {name!r}: choose among {', '.join(self._defaults)}")
+                raise TypeError(f"Arcface has no setting {name!r}: choose from {', '.join(self._defaults)}")
             if not isinstance(value, self._types[name]) or (name in ("threshold", "face") and isinstance(value, bool)):
                 example = {"threshold": 1.2, "operating_point": "far-0.001", "backbone": "mobilefacenet"}.get(
                     name, self._defaults[name])
                 raise TypeError(f"Arcface({name}={value!r}): expected something like {example!r}; "
                                 f"the settings are {', '.join(self._defaults)}")
+        self.overrides = overrides
         self.__dict__.update(self._defaults | overrides)
         check_input_shape(self.input_shape)
-        faces = face_numbers(self.face)
-        crops = {face: FaceCrop(self.align, face) for face in (*faces, 1)}
-        self.crops, self.gallery_crop = [crops[face] for face in faces], crops[1]
+        self.crops = [FaceCrop(self.align, number) for number in face_numbers(self.face)]
+        self.gallery_crop = FaceCrop(self.align)
         self.device = choose_device(self.device if self.cuda else "cpu")
         self.model_path = find_weights(self.model_path)
         self.net = inference_copy(load_embedder(self.model_path, self.backbone)).to(self.device)
         self.backbone = self.net.backbone
+        self.thresholds = Thresholds(self.model_path, self.operating_point, self.threshold)
+        self.pair_threshold = self.thresholds.for_pair()
+        self.threshold = self.pair_threshold.value
         self.blanks = self.embed_anything(blank_images())
-        self.given_threshold = self.threshold
-        self.threshold, self.threshold_meaning, self.threshold_note, self.unsure = choose_threshold(
-            self.model_path, self.operating_point, self.threshold)
+
+    def __reduce__(self):  # pickled as its settings
+        return partial(type(self), **self.overrides), ()
 
     def show_config(self):
         """Print the settings in force."""
         for name in self._defaults:
             print(f"{name:>16}  {describe_device(self.device) if name == 'device' else getattr(self, name)}")
 
-    def embed(self, images, batch_size=64, crop=None):
-        """A list of N pictures -> L2-normalised embeddings, float32 (N, D).
+    def find(self, image, index=0):
+        """Return the CroppedFace of an image. index: 1 for the second of two, which has its own number of `face`."""
+        return self.crops[index].find(image)
 
-        Raises UserError, which names it, for a picture that does not open or that shows no face.
-        crop: another FaceCrop than that of the settings, whose first `face` counts for all.
+    def find_all(self, image):
+        """Return a CroppedFace for each face of a photo, from left to right."""
+        return self.crops[0].find_all(image)
+
+    def embed(self, images, batch_size=64, on_error="raise", progress=None):
+        """Return the L2-normalised embeddings of N images, float32 (N, D).
+
+        images: any iterable.
+        on_error: "raise" a UserError that names the first image that does not open or shows no face. "skip": return
+        (embeddings, errors) instead. Such an image has a row of NaN, and errors is {its index: the reason}.
+        progress: such as tqdm, called as progress(iterable of batches, total=count).
+        """
+        is_one_array = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim < 4
+        if is_one_array or isinstance(images, (str, bytes, os.PathLike, Image.Image, CroppedFace)):
+            raise TypeError("embed() takes a list of images: for one image give [image]")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
+        embeddings, _, errors = self.embed_found(images, self.find, batch_size, on_error, progress)
+        return (embeddings, errors) if on_error == "skip" else embeddings
+
+    def embed_found(self, images, find, batch_size=64, on_error="raise", progress=None):
+        """Return (embeddings and errors as in embed(), and between them the CroppedFace of each without its pixels).
+
+        find: a function from an image to a CroppedFace.
+        """
+        images, errors = list(images), {}
+        found = [CroppedFace(None, None)] * len(images)
+
+        def attempt(index, function):
+            try:
+                return function(images[index])
+            except NoDetector:
+                raise
+            except UserError as error:
+                if on_error == "raise":
+                    raise
+                errors[index] = str(error)
+
+        def crop(index):
+            face = attempt(index, find)
+            if face is None:
+                return blank_images()[0]
+            found[index] = face._replace(image=None, crop=None)
+            return face.crop
+
+        embeddings = self.embed_anything(range(len(images)), batch_size, crop, progress)
+        for index in near_blank(embeddings, self.blanks):
+            if index not in errors:
+                attempt(index, lambda image: self.gallery_crop.check_shows_face(find(image)))
+        embeddings[list(errors)] = np.nan
+        return embeddings, found, errors
+
+    def embed_anything(self, images, batch_size=64, crop=None, progress=None):
+        """Return the embeddings of images, whether they show faces or not.
+
+        crop: a function from an item of `images` to an image; None takes them as they are.
         """
         if len(images) == 0:
             return np.zeros((0, self.net.embedding_size), np.float32)
-        crop = crop or self.crops[0]
-        embeddings = self.embed_anything(images, batch_size, crop)
-        for place in near_blank(embeddings, self.blanks):
-            crop.check_shows_face(images[place])
-        return embeddings
-
-    def embed_anything(self, images, batch_size=64, crop=None):
-        """As embed(), whether the pictures show faces or not.
-
-        crop: any function from a picture to a PIL image; None takes them as they are.
-        """
         try:
-            return embed_images(self.net, list(images), self.input_shape, self.letterbox_image, batch_size,
-                                workers=min(4, len(images)), bf16=self.bf16, crop=crop).numpy()
+            return embed_images(self.net, images, self.input_shape, self.letterbox_image, batch_size,
+                                workers=min(4, len(images)), bf16=self.bf16, crop=crop, progress=progress).numpy()
         except InvalidEmbeddings as error:
             raise InvalidEmbeddings(f"{self.model_path}: {error}") from None
 
-    def embed_two(self, image_1, image_2):
-        """-> the embeddings of two pictures, each by its own of `face`."""
-        if self.crops[0] is self.crops[1]:
-            return self.embed([image_1, image_2])
-        return np.concatenate([self.embed([image], crop=crop) for image, crop in zip((image_1, image_2), self.crops)])
-
     def detect_image(self, image_1, image_2):
-        """-> the L2 distance of two pictures: 0 is the same picture, 2 the opposite of one."""
-        first, second = self.embed_two(image_1, image_2).astype(np.float64)
+        """Return the L2 distance of two images: 0 is the same image, 2 the opposite of one."""
+        first, second = self.embed([self.find(image_1), self.find(image_2, 1)]).astype(np.float64)
         return float(np.linalg.norm(first - second))
 
     def verify(self, image_1, image_2):
-        """-> Match: whether two pictures show one person."""
-        distance = self.detect_image(image_1, image_2)
-        return Match(distance, 1 - distance ** 2 / 2, self.threshold, distance < self.threshold, self.unsure)
-
-    def embedding_settings(self):
-        """-> a dict of all that an embedding depends on besides the picture, to know kept embeddings by."""
-        return {"weights_sha256": hash_file(self.model_path), "input_shape": list(self.input_shape[:2]),
-                "letterbox_image": self.letterbox_image, "bf16": self.bf16, "align": self.align}
+        """Return the Match of two images. It is "not sure" if a face is too small or hardly a face to the detector."""
+        pair = self.find(image_1), self.find(image_2, 1)
+        uncertain = any(face.doubts for face in pair)
+        return Match(*match_fields(self.detect_image(*pair), self.pair_threshold, uncertain), named_remarks(*pair))
 
     def open_gallery(self, folder, progress=None):
-        """A folder of people's pictures -> Gallery (utils/evaluation/gallery.py).
+        """Return the Gallery of a folder (utils/evaluation/gallery.py).
 
-        What is new or changed in it is embedded. Of a photograph the largest face counts, whatever `face` says.
+        Images that are new or changed are embedded. The main face of a photo counts, whatever `face` is. A photo with
+        another face of like size is left out.
         """
-        return open_gallery(folder, partial(self.embed, crop=self.gallery_crop), self.embedding_settings(), progress)
+        settings = {"weights_sha256": self.thresholds.weights_sha256, "input_shape": list(self.input_shape[:2]),
+                    "letterbox_image": self.letterbox_image, "bf16": self.bf16, "align": self.align}
+        return open_gallery(folder, self.embed_gallery, settings, progress)
+
+    def embed_gallery(self, paths, progress):
+        """Return what open_gallery() asks for: embeddings, remarks, and whether each face is uncertain."""
+        def find(path):
+            face = self.gallery_crop.find(path)
+            if face.ambiguous:
+                raise UserError(f"{path} shows {len(face.faces)} faces, two of like size: crop it to one person")
+            return face
+        embeddings, found, errors = self.embed_found(paths, find, on_error="skip", progress=progress)
+        remarks = [errors.get(index, ", ".join(face.remarks)) for index, face in enumerate(found)]
+        return embeddings, remarks, [bool(face.doubts) for face in found]
 
     def gallery_threshold(self, gallery):
-        """-> Threshold (utils/evaluation/thresholds.py) for one picture against this Gallery."""
-        return choose_gallery_threshold(self.model_path, len(gallery.people), len(gallery.paths),
-                                        gallery.own_tail, self.operating_point, self.given_threshold)
+        """Return the Threshold for one face against this Gallery."""
+        return self.thresholds.for_gallery(len(gallery.names), len(gallery.paths), gallery.tail)
 
     def identify(self, image, gallery, top=5):
-        """A picture and a gallery, opened or its folder -> the `top` nearest people, a list of Candidate.
+        """Return the `top` nearest people of a gallery (opened, or its folder), a list of Candidate, nearest first.
 
-        A person's distance is that of their nearest picture; the nearest person comes first. The threshold is that of
-        the gallery.
+        The distance of a person is that of the nearest image. The threshold is that of the gallery.
         """
         if top < 1:
-            raise ValueError(f"identify(top={top}): ask for one person at least")
-        (embedding,) = self.embed([image])
+            raise ValueError(f"identify(top={top}): give at least 1")
+        face = self.find(image)
         gallery = gallery if isinstance(gallery, Gallery) else self.open_gallery(gallery)
-        threshold, _, _, unsure = self.gallery_threshold(gallery)
-        return [Candidate(name, distance, 1 - distance ** 2 / 2, threshold, distance < threshold, gallery.folder / path,
-                          unsure) for name, distance, path in nearest_people(embedding, gallery, top)]
+        return self.candidates(face, self.embed([face])[0], gallery, top)
+
+    def identify_all(self, image, gallery):
+        """Return the nearest Candidate for each face of a photo, from left to right.
+
+        image: as everywhere, or what find_all() returned. gallery: as in identify().
+        """
+        faces = image if isinstance(image, list) else self.find_all(image)
+        gallery = gallery if isinstance(gallery, Gallery) else self.open_gallery(gallery)
+        return [self.candidates(face, embedding, gallery, 1)[0] for face, embedding in zip(faces, self.embed(faces))]
+
+    def candidates(self, face, embedding, gallery, top):
+        threshold = self.gallery_threshold(gallery)
+        return [Candidate(name, *match_fields(distance, threshold, face.doubts or gallery.uncertain[row]),
+                          gallery.folder / gallery.paths[row], named_remarks(face) + gallery.remarks_on(row))
+                for name, distance, row in nearest_identities(embedding, gallery, top)]
 
     def draw(self, image_1, image_2, match):
-        """-> a PIL picture: the two side by side, as the network sees them, and what verify() said of them.
+        """Return a PIL image: both faces as the network sees them, and the result of verify().
 
-        A photograph stands above its crop, with its faces marked.
+        A photo stands above its crop, with its faces marked.
         """
-        looks = [crop.find(image) for image, crop in zip((image_1, image_2), self.crops)]
-        return draw_comparison([self.as_seen(look.crop) for look in looks], match, self.threshold_meaning,
-                               [draw_faces(look) if look.face else None for look in looks])
+        pair = self.find(image_1), self.find(image_2, 1)
+        return draw_comparison([self.as_seen(face.crop) for face in pair], match, self.pair_threshold.meaning,
+                               [draw_faces(face) if face.face else None for face in pair])
 
     def draw_candidates(self, image, candidates, meaning=""):
-        """-> a PIL picture: a picture, as the network sees it, and beside it what identify() answered.
+        """Return a PIL image: a face as the network sees it, and beside it the result of identify().
 
         meaning: that of the gallery's threshold.
         """
-        query = self.as_seen(self.crops[0](image))
-        found = [self.as_seen(self.gallery_crop(candidate.picture)) for candidate in candidates]
+        found = [self.as_seen(self.gallery_crop(candidate.path)) for candidate in candidates]
+        query = self.as_seen(self.find(image).crop)
         return draw_candidates(query, list(zip(found, candidates)), meaning)
 
     def as_seen(self, crop):
         return preprocess(crop, self.input_shape, self.letterbox_image)
 
     def get_FPS(self, image, test_interval, batch_size=1):
-        """-> seconds per picture, the median over `test_interval` forward passes after a warm-up."""
+        """Return seconds per image, the median over `test_interval` forward passes after a warm-up."""
         images = [image] * batch_size
         seconds = []
         for _ in range(test_interval + 3):
@@ -216,3 +281,13 @@ class Arcface:
             self.embed_anything(images, batch_size, self.crops[0])  # ends with a copy to the CPU, so CUDA has finished
             seconds.append(time.perf_counter() - start)
         return median(seconds[3:]) / batch_size
+
+
+def match_fields(distance, threshold, uncertain):
+    """Return the fields of Match and Candidate from `distance` to `verdict`."""
+    verdict = "not sure" if uncertain else threshold.verdict(distance)
+    return distance, 1 - distance ** 2 / 2, threshold.value, distance < threshold.value, verdict
+
+
+def named_remarks(*faces):
+    return tuple(f"{face.name}: {remark}" for face in faces for remark in face.remarks)

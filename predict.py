@@ -1,16 +1,17 @@
-"""Compare two pictures of faces: are they one person? Or find a face among the people in a folder.
+"""Compare two photos of faces: do they show one person? Or find a face among the people in a folder.
 
     python predict.py                                     asks for two file names, again and again
     python predict.py img/1_001.jpg img/1_002.jpg         answers once
-    python predict.py A.jpg B.jpg --save comparison.png   and keeps the picture
+    python predict.py A.jpg B.jpg --save comparison.png   and draws both faces with the verdict
     python predict.py A.jpg --gallery people --top 3      who is it, of people/<name>/*.jpg, people/<name>.jpg?
-    python predict.py A.jpg B.jpg --face 2                the second largest face of each photograph
-    python predict.py A.jpg B.jpg --face 1 2              the largest of A.jpg, the second largest of B.jpg
+    python predict.py A.jpg --gallery people --all-faces  who is everybody in a photo?
+    python predict.py A.jpg B.jpg --face 1 2              the main face of A.jpg, the second one of B.jpg
     python predict.py --fps                               measures the speed
     python predict.py A.jpg B.jpg --backbone iresnet50 --weights published --threshold 1.2
     python predict.py A.jpg B.jpg --weights published     with the published weights, downloaded the first time
     python predict.py --download iresnet50                only downloads them
-    python predict.py --export arcface.onnx               writes the network for other programs (or .pt2)
+    python predict.py --export arcface.onnx               writes the network for other programs
+    python predict.py --version                           prints versions, for a report of an error
 """
 import argparse
 import os
@@ -22,130 +23,139 @@ from tqdm import tqdm
 
 from arcface import Arcface
 from utils.common.device import DEVICES, describe_device, keep_freed_memory
-from utils.common.errors import SettingsParser, UserError, script
-from utils.common.files import REPOSITORY, atomic_write
-from utils.drawing.contact_sheets import show_image
+from utils.common.errors import SettingsParser, UserError, number, positive_int, script
+from utils.common.files import REPOSITORY
+from utils.drawing.contact_sheets import draw_everybody, image_format, save_image, show_image
 from utils.evaluation.thresholds import OPERATING_POINTS, WORDS
 from utils.weights.export import export
 from utils.weights.published import SHA256, published_weights
 
+UNCERTAIN = "not sure: a face is too small or unclear, see above"
 
-def parse_settings():
+
+def parse_args():
     defaults, switch = Arcface._defaults, argparse.BooleanOptionalAction
     parser = SettingsParser(__doc__)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="two pictures to compare; none: ask for them")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="two images to compare; none: ask for them")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--model-path", default=defaults["model_path"],
-                         help="the weights: a .pth file, or a run's folder for its best.pth")
+                         help="the weights: a .pth file, a run's folder for its best.pth, or an .onnx model")
     weights.add_argument("--weights", choices=("bundled", "published"), default="bundled",
-                         help="published: those of the original repository, downloaded where they are not there yet")
-    parser.add_argument("--backbone", help="the network of the weights (default: told from the file; mobilefacenet for "
-                        "--weights published)")
+                         help="published: those of the original repository, downloaded the first time")
+    parser.add_argument("--backbone", help="the network of the weights (default: inferred from the file; mobilefacenet "
+                        "for --weights published)")
     parser.add_argument("--letterbox-image", action=switch, default=defaults["letterbox_image"],
-                        help="pad a picture to the network's shape instead of stretching it")
+                        help="pad an image to the network's shape instead of stretching it")
     parser.add_argument("--align", choices=["auto", "yes", "no"], default="auto",
-                        help="find and align the face in a photograph; auto: in what is larger than an aligned crop")
+                        help="find and align the face in a photo; auto: in images larger than an aligned crop")
     parser.add_argument("--face", nargs="+", default=[defaults["face"]], metavar="K",
-                        help="which face of a photograph, 1: the largest; or two numbers, for the first and the second")
+                        help="which face of a photo, 1: the main one; or two numbers, for the first and the second")
     parser.add_argument("--device", default=defaults["device"], help=DEVICES)
     parser.add_argument("--cuda", action=switch, default=defaults["cuda"],
-                        help="--no-cuda is another word for --device cpu")
+                        help="--no-cuda is short for --device cpu")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
-    parser.add_argument("--threshold", type=float, default=defaults["threshold"],
+    parser.add_argument("--threshold", type=number(minimum=0, maximum=2), default=defaults["threshold"],
                         help="one person below this distance (default: that of --operating-point)")
     parser.add_argument("--operating-point", choices=OPERATING_POINTS, default=defaults["operating_point"],
                         help="which of the thresholds that eval_LFW.py --save-threshold measured for the weights; with "
-                        "--gallery far-X is the share of strangers who may be named (default: best-accuracy, with "
+                        "--gallery, far-X is the fraction of strangers that may be named (default: best-accuracy, with "
                         "--gallery far-0.01, and \"not sure\" between the clear cases)")
-    parser.add_argument("--gallery", metavar="DIR", help="find one picture among the people in this folder")
-    parser.add_argument("--top", type=int, default=5, help="how many people to name, with --gallery")
-    parser.add_argument("--save", metavar="FILE.png", help="write the pictures side by side with the verdict")
-    parser.add_argument("--show", action=switch, default=True, help="show them in a window where there is a screen")
+    parser.add_argument("--gallery", metavar="DIR", help="find the face of one image among the people in this folder")
+    parser.add_argument("--all-faces", action="store_true", help="with --gallery: every face of the image")
+    parser.add_argument("--top", type=positive_int, default=5, help="how many people to print, with --gallery")
+    parser.add_argument("--save", metavar="FILE.png", help="write an image of the faces with the verdict")
+    parser.add_argument("--show", action=switch, default=True, help="show it in a window if there is a screen")
     parser.add_argument("--fps", action="store_true", help="measure the speed instead")
-    parser.add_argument("--batch-size", type=int, default=64, help="for --fps")
+    parser.add_argument("--batch-size", type=positive_int, default=64, help="for --fps")
     parser.add_argument("--download", choices=tuple(SHA256), help="download these published weights instead")
-    parser.add_argument("--export", metavar="FILE", help="write the network as FILE.onnx or FILE.pt2 instead")
-    settings = parser.parse_args()
-    settings.face, images = faces_and_images(settings.face, parser)
-    settings.images += images
-    if settings.gallery and len(settings.images) != 1:
-        parser.error(f"give one picture to find in --gallery {settings.gallery}, not {len(settings.images)}")
-    if settings.gallery and settings.operating_point == "best-accuracy" and settings.threshold is None:
-        parser.error("--operating-point best-accuracy is for two pictures and would name most strangers: with "
+    parser.add_argument("--export", metavar="FILE.onnx", help="write the network instead")
+    parser.add_argument("--version", action="store_true", help="print versions, device and weights instead")
+    args = parser.parse_args()
+    args.face, images = split_faces(args.face, parser)
+    args.images += images
+    if args.gallery and len(args.images) != 1:
+        parser.error(f"give one image to find in --gallery {args.gallery}, not {len(args.images)}")
+    if args.gallery and args.operating_point == "best-accuracy" and args.threshold is None:
+        parser.error("--operating-point best-accuracy is for two images and would name most strangers: with "
                      "--gallery leave it out, or give far-0.01 or far-0.001")
-    if not settings.gallery and len(settings.images) not in (0, 2):
-        parser.error(f"give two pictures, or none to be asked for them, not {len(settings.images)}")
-    if settings.export and settings.bf16:
-        parser.error("--export writes float32, which its reader may run as it likes: leave out --bf16")
-    if min(settings.batch_size, settings.top) < 1:
-        parser.error("--batch-size and --top must be at least 1")
-    settings.align = {"auto": "auto", "yes": True, "no": False}[settings.align]
-    return settings
+    if args.all_faces and not args.gallery:
+        parser.error("--all-faces finds every face in a gallery: give --gallery")
+    if not args.gallery and len(args.images) not in (0, 2):
+        parser.error(f"give two images, or none to be asked for them, not {len(args.images)}")
+    if args.export and args.bf16:
+        parser.error("--export writes float32: leave out --bf16")
+    if args.save:
+        image_format(args.save)  # raises UserError before anything is computed
+    args.align = {"auto": "auto", "yes": True, "no": False}[args.align]
+    return args
 
 
-def faces_and_images(words, parser):
-    """What stands behind --face -> (the face of each of two pictures, the pictures that follow its numbers)."""
+def split_faces(words, parser):
+    """Return the face of each of two images, and the images that follow the numbers of --face."""
     numbers = [int(word) for word in takewhile(lambda word: str(word).isdecimal(), words[:2])]
     if not numbers or min(numbers) < 1:
-        parser.error(f"--face {words[0]}: give a number from 1, or one for each picture")
+        parser.error(f"--face {words[0]}: give a number from 1, or one for each image")
     return (numbers[0], numbers[-1]), words[len(numbers):]
 
 
-def compare(arcface, image_1, image_2, settings):
-    match = arcface.verify(image_1, image_2)
-    print_remarks(arcface, image_1, image_2)
+def compare(arcface, image_1, image_2, args):
+    faces = arcface.find(image_1), arcface.find(image_2, 1)
+    match = arcface.verify(*faces)
+    print(*match.remarks, sep="\n", end="\n" * bool(match.remarks))
     print(f"Distance: {match.distance:.3f}  Similarity: {match.similarity:.3f}")
     verdict = WORDS[match.verdict]
-    if match.verdict == "not sure":
-        verdict += f": one person by this threshold, not below {match.unsure[0]:.3f} = FAR 0.001"
-    print(f"Verdict: {verdict} (threshold {match.threshold:.3f} {arcface.threshold_meaning})")
-    if settings.save or settings.show:
-        save_and_show(arcface.draw(image_1, image_2, match), settings)
+    if any(face.uncertain for face in faces):
+        verdict = UNCERTAIN
+    elif match.verdict == "not sure":
+        verdict += f": one person by this threshold, not below {arcface.pair_threshold.unsure[0]:.3f} = FAR 0.001"
+    print(f"Verdict: {verdict} (threshold {match.threshold:.3f} {arcface.pair_threshold.meaning})")
+    if args.save or args.show:
+        save_and_show(arcface.draw(*faces, match), args)
 
 
-def print_remarks(arcface, *images):
-    for image, crop in zip(images, arcface.crops):
-        for remark in crop.find(image).remarks:
-            print(f"{image}: {remark}")
+def save_and_show(image, args):
+    if args.save:
+        save_image(image, args.save)
+        print(f"Image: {args.save}")
+    if args.show:
+        show_image(image)
 
 
-def save_and_show(picture, settings):
-    if settings.save:
-        with atomic_write(settings.save) as temporary:
-            picture.save(temporary, format="png")
-        print(f"Picture: {settings.save}")
-    if settings.show:
-        show_image(picture)
-
-
-def identify(arcface, image, settings):
-    """Print the nearest people of the gallery as a table, the nearest first."""
-    arcface.embed([image])  # a picture that does not open is told before thousands are embedded
-    print_remarks(arcface, image)
-    gallery = arcface.open_gallery(settings.gallery, partial(tqdm, desc="gallery", disable=None))
+def identify(arcface, image, args):
+    """Print the nearest people of the gallery as a table, or the nearest one of each face."""
+    faces = arcface.find_all(image) if args.all_faces else [arcface.find(image)]  # first: an image that does not open
+    gallery = arcface.open_gallery(args.gallery, partial(tqdm, desc="gallery", disable=None))
     for reason in gallery.skipped:
         print(f"skipped: {reason}")
     if gallery.note:
         print(gallery.note)
-    print(f"{settings.gallery}: {len(gallery.people)} people, {len(gallery.paths)} pictures, "
-          f"{gallery.embedded} of them embedded now")
-    candidates, meaning = arcface.identify(image, gallery, settings.top), arcface.gallery_threshold(gallery).meaning
-    print("    distance  similarity  verdict           person (nearest picture)")
-    for place, candidate in enumerate(candidates, 1):
-        print(f"{place:2}  {candidate.distance:8.3f}  {candidate.similarity:10.3f}  {WORDS[candidate.verdict]:16}  "
-              f"{candidate.name} ({candidate.picture.relative_to(gallery.folder)})")
+    print(f"{args.gallery}: {len(gallery.names)} people, {len(gallery.paths)} images, {gallery.embedded} embedded now")
+    candidates = arcface.identify_all(faces, gallery) if args.all_faces else (
+        arcface.identify(faces[0], gallery, args.top))
+    for remark in dict.fromkeys(remark for candidate in candidates for remark in candidate.remarks):
+        print(remark)
+    print(f"{'face' if args.all_faces else '    '}  distance  similarity  verdict           person (nearest image)")
+    for row, candidate in enumerate(candidates, 1):
+        print(f"{row:4}  {candidate.distance:8.3f}  {candidate.similarity:10.3f}  {WORDS[candidate.verdict]:16}  "
+              f"{candidate.name} ({candidate.path.relative_to(gallery.folder)})")
+    meaning = arcface.gallery_threshold(gallery).meaning
     best = candidates[0]
-    verdict = {"same": best.name, "not sure": f"not sure: perhaps {best.name}", "different": "nobody in the gallery"}
-    print(f"Verdict: {verdict[best.verdict]} (threshold {best.threshold:.3f} {meaning})")
-    if settings.save or settings.show:
-        save_and_show(arcface.draw_candidates(image, candidates, meaning), settings)
+    if args.all_faces:
+        print(f"Threshold: {best.threshold:.3f} {meaning}")
+        image = draw_everybody(faces, candidates)
+    else:
+        verdict = {"same": best.name, "not sure": f"not sure: perhaps {best.name}",
+                   "different": "nobody in the gallery"}[best.verdict]
+        print(f"Verdict: {verdict} (threshold {best.threshold:.3f} {meaning})")
+        image = arcface.draw_candidates(faces[0], candidates, meaning)
+    save_and_show(image, args)
 
 
 def path_typed(text):
-    """What a person typed, pasted or dropped into the terminal -> the path that they mean.
+    """Return the path that somebody typed, pasted or dropped into the terminal.
 
-    That may be in quotes or begin with ~; a shell puts a backslash before what is special to it, such as a space, and
-    Windows has one between folders.
+    It may be in quotes or begin with ~. A shell puts a backslash before special characters such as a space, and Windows
+    has one between folders.
     """
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
@@ -155,57 +165,58 @@ def path_typed(text):
     return next((reading for reading in readings if os.path.exists(reading)), path)
 
 
-def compare_until_done(arcface, settings):
-    """Ask for two file names until an empty line, end of input or Ctrl-C; a bad path is asked for again."""
-    print("Two pictures to compare, again and again; an empty line or Ctrl-C ends.")
+def compare_until_done(arcface, args):
+    """Ask for two file names until an empty line, end of input or Ctrl-C; an invalid one is asked for again."""
+    print("Two images to compare, again and again; an empty line or Ctrl-C ends.")
     try:
         while True:
-            paths = []
-            while len(paths) < 2:
-                path = path_typed(input(f"Input image_{len(paths) + 1} filename:"))
+            faces = []
+            while len(faces) < 2:
+                path = path_typed(input(f"Input image_{len(faces) + 1} filename:"))
                 if not path:
                     return
                 try:
-                    arcface.embed([path], crop=arcface.crops[len(paths)])
-                    paths.append(path)
+                    face = arcface.find(path, len(faces))
+                    arcface.embed([face])
+                    faces.append(face)
                 except UserError as error:
                     print(error)
-            compare(arcface, *paths, settings)
+            compare(arcface, *faces, args)
     except (EOFError, KeyboardInterrupt):
         print()
 
 
-def measure_speed(arcface, settings):
-    for batch_size in sorted({1, settings.batch_size}):
+def measure_speed(arcface, args):
+    for batch_size in sorted({1, args.batch_size}):
         seconds = arcface.get_FPS(REPOSITORY / "img" / "1_001.jpg", 20, batch_size)
-        print(f"batch {batch_size}: {1000 * seconds:.2f} ms a picture, {1 / seconds:.1f} images/s (decoding included)")
+        print(f"batch {batch_size}: {1000 * seconds:.2f} ms an image, {1 / seconds:.1f} images/s (decoding included)")
 
 
 @script
 def main():
-    settings = parse_settings()
-    if settings.download:
-        print(f"{published_weights(settings.download)}: --weights published --backbone {settings.download} uses it")
+    args = parse_args()
+    if args.download:
+        print(f"{published_weights(args.download)}: --weights published --backbone {args.download} uses it")
         return
-    if settings.weights == "published":
-        settings.model_path = str(published_weights(settings.backbone))
-    arcface = Arcface(**{name: getattr(settings, name) for name in
+    if args.weights == "published":
+        args.model_path = str(published_weights(args.backbone))
+    arcface = Arcface(**{name: getattr(args, name) for name in
                          ("model_path", "backbone", "letterbox_image", "device", "cuda", "bf16", "align", "face",
                           "threshold", "operating_point")})
     keep_freed_memory(arcface.device)
     print(f"{arcface.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
-    if arcface.threshold_note:
-        print(arcface.threshold_note)
-    if settings.export:
-        print(f"{settings.export}: {export(arcface, settings.export)}")
-    elif settings.fps:
-        measure_speed(arcface, settings)
-    elif settings.gallery:
-        identify(arcface, settings.images[0], settings)
-    elif settings.images:
-        compare(arcface, *settings.images, settings)
+    if arcface.thresholds.note:
+        print(arcface.thresholds.note)
+    if args.export:
+        print(f"{args.export}: {export(arcface, args.export)}")
+    elif args.fps:
+        measure_speed(arcface, args)
+    elif args.gallery:
+        identify(arcface, args.images[0], args)
+    elif args.images:
+        compare(arcface, *args.images, args)
     else:
-        compare_until_done(arcface, settings)
+        compare_until_done(arcface, args)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils.common.errors import SettingsParser, script
-from utils.evaluation.gallery import nearest_people, open_gallery
+from utils.evaluation.gallery import nearest_identities, open_gallery
 
 PICTURES, SIZE = 5, 128
 
@@ -30,10 +30,11 @@ def parse_settings():
     return parser.parse_args()
 
 
-def embed(paths):
-    """Random embeddings in place of the network's."""
+def embed(paths, progress=None):
+    """Random embeddings in place of the network's, and no remarks."""
     embeddings = np.random.default_rng(len(paths)).normal(size=(len(paths), SIZE)).astype(np.float32)
-    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings, [""] * len(paths), [False] * len(paths)
 
 
 def megabytes():
@@ -44,7 +45,7 @@ def query(folder):
     before, start, processor = megabytes(), time.perf_counter(), time.process_time()
     gallery = open_gallery(folder, embed, {})
     opened = time.perf_counter() - start
-    nearest_people(embed([folder])[0], gallery, 5)
+    nearest_identities(embed([folder])[0][0], gallery, 5)
     print(f"{len(gallery.paths)} pictures, {gallery.embedded} embedded: {time.perf_counter() - start:.2f} s, of which "
           f"opening {opened:.2f} s, {time.process_time() - processor:.2f} s of a core; at most "
           f"{megabytes() - before:.0f} MB more")

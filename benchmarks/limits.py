@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from arcface import Arcface
 from utils.common.device import keep_freed_memory
 from utils.common.errors import SettingsParser, UserError, script
-from utils.evaluation.thresholds import read_measured
+from utils.evaluation.thresholds import Thresholds
 from utils.faces.images import EXTENSIONS, open_image
 
 
@@ -65,7 +65,7 @@ def main():
     settings = parse_settings()
     arcface = Arcface(model_path=settings.model_path, align=False)
     keep_freed_memory(arcface.device)
-    thresholds = read_measured(settings.model_path).get("thresholds")
+    thresholds = Thresholds(settings.model_path).record.get("thresholds")
     if not thresholds:
         raise UserError(f"no thresholds were measured for {settings.model_path}: run eval_LFW.py --save-threshold")
     first = draw_pictures(settings.folder, settings.first, settings.most, settings.groups)

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils.common.device import keep_freed_memory
 from utils.common.errors import SettingsParser, script
 from utils.evaluation.embedding import inference_copy
-from utils.evaluation.gallery import fit_own_tail
+from utils.evaluation.gallery import fit_gallery_tail
 from utils.evaluation.pairs import embed_pairs, read_pairs
-from utils.evaluation.thresholds import choose_gallery_threshold, judge
+from utils.evaluation.thresholds import Thresholds
 from utils.weights.checkpoint import load_embedder
 
 
@@ -62,13 +62,13 @@ def measure(embeddings, person, rows_of, number, settings, generator):
     """-> (pictures, threshold, FPIR, strangers not sure, DIR, right people not sure, another's name) of one draw."""
     gallery, known, strangers = draw_rows(rows_of, number, settings, generator)
     people = np.unique(person[gallery], return_inverse=True)[1]
-    value, _, _, unsure = choose_gallery_threshold(settings.model_path, number, len(gallery),
-                                                   fit_own_tail(embeddings[gallery], people, number))
+    tail = fit_gallery_tail(embeddings[gallery], people)
+    threshold = Thresholds(settings.model_path).for_gallery(number, len(gallery), tail)
     distances, found = nearest(embeddings, known, gallery)
     right = person[found] == person[known]
-    of_known = np.array([judge(distance, value, unsure) for distance in distances])
-    of_strangers = np.array([judge(distance, value, unsure) for distance in nearest(embeddings, strangers, gallery)[0]])
-    return (len(gallery), value, (of_strangers == "same").mean(), (of_strangers == "not sure").mean(),
+    of_known = np.array([threshold.verdict(distance) for distance in distances])
+    of_strangers = np.array([threshold.verdict(distance) for distance in nearest(embeddings, strangers, gallery)[0]])
+    return (len(gallery), threshold.value, (of_strangers == "same").mean(), (of_strangers == "not sure").mean(),
             ((of_known == "same") & right).mean(), ((of_known == "not sure") & right).mean(),
             ((of_known == "same") & ~right).mean())
 

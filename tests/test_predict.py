@@ -1,13 +1,27 @@
 """predict.py as a user runs it: what it prints and writes, and how a mistake ends."""
+import json
 import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT, assert_user_error, is_png
+from PIL import Image
+
+import predict
+from arcface import Arcface
+from utils.common.errors import UserError
+from utils.drawing.contact_sheets import AMBER, GREEN, RED
+from utils.evaluation.gallery import CACHE_NAME
+from utils.evaluation.thresholds import DEFAULT_THRESHOLD, save_thresholds
+
+THRESHOLDS = {"best accuracy": 1.167, "FAR 0.01": 1.1, "FAR 0.001": 1.05}
+PAIR = ROOT / "img" / "1_001.jpg", ROOT / "img" / "1_002.jpg"  # of one person
 
 
 def test_predict_prints_distance_similarity_and_verdict_and_saves(run_script, weights, same, tmp_path):
@@ -26,8 +40,8 @@ def test_predict_obeys_the_threshold(call_script, weights, same):
     assert "Verdict: different people (threshold 0.050 on the distance)" in result.stdout
 
 
-def test_predict_asks_again_after_a_bad_path_and_goes_on_until_an_empty_line(run_script, weights, same, tmp_path):
-    (tmp_path / "text.jpg").write_text("not a picture")
+def test_predict_asks_again_after_an_invalid_path_until_an_empty_line(run_script, weights, same, tmp_path):
+    (tmp_path / "text.jpg").write_text("not an image")
     answers = ["gone.jpg", f"  {same[0]} ", "text.jpg", same[1], same[0], same[0], ""]
     result = run_script("predict.py", *weights, "--no-cuda", stdin="".join(f"{answer}\n" for answer in answers))
     assert result.returncode == 0 and result.stderr == "", result.stderr
@@ -49,7 +63,7 @@ def test_predict_understands_paths_as_people_type_them(call_script, weights, sam
     assert "an empty line or Ctrl-C ends" in result.stdout
 
 
-def test_output_to_a_pipe_does_not_die_of_a_letter_or_of_its_reader(weights, same, tmp_path):
+def test_output_to_a_pipe_survives_a_letter_that_it_cannot_show_and_a_reader_that_leaves(weights, same, tmp_path):
     people = tmp_path / "people"
     people.mkdir()
     shutil.copy(same[1], people / "王.jpg")
@@ -92,15 +106,19 @@ def test_the_scripts_run_from_any_folder(run_script, same, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["one.jpg"], ["two pictures"]), (["1.jpg", "2.jpg", "3.jpg"], ["two pictures"]), (["--sav", "x.png"], ["--sav"]),
+    (["one.jpg"], ["two images"]), (["1.jpg", "2.jpg", "3.jpg"], ["two images"]), (["--sav", "x.png"], ["--sav"]),
     (["--batch-size", "0"], ["--batch-size"]), (["--threshold", "near"], ["--threshold", "near"]),
+    (["--threshold", "nan"], ["--threshold", "nan"]), (["--threshold", "inf"], ["--threshold", "inf"]),
+    (["--threshold", "-1"], ["--threshold", "-1"]), (["--gallery", "people"], ["one image"]),
+    (["a.jpg", "b.jpg", "--gallery", "people"], ["one image"]), (["a.jpg", "--gallery", "p", "--top", "0"], ["--top"]),
+    (["a.jpg", "--all-faces"], ["--gallery"]), (["a.jpg", "b.jpg", "--save", "x.txt"], ["x.txt", ".png"]),
     (["--backbone", "resnet7"], ["resnet7", "mobilefacenet"])])
 def test_predict_with_a_wrong_flag_is_a_user_error(call_script, weights, arguments, words):
     assert_user_error(call_script("predict.py", *weights, *arguments), *words)
 
 
-def test_predict_with_a_bad_picture_is_a_user_error(call_script, weights, same, tmp_path):
-    (tmp_path / "text.jpg").write_text("not a picture")
+def test_predict_with_an_invalid_image_is_a_user_error(call_script, weights, same, tmp_path):
+    (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "cut.jpg").write_bytes(same[0].read_bytes()[:2000])
     (tmp_path / "folder.jpg").mkdir()
     for bad in ("gone.jpg", "text.jpg", "cut.jpg", "folder.jpg"):
@@ -108,9 +126,9 @@ def test_predict_with_a_bad_picture_is_a_user_error(call_script, weights, same, 
             assert_user_error(call_script("predict.py", *pair, *weights, "--no-cuda"), bad)
 
 
-def test_predict_with_a_bad_save_path_is_a_user_error(call_script, weights, same, tmp_path):
+def test_predict_with_an_invalid_save_path_is_a_user_error(call_script, weights, same, tmp_path):
     (tmp_path / "file").write_text("kept")
-    for path in (".", "file/picture.png"):
+    for path in (".", "file/out.png"):
         assert_user_error(call_script("predict.py", *same, *weights, "--no-cuda", "--save", path), path)
     assert (tmp_path / "file").read_text() == "kept" and [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -129,8 +147,8 @@ def test_a_file_of_another_kind_as_weights_is_one_line_on_stderr(run_script, tmp
 def test_predict_fps_measures_with_the_bundled_weights(run_script):
     result = run_script("predict.py", "--fps", "--batch-size", 4, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    assert re.search(r"batch 1: [\d.]+ ms a picture, [\d.]+ images/s", result.stdout)
-    assert re.search(r"batch 4: [\d.]+ ms a picture", result.stdout)
+    assert re.search(r"batch 1: [\d.]+ ms an image, [\d.]+ images/s", result.stdout)
+    assert re.search(r"batch 4: [\d.]+ ms an image", result.stdout)
 
 
 def test_the_readme_command_tells_the_sample_people_apart(run_script):
@@ -138,3 +156,90 @@ def test_the_readme_command_tells_the_sample_people_apart(run_script):
     different = run_script("predict.py", "img/1_001.jpg", "img/2_001.jpg", cwd=ROOT)
     assert "Verdict: same person" in same.stdout, same.stderr
     assert "Verdict: different people" in different.stdout, different.stderr
+
+
+# thresholds
+
+def test_what_eval_saves_predict_names(run_script, shared, published_weights, tmp_path, capsys):
+    """Two folds of ten and ten pairs; then the verdict on two images."""
+    lines = (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:601]
+    rows = [*lines[:10], *lines[300:310], *lines[10:20], *lines[310:320]]
+    (tmp_path / "pairs.txt").write_text("\n".join(["2 10", *rows, ""]), encoding="utf-8")
+    weights = shutil.copyfile(published_weights, tmp_path / "weights.pth")
+    (tmp_path / "weights.json").write_text('{"training": "kept"}', encoding="utf-8")
+    result = run_script("eval_LFW.py", "--model-path", weights, "--lfw-dir", shared / "lfw" / "images", "--lfw-pairs",
+                        "pairs.txt", "--device", "cpu", "--num-workers", 1, "--far", 0.01, "--json", "metrics.json",
+                        "--save-threshold", "--png-save-path", "roc.png")
+    assert result.returncode == 0 and f"Thresholds: {tmp_path / 'weights.json'}" in result.stdout, result.stderr
+    record, metrics = (json.loads((tmp_path / name).read_text(encoding="utf-8"))
+                       for name in ("weights.json", "metrics.json"))
+    assert record["thresholds"] == {"best accuracy": metrics["threshold"]}  # ten impostor pairs resolve no FAR
+    assert metrics["val"] is None and "val" not in record and record["impostors"]["measured"].keys() == {
+        "0.1", "0.01", "0.001"}  # all pairs of two people, some 1,900
+    assert record.keys() >= {"backbone", "weights_sha256", "input_shape", "letterbox_image", "flip", "accuracy",
+                             "accuracy_std", "thresholds", "benchmark", "date", "training"}
+    assert record["training"] == "kept" and record["benchmark"] == "LFW"
+
+    arcface = Arcface(model_path=weights, cuda=False)
+    predict.compare(arcface, *PAIR, SimpleNamespace(save=None, show=False))
+    assert f"Verdict: same person (threshold {arcface.threshold:.3f} = best accuracy on LFW)" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"FAR 0\.01 was not measured .*weights\.pth.*impostor pairs"):
+        Arcface(model_path=weights, cuda=False, operating_point="far-0.01")
+
+
+def test_predict_is_not_sure_of_two_images_and_of_a_gallery(published_weights, tmp_path, capsys):
+    weights = shutil.copyfile(published_weights, tmp_path / "weights.pth")
+    image, other = PAIR[0], ROOT / "img" / "2_001.jpg"
+    distance = Arcface(model_path=weights, cuda=False).detect_image(image, other)
+    save_thresholds(weights, {
+        "thresholds": {"best accuracy": distance + 0.1, "FAR 0.001": distance - 0.1},
+        "impostors": {"measured": {"0.1": distance + 0.1, "0.01": distance - 0.1}}})
+    arcface = Arcface(model_path=weights, cuda=False)
+    predict.compare(arcface, image, other, SimpleNamespace(save=tmp_path / "pair.png", show=False))
+    assert (f"Verdict: not sure: one person by this threshold, not below {distance - 0.1:.3f} = FAR 0.001 "
+            f"(threshold {distance + 0.1:.3f} = best accuracy on LFW)") in capsys.readouterr().out
+    (tmp_path / "people").mkdir()
+    shutil.copyfile(other, tmp_path / "people" / "biden.jpg")
+    predict.identify(arcface, image, SimpleNamespace(gallery=tmp_path / "people", top=3, show=False, all_faces=False,
+                                                     save=tmp_path / "people.png"))
+    assert (f"Verdict: not sure: perhaps biden (threshold {distance - 0.1:.3f} for 1 person, 1 image, so that at "
+            "most 1% of strangers are named, by the impostor pairs of LFW)") in capsys.readouterr().out
+    for name in ("pair.png", "people.png"):
+        with Image.open(tmp_path / name) as drawing:
+            found = {color for _, color in drawing.getcolors(drawing.width * drawing.height)}
+        assert [tuple(bytes.fromhex(color[1:])) in found for color in (AMBER, GREEN, RED)] == [True, False, False]
+
+
+def test_predict_reports_that_the_thresholds_are_of_other_weights(published_weights, call_script, tmp_path):
+    weights = tmp_path / "weights.pth"
+    torch.save(torch.load(published_weights, weights_only=True), weights)  # with checksums: it is whole
+    path = save_thresholds(weights, {"thresholds": THRESHOLDS})
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"weights_sha256": "0" * 64}))
+    printed = call_script("predict.py", *PAIR, "--no-cuda", "--model-path", weights, "--no-show").stdout.splitlines()
+    assert sum("SHA-256" in line and "weights.json" in line for line in printed) == 1
+    assert printed[-1] == f"Verdict: same person (threshold {DEFAULT_THRESHOLD:.3f} by default, not measured for " \
+                          "these weights)"
+
+
+# galleries
+
+def test_predict_prints_a_table_of_people_and_saves_a_strip(run_script, weights, tmp_path):
+    people = tmp_path / "people"
+    for name, number in (("王小明", 1), ("Ann; Bob", 2)):
+        (people / name).mkdir(parents=True)
+        shutil.copy(ROOT / "img" / f"{number}_001.jpg", people / name)
+    (people / "bad.jpg").write_text("no image")
+    for embedded in (2, 0):
+        result = run_script("predict.py", PAIR[1], "--gallery", "people", "--top", 2, "--save", "strip.jpg", *weights,
+                            "--no-cuda", "--threshold", 1.167)
+        assert result.returncode == 0 and result.stderr == "", result.stderr
+        lines = result.stdout.splitlines()
+        assert any(line.startswith("skipped: bad.jpg does not decode") for line in lines)
+        assert f"people: 2 people, 2 images, {embedded} embedded now" in lines
+    first, second = (line for line in lines if re.match(" +[12] ", line))
+    assert "same person" in first and "王小明" in first and "different people" in second
+    assert float(first.split()[1]) < 1.167 < float(second.split()[1])
+    assert "Verdict: 王小明 (threshold 1.167 on the distance)" in lines
+    with Image.open(tmp_path / "strip.jpg") as strip:
+        assert strip.width > strip.height > 112 and strip.format == "JPEG"
+    assert (people / CACHE_NAME).is_file()

@@ -13,7 +13,7 @@ from arcface import Arcface
 from nets.arcface import ArcfaceNet
 from utils.common.errors import UserError
 from utils.common.files import hash_file
-from utils.evaluation.thresholds import BY_DEFAULT
+from utils.evaluation.thresholds import BY_DEFAULT, Threshold
 from utils.faces.images import normalise, preprocess
 from utils.weights.checkpoint import save
 from utils.weights.export import describe, export
@@ -127,7 +127,8 @@ class Tiny(torch.nn.Module):
 
 
 class TinyPredictor:
-    input_shape, letterbox_image, threshold, threshold_meaning, net = [112, 112, 3], True, 1.2, BY_DEFAULT, Tiny()
+    input_shape, letterbox_image, threshold, net = [112, 112, 3], True, 1.2, Tiny()
+    pair_threshold = Threshold(1.2, BY_DEFAULT)
 
     def __init__(self, folder, answer):
         self.model_path, self.answer = folder / "tiny.pth", answer

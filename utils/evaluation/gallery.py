@@ -1,15 +1,17 @@
-"""A folder of people's pictures, embedded once and remembered: who of them is nearest to a face?
+"""A folder of images of known people, embedded once: who of them is nearest to a face?
 
-    DIR/alice/1.jpg  DIR/alice/2.jpg  DIR/bob.jpg     a folder per person, or loose pictures named after them, or both
+    DIR/alice/1.jpg  DIR/alice/2.jpg  DIR/bob.jpg     a folder per person, or loose images named after them, or both
 
-The embeddings are kept in the folder (.embeddings.npz). A picture is known by its path, size and time of change; what
-else an embedding depends on (weights, preprocessing) is the key of the whole file.
+The embeddings are kept in DIR/.embeddings.npz, which is rewritten if anything changed. An image is embedded again if
+its size, time of modification or ctime changed, and an image without a face is tried again only then. (On Windows ctime
+is the time of creation: delete .embeddings.npz if an image was overwritten by one of equal size and time.) What else an
+embedding depends on, such as the weights, is the key of the file.
 """
-import itertools
 import json
 import os
 from array import array
-from contextlib import suppress
+from collections import Counter
+from itertools import compress
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -17,123 +19,119 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.common.errors import UserError
-from utils.common.files import atomic_write, is_folder
-from utils.evaluation.embedding import InvalidEmbeddings
+from utils.common.files import atomic_write, identity_name, is_folder
 from utils.evaluation.thresholds import count_impostors, fit_tail
-from utils.faces.face_crop import NoDetector
-from utils.faces.images import EXTENSIONS, UNREAD_EXTENSIONS
+from utils.faces.images import EXTENSIONS, describe_unread
 
-NAME = attrgetter("name")
-PART = 256            # pictures embedded at once; where one of them is bad its part is halved until that one is found
-ENOUGH_PEOPLE = 20    # 190 pairs of people: the least that tell how near they come to each other
-ASKED_PICTURES = 4000  # and the most, 8 million pairs
 CACHE_NAME = ".embeddings.npz"
-FURTHER_PARTS = 10  # further ones; where there would be more all are made one
+MIN_IDENTITIES = 20      # 190 pairs of identities, the fewest that show how alike they are
+MAX_TAIL_IMAGES = 4000   # 8 million pairs
 
 
 class Gallery(NamedTuple):
     folder: Path
-    paths: list                 # N pictures, relative to the folder, with "/" between its parts
-    people: list                # P names
-    person: np.ndarray          # int32 (N,): the place in `people` of whom a picture shows
-    embeddings: np.ndarray      # float32 (N, D)
-    embedded: int               # how many of them were not in the cache
-    skipped: list               # one line for each picture, folder or kind of file that was left out
-    note: str | None            # why the embeddings could not be kept, in one line
-    own_tail: np.ndarray        # of fit_own_tail()
+    paths: list             # N images, relative to the folder, with "/" between the parts
+    names: list             # P identities
+    identity: np.ndarray    # int32 (N,): the index in `names` of each image
+    embeddings: np.ndarray  # float32 (N, D)
+    remarks: list           # N lines on what the detector noticed, "" for most images
+    uncertain: np.ndarray   # bool (N,): the face is too small, or hardly a face to the detector
+    tail: np.ndarray        # of fit_gallery_tail()
+    embedded: int           # how many of them were not in the cache
+    skipped: list           # one line for each image, folder or kind of file that was left out
+    note: str | None        # why the embeddings could not be kept, in one line
+
+    def remarks_on(self, row):
+        """Return a tuple of the remarks on an image, which name it."""
+        return (f"{self.folder / self.paths[row]}: {self.remarks[row]}",) if self.remarks[row] else ()
+
+
+class Cache(NamedTuple):
+    """The content of .embeddings.npz. Images that were left out have a row of NaN, and a remark that says why."""
+    paths: list
+    remarks: list
+    stamps: np.ndarray      # int64 (N, 3): bytes, time of modification and ctime in ns
+    embeddings: np.ndarray
+    uncertain: np.ndarray
+    tail: np.ndarray
+
+    def select(self, chosen):
+        """Return a Cache of the images that a bool array (M,) chooses."""
+        return Cache([*compress(self.paths, chosen)], [*compress(self.remarks, chosen)], self.stamps[chosen],
+                     self.embeddings[chosen], self.uncertain[chosen], self.tail)
 
 
 def open_gallery(folder, embed, settings, progress=None):
-    """A folder -> Gallery. Only what is new or changed since the last time is embedded.
+    """Return the Gallery of a folder. Only images that are new or changed since the last time are embedded.
 
-    embed: a list of paths -> embeddings (N, D); raises UserError for a picture it cannot embed.
+    embed: called as embed(paths, progress), returns embeddings (N, D), remarks and uncertain flags (N). An image that
+    cannot be embedded has a row of NaN, and its remark says why.
     settings: a dict of everything else that an embedding depends on.
-    progress: wraps the parts, called as progress(iterable, total=count), such as tqdm.
-    Raises UserError where `folder` is none, and where no picture in it can be embedded.
+    Raises UserError if `folder` is not a folder, and if no image in it can be embedded.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: make one with a folder of pictures per person in it")
-    paths, stamps, skipped = scan(folder)
-    key = json.dumps(settings, sort_keys=True)
-    size = embed([]).shape[1]
-    cache = read_cache(folder, key, size)
-    rows = rows_of(cache, paths, stamps)
-    kept, usable = int((rows >= 0).sum()), rows >= 0
-    unchanged = cache.parts and kept == len(cache.paths)
-    if np.array_equal(rows, np.arange(len(cache.paths))):
-        embeddings = cache.embeddings
-    else:
-        embeddings = np.empty((len(paths), size), np.float32)
-        if kept:  # take(), not an index, which would make another array of this size
-            np.take(cache.embeddings, rows, 0, embeddings, "clip")
+        raise UserError(f"{folder} is not a folder: make one with a folder of images per person in it")
+    paths, stamps, skipped = list_images(folder)
+    cache_path, key, note = folder / CACHE_NAME, json.dumps(settings, sort_keys=True), None
+    cache = read_cache(cache_path, key)
+    rows = find_rows(cache, paths, stamps)
+    new = rows < 0
+    if new.any() or len(paths) != len(cache.paths):
+        cache = update_cache(cache, folder, paths, stamps, rows, embed, progress)
+        note = write_cache(cache_path, key, cache)
 
-    new = np.flatnonzero(rows < 0).tolist()
-    parts = [new[start:start + PART] for start in range(0, len(new), PART)]
-    for part in progress(parts, total=len(parts)) if progress and parts else parts:
-        found, unusable = embed_usable(part, lambda places: embed([folder / paths[place] for place in places]))
-        for place, embedding in found.items():
-            embeddings[place], usable[place] = embedding, True
-        skipped += unusable
+    usable = np.isfinite(cache.embeddings[:, 0])
+    skipped += [cache.remarks[row] for row in np.flatnonzero(~usable)]
     if not usable.any():
-        why = f" ({len(skipped)} skipped, the first: {skipped[0]})" if skipped else ""
-        raise UserError(f"{folder} holds no picture to compare with{why}: put a folder of pictures per person in it")
+        reasons = f" ({len(skipped)} skipped, the first: {skipped[0]})" if skipped else ""
+        raise UserError(f"{folder} holds no image to compare with{reasons}: put a folder of images per person in it")
     if not usable.all():
-        paths = [path for path, good in zip(paths, usable) if good]
-        stamps, embeddings, rows = stamps[usable], embeddings[usable], rows[usable]
-
-    people, person = people_of(paths)
-    embedded, note = len(paths) - kept, None
-    if unchanged and not embedded:
-        own_tail = cache.own_tail
-    else:
-        own_tail = fit_own_tail(embeddings, person, len(people))
-        append = unchanged and cache.parts <= FURTHER_PARTS and embedded < kept
-        chosen = np.flatnonzero(rows < 0) if append else np.arange(len(paths))
-        note = write_part(folder, cache.parts if append else 0, key, [paths[place] for place in chosen],
-                          stamps[chosen], embeddings[chosen], own_tail)
-    return Gallery(folder, paths, people, person, embeddings, embedded, skipped, note, own_tail)
+        cache = cache.select(usable)
+    return Gallery(folder, cache.paths, *list_identities(cache.paths), cache.embeddings, cache.remarks,
+                   cache.uncertain, cache.tail, int((new & usable).sum()), skipped, note)
 
 
-def scan(folder):
-    """-> (relative paths, int64 (N, 2) of [bytes, time of change in ns], a line for what was left out).
+def list_images(folder):
+    """Return relative paths, their stamps as in Cache, and a line for each thing that was left out.
 
-    Loose pictures come first, then those of each folder, both sorted.
+    Loose images come first, then those of each folder, both sorted.
     """
-    paths, stamps, skipped, deep, others = [], array("q"), [], [], {}
+    paths, stamps, skipped, nested, unread = [], array("q"), [], [], Counter()
     folders = [("", folder)]
     for prefix, path in folders:  # grows by the folders inside the first one
         try:
-            entries = sorted(os.scandir(path), key=NAME)
+            entries = sorted(os.scandir(path), key=attrgetter("name"))
         except OSError as error:
             skipped.append(f"{path} cannot be read ({error.strerror})")
             continue
         for entry in entries:
             name = entry.name
-            if name[0] == ".":  # startswith() takes a tenth of the scan
+            extension = name[name.rfind("."):].lower()
+            if name[0] == ".":
                 continue
-            ending = name[name.rfind("."):].lower()
             if is_folder(entry):
-                deep.append(entry.path) if prefix else folders.append((f"{name}/", entry.path))
-            elif ending in EXTENSIONS:
+                nested.append(entry.path) if prefix else folders.append((f"{name}/", entry.path))
+            elif extension in EXTENSIONS:
                 try:
                     stat = entry.stat()
-                    paths.append(prefix + name)
-                    stamps.extend((stat.st_size, stat.st_mtime_ns))
                 except OSError as error:  # a link that leads nowhere
                     skipped.append(f"{entry.path} cannot be read ({error.strerror})")
-            elif ending in UNREAD_EXTENSIONS:
-                others.setdefault(ending, []).append(entry.path)
-    skipped += [f"{len(left)} {ending} files, which are not read ({left[0]} is the first): save them as .jpg or .png"
-                for ending, left in sorted(others.items())]
-    if deep:
-        skipped.append(f"{len(deep)} folders inside a person's folder ({deep[0]} is the first): people's folders must "
-                       f"stand in {folder} itself")
-    return paths, np.array(stamps, np.int64).reshape(-1, 2), skipped
+                    continue
+                paths.append(prefix + name)
+                stamps.extend((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+            else:
+                unread[extension] += 1
+    if line := describe_unread(unread):
+        skipped.append(line)
+    if nested:
+        skipped.append(f"{len(nested)} folders inside a person's folder ({nested[0]} is the first): people's folders "
+                       f"must be in {folder} itself")
+    return paths, np.array(stamps, np.int64).reshape(-1, 3), skipped
 
 
-def rows_of(cache, paths, stamps):
-    """-> the row of each picture in the cache, int64 (N,), -1 where it is new or has changed."""
+def find_rows(cache, paths, stamps):
+    """Return the row of each image in the cache, int64 (N,), or -1 if it is new or has changed."""
     if paths == cache.paths:
         rows = np.arange(len(paths))
     else:
@@ -144,122 +142,79 @@ def rows_of(cache, paths, stamps):
     return rows
 
 
-def people_of(paths):
-    """-> (names, the place among them of the person of each path, int32): "alice/1.jpg" and "alice.jpg" are alice."""
+def update_cache(cache, folder, paths, stamps, rows, embed, progress):
+    """Return the Cache of these images, with the rows of the old one that are still right (find_rows)."""
+    new, known = np.flatnonzero(rows < 0), np.flatnonzero(rows >= 0)
+    fresh, fresh_remarks, fresh_uncertain = embed([folder / paths[index] for index in new], progress)
+    embeddings, uncertain = np.empty((len(paths), fresh.shape[1]), np.float32), np.zeros(len(paths), bool)
+    embeddings[new], uncertain[new] = fresh, fresh_uncertain
+    if len(known):
+        embeddings[known], uncertain[known] = cache.embeddings[rows[known]], cache.uncertain[rows[known]]
+    remarks = [cache.remarks[row] if row >= 0 else "" for row in rows]
+    for index, remark in zip(new, fresh_remarks):
+        remarks[index] = remark.replace(str(folder / paths[index]), paths[index])  # the gallery may be moved
+    usable = np.isfinite(embeddings[:, 0])
+    tail = fit_gallery_tail(embeddings[usable], list_identities(compress(paths, usable))[1])
+    return Cache(paths, remarks, stamps, embeddings, uncertain, tail)
+
+
+def read_cache(path, key):
+    """Return the Cache in a file, an empty one if there is none for this key."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found, paths, remarks = json.loads(bytes(file["texts"]))
+            cache = Cache(paths, remarks, *(file[name] for name in Cache._fields[2:]))
+        if found == key and len(paths) == len(remarks) == len(cache.stamps) == len(cache.embeddings):
+            return cache
+    except Exception:  # a damaged file may raise almost anything, and is written again
+        pass
+    return Cache([], [], np.zeros((0, 3), np.int64), np.zeros((0, 1), np.float32), np.zeros(0, bool), np.zeros(0))
+
+
+def write_cache(path, key, cache):
+    """Write the Cache, or remove the file of an empty one. Return why it cannot be written, in one line, or None."""
+    texts = json.dumps([key, cache.paths, cache.remarks]).encode()
+    try:
+        if not cache.paths:
+            path.unlink(missing_ok=True)
+            return None
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, texts=np.frombuffer(texts, np.uint8), **dict(zip(Cache._fields[2:], cache[2:])))
+    except (UserError, OSError) as error:
+        return f"{error}: the next query will embed the images again"
+
+
+def list_identities(paths):
+    """Return the names and the index among them of each path, int32 (N,): "alice/1.jpg" and "alice.jpg" are alice."""
     numbers = {}
-    person = [numbers.setdefault(folder or os.path.splitext(file)[0], len(numbers))
-              for folder, _, file in (path.rpartition("/") for path in paths)]
-    return list(numbers), np.array(person, np.int32)
+    identity = [numbers.setdefault(identity_name(folder or os.path.splitext(file)[0]), len(numbers))
+                for folder, _, file in (path.rpartition("/") for path in paths)]
+    return list(numbers), np.array(identity, np.int32)
 
 
-def embed_usable(sources, embed):
-    """-> ({source: embedding} of the pictures that can be embedded, a line for each of the others)."""
-    try:
-        return dict(zip(sources, embed(sources))), []
-    except (NoDetector, InvalidEmbeddings):  # not one of the pictures is to blame
-        raise
-    except UserError as error:
-        if len(sources) == 1:
-            return {}, [str(error)]
-    middle = len(sources) // 2
-    (first, bad), (second, also_bad) = embed_usable(sources[:middle], embed), embed_usable(sources[middle:], embed)
-    return first | second, bad + also_bad
+def fit_gallery_tail(embeddings, identity):
+    """Return fit_tail() of the pairs of two identities, float64 (2,), or (0,) for too few identities.
 
-
-def fit_own_tail(embeddings, person, people):
-    """How near the gallery's own people come to each other -> fit_tail(), float64 (2,); (0,) for too few people.
-
-    Of a large gallery some of the pictures tell.
+    A sample of the images is enough in a large gallery.
     """
-    if people < ENOUGH_PEOPLE:
+    if len(identity) < MIN_IDENTITIES:
         return np.zeros(0)
-    asked = np.unique(np.linspace(0, len(person) - 1, ASKED_PICTURES).astype(np.int64))
-    counts, people = count_impostors(embeddings[asked], person[asked]), len(np.unique(person[asked]))
-    return np.array(fit_tail(counts, people * (people - 1) // 2)) if people >= ENOUGH_PEOPLE else np.zeros(0)
+    sample = np.unique(np.linspace(0, len(identity) - 1, MAX_TAIL_IMAGES).astype(np.int64))
+    number = len(np.unique(identity[sample]))
+    if number < MIN_IDENTITIES:
+        return np.zeros(0)
+    return np.array(fit_tail(count_impostors(embeddings[sample], identity[sample]), number * (number - 1) // 2))
 
 
-def nearest_people(embedding, gallery, top):
-    """An embedding (D,) -> the `top` nearest people, [(name, L2 distance, relative path of their nearest picture)]."""
+def nearest_identities(embedding, gallery, top):
+    """Return the `top` identities nearest to an embedding (D,): [(name, distance, index of the nearest image)]."""
     cosines = gallery.embeddings @ embedding
-    of_person = np.full(len(gallery.people), -np.inf, np.float32)
-    np.maximum.at(of_person, gallery.person, cosines)
-    top = min(top, len(of_person))
-    nearest = np.argpartition(-of_person, top - 1)[:top]
-    rows = [max(np.flatnonzero(gallery.person == person), key=cosines.__getitem__) for person in nearest]
-    # The product in float32 cannot tell distances below 5e-4 from 0; the difference can.
+    best = np.full(len(gallery.names), -np.inf, np.float32)
+    np.maximum.at(best, gallery.identity, cosines)
+    top = min(top, len(best))
+    nearest = np.argpartition(-best, top - 1)[:top]
+    rows = [max(np.flatnonzero(gallery.identity == number), key=cosines.__getitem__) for number in nearest]
+    # The float32 product does not resolve distances below 5e-4; the difference does.
     distances = np.linalg.norm(gallery.embeddings[rows].astype(np.float64) - embedding, axis=1).tolist()
-    found = [(gallery.people[person], distance, gallery.paths[row])
-             for person, distance, row in zip(nearest, distances, rows)]
+    found = [(gallery.names[number], distance, int(row)) for number, distance, row in zip(nearest, distances, rows)]
     return sorted(found, key=lambda candidate: candidate[1])
-
-
-class Cache(NamedTuple):
-    paths: list                 # M, relative to the gallery
-    stamps: np.ndarray          # int64 (M, 2): bytes, time of change in ns
-    embeddings: np.ndarray      # float32 (M, D)
-    own_tail: np.ndarray        # of the whole gallery when the last part was written: see gallery.py
-    parts: int                  # files that may be added to; 0: write all anew
-
-
-def part_path(folder, number):
-    return Path(folder, CACHE_NAME if number == 0 else f".embeddings.{number}.npz")
-
-
-def read_cache(folder, key, size):
-    """-> Cache of rows of `size` numbers; an empty one where there is none, or none of use."""
-    parts = []
-    for number in itertools.count():
-        path = part_path(folder, number)
-        if not path.exists():
-            break
-        part = read_part(path, key, size)
-        if part is None:
-            break
-        parts.append(part)
-    if not parts:
-        return Cache([], np.zeros((0, 2), np.int64), np.zeros((0, size), np.float32), np.zeros(0), 0)
-    if len(parts) == 1:
-        return Cache(*parts[0], 0 if path.exists() else 1)
-    paths, stamps, embeddings, tails = zip(*parts)
-    return Cache([*itertools.chain(*paths)], np.concatenate(stamps), np.concatenate(embeddings), tails[-1],
-                 0 if path.exists() else len(parts))
-
-
-def read_part(path, key, size):
-    """-> (paths, stamps, embeddings, own_tail) of one file, None where it is of no use."""
-    try:
-        with np.load(path, allow_pickle=False) as part:
-            if str(part["key"]) != key:
-                return None
-            paths = bytes(part["paths"]).decode("utf-8", "surrogateescape").split("\0")
-            stamps, rows, tail = part["stamps"], part["embeddings"], part["own_tail"]
-        usable = (rows.dtype == np.float32 and rows.shape == (len(paths), size) and np.isfinite(rows).all()
-                  and stamps.dtype == np.int64 and stamps.shape == (len(paths), 2)
-                  and tail.dtype == np.float64 and tail.shape in ((0,), (2,)) and np.isfinite(tail).all())
-        return (paths, stamps, rows, tail) if usable else None
-    except Exception:  # a damaged file may raise almost anything: it is made anew
-        return None
-
-
-def write_part(folder, number, key, paths, stamps, embeddings, own_tail):
-    """Write the part of this number; 0 is all, and the other parts go.
-
-    -> a line that says why it cannot be written, None where it is.
-    """
-    names = "\0".join(paths).encode("utf-8", "surrogateescape")
-    try:
-        with atomic_write(part_path(folder, number)) as temporary, open(temporary, "wb") as file:
-            np.savez(file, key=key, paths=np.frombuffer(names, np.uint8), stamps=stamps, embeddings=embeddings,
-                     own_tail=own_tail)
-    except UserError as error:
-        return f"{error}: the next query will embed the pictures again"
-    if number == 0:
-        remove_parts(folder)
-
-
-def remove_parts(folder):
-    """Remove the parts beyond the first, the last of them first, so that no gap hides one from read_cache()."""
-    last = next(number for number in itertools.count(1) if not part_path(folder, number).exists()) - 1
-    for number in range(last, 0, -1):
-        with suppress(OSError):
-            part_path(folder, number).unlink()

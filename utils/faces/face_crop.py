@@ -41,6 +41,7 @@ class CroppedFace(NamedTuple):
     number: int = 0   # of this face, from 1
     face: object = None  # this face with refined landmarks; None for an aligned crop
     rotated: int = 0  # degrees clockwise, from the given image to `image`
+    name: str = "the image"  # in messages
 
     @property
     def box(self):
@@ -93,25 +94,27 @@ class FaceCrop:
         return self.find(source).crop
 
     def find(self, source):
-        """Return the CroppedFace of what open_image takes.
+        """Return the CroppedFace of what open_image takes, or the source itself if it is one.
 
         Raises UserError, which names the file, for a photo with too few faces, and NoDetector for a photo if there is
         no detector.
         """
+        if isinstance(source, CroppedFace):
+            return source
         image, faces, rotated = self.detect(source)
         if faces is None:
-            return CroppedFace(image, image)
+            return CroppedFace(image, image, name=image_name(source))
         if len(faces) < self.face:
             shown, numbers = ("1 face", "1") if len(faces) == 1 else (f"{len(faces)} faces", f"1 to {len(faces)}")
             raise UserError(f"{image_name(source)} shows {shown}, not {self.face}: give --face {numbers}")
-        return cropped(image, faces, self.face, rotated)
+        return cropped(image, faces, self.face, rotated, image_name(source))
 
     def find_all(self, source):
         """Return a CroppedFace for each face, from left to right. Raises as find()."""
         image, faces, rotated = self.detect(source)
         if faces is None:
-            return [CroppedFace(image, image)]
-        found = [cropped(image, faces, number, rotated) for number in range(1, len(faces) + 1)]
+            return [CroppedFace(image, image, name=image_name(source))]
+        found = [cropped(image, faces, number, rotated, image_name(source)) for number in range(1, len(faces) + 1)]
         return sorted(found, key=lambda face: face.box[0] + face.box[2] / 2)
 
     def detect(self, source):
@@ -132,7 +135,8 @@ class FaceCrop:
 
         With align=False only blank and noise images are rejected; no detector runs.
         """
-        name, crop = image_name(source), self(source)
+        face = self.find(source)
+        name, crop = face.name, face.crop
         try:
             found = not is_blank_or_noise(crop) and (self.align is False or shared_detector().shows_face(crop))
         except NoDetector as error:
@@ -142,9 +146,9 @@ class FaceCrop:
             raise UserError(f"{name} shows no face: give a photo of one, or one aligned to the 112x112 template")
 
 
-def cropped(image, faces, number, rotated):
+def cropped(image, faces, number, rotated, name):
     face = shared_detector().refine(image, faces[number - 1])
-    return CroppedFace(image, align(image, face.landmarks), faces, number, face, rotated)
+    return CroppedFace(image, align(image, face.landmarks), faces, number, face, rotated, name)
 
 
 @functools.cache

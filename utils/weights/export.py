@@ -78,7 +78,7 @@ def describe(arcface):
         "embedding_size": arcface.net.embedding_size,
         "embedding_normalised": "L2",
         # One person below this L2 distance; the default was measured with other weights.
-        "threshold": None if arcface.threshold_meaning == BY_DEFAULT else arcface.threshold,
+        "threshold": None if arcface.pair_threshold.meaning == BY_DEFAULT else arcface.threshold,
         "weights": Path(arcface.model_path).name,
         "weights_sha256": hash_file(arcface.model_path),
     }
