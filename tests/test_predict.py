@@ -234,7 +234,7 @@ def test_predict_prints_a_table_of_people_and_saves_a_strip(run_script, weights,
                             "--no-cuda", "--threshold", 1.167)
         assert result.returncode == 0 and result.stderr == "", result.stderr
         lines = result.stdout.splitlines()
-        assert any(line.startswith("skipped: bad.jpg does not decode") for line in lines)
+        assert any(line.startswith("skipped: people/bad.jpg does not decode") for line in lines)
         assert f"people: 2 people, 2 images, {embedded} embedded now" in lines
     first, second = (line for line in lines if re.match(" +[12] ", line))
     assert "same person" in first and "王小明" in first and "different people" in second

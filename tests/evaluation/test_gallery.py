@@ -235,7 +235,7 @@ def test_an_image_that_failed_is_reported_again_and_tried_again_only_after_a_cha
     colors = colors.rename(colors.with_name("moved"))
     gallery, seen = open_colors(colors)
     assert seen == [] and len(gallery.paths) == 4
-    assert gallery.skipped == ["bad.png does not decode", "red/bad; 图.png does not decode"]
+    assert gallery.skipped == [f"{colors / name} does not decode" for name in ("bad.png", "red/bad; 图.png")]
     draw(colors / "bad.png", (7, 7, 7))
     gallery, seen = open_colors(colors)
     assert seen == ["bad.png"] and "bad" in gallery.names and len(gallery.skipped) == 1

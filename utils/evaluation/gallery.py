@@ -65,7 +65,7 @@ def open_gallery(folder, embed, settings, progress=None):
     """Return the Gallery of a folder. Only images that are new or changed since the last time are embedded.
 
     embed: called as embed(paths, progress), returns embeddings (N, D), remarks and uncertain flags (N). An image that
-    cannot be embedded has a row of NaN, and its remark says why.
+    cannot be embedded has a row of NaN, and its remark, which begins with its path, says why.
     settings: a dict of everything else that an embedding depends on.
     Raises UserError if `folder` is not a folder, and if no image in it can be embedded.
     """
@@ -82,7 +82,7 @@ def open_gallery(folder, embed, settings, progress=None):
         note = write_cache(cache_path, key, cache)
 
     usable = np.isfinite(cache.embeddings[:, 0])
-    skipped += [cache.remarks[row] for row in np.flatnonzero(~usable)]
+    skipped += [f"{folder / cache.paths[row]}{cache.remarks[row]}" for row in np.flatnonzero(~usable)]
     if not usable.any():
         reasons = f" ({len(skipped)} skipped, the first: {skipped[0]})" if skipped else ""
         raise UserError(f"{folder} holds no image to compare with{reasons}: put a folder of images per person in it")
@@ -152,7 +152,7 @@ def update_cache(cache, folder, paths, stamps, rows, embed, progress):
         embeddings[known], uncertain[known] = cache.embeddings[rows[known]], cache.uncertain[rows[known]]
     remarks = [cache.remarks[row] if row >= 0 else "" for row in rows]
     for index, remark in zip(new, fresh_remarks):
-        remarks[index] = remark.replace(str(folder / paths[index]), paths[index])  # the gallery may be moved
+        remarks[index] = remark.removeprefix(str(folder / paths[index]))  # the gallery may be moved
     usable = np.isfinite(embeddings[:, 0])
     tail = fit_gallery_tail(embeddings[usable], list_identities(compress(paths, usable))[1])
     return Cache(paths, remarks, stamps, embeddings, uncertain, tail)
