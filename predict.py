@@ -30,8 +30,6 @@ from utils.evaluation.thresholds import OPERATING_POINTS, WORDS
 from utils.weights.export import export
 from utils.weights.published import SHA256, published_weights
 
-UNCERTAIN = "not sure: a face is too small or unclear, see above"
-
 
 def parse_args():
     defaults, switch = Arcface._defaults, argparse.BooleanOptionalAction
@@ -104,13 +102,19 @@ def compare(arcface, image_1, image_2, args):
     print(*match.remarks, sep="\n", end="\n" * bool(match.remarks))
     print(f"Distance: {match.distance:.3f}  Similarity: {match.similarity:.3f}")
     verdict = WORDS[match.verdict]
-    if any(face.uncertain for face in faces):
-        verdict = UNCERTAIN
+    if doubts := describe_doubts(faces):
+        verdict = doubts
     elif match.verdict == "not sure":
         verdict += f": one person by this threshold, not below {arcface.pair_threshold.unsure[0]:.3f} = FAR 0.001"
     print(f"Verdict: {verdict} (threshold {match.threshold:.3f} {arcface.pair_threshold.meaning})")
     if args.save or args.show:
         save_and_show(arcface.draw(*faces, match), args)
+
+
+def describe_doubts(faces):
+    """Return why a verdict on these faces is "not sure", or None."""
+    doubts = [f"{face.name}: {doubt}" for face in faces for doubt in face.doubts]
+    return f"not sure: {'; '.join(doubts)}" if doubts else None
 
 
 def save_and_show(image, args):
@@ -146,7 +150,7 @@ def identify(arcface, image, args):
     else:
         verdict = {"same": best.name, "not sure": f"not sure: perhaps {best.name}",
                    "different": "nobody in the gallery"}[best.verdict]
-        print(f"Verdict: {verdict} (threshold {best.threshold:.3f} {meaning})")
+        print(f"Verdict: {describe_doubts(faces) or verdict} (threshold {best.threshold:.3f} {meaning})")
         image = arcface.draw_candidates(faces[0], candidates, meaning)
     save_and_show(image, args)
 
