@@ -1,23 +1,21 @@
-"""Speed of training and embedding on one GPU: eager, compiled, and captured in a CUDA graph, each beside its floor.
+"""Speed of training and embedding on one GPU: eager, compiled and captured in a CUDA graph, each beside its floor.
 
     python benchmarks/gpu.py                                      everything, most important first, within 8 minutes
     python benchmarks/gpu.py --only training --seconds 200        some measurements
     python benchmarks/gpu.py --device cpu                         a small size of the same
 
-Needs no data: faces are synthetic. Prints a line for each measurement and at the end the tables for docs/speed.md, and
-writes gpu.json. A measurement that fails is one line. One that does not fit into the time left is skipped.
-
-A training step does what train.py does: augmentation, forward, loss, backward, gradient norm, one read, fused SGD. Its
-mode is "eager" or options joined by "+": compile (Inductor), layout (force_layout_optimization), overhead (Inductor's
-CUDA graphs), graph (forward, loss and backward in one CUDA graph), unread (nothing is read: the limit of reading late).
+Faces are synthetic. Prints each measurement and, at the end, the tables for docs/speed.md; writes gpu.json. An error
+or a lack of time is noted in the row. The mode of a training step is "eager" or options joined by "+": compile
+(Inductor), layout (force_layout_optimization), overhead (Inductor's CUDA graphs), graph (forward, loss and backward in
+one CUDA graph), unread (the loss is not read: the limit of reading it a step late).
 
 Floor: the larger of bytes over the measured copy rate and operations over the measured matrix rate. In training each
 convolution moves its input and output three times, each BatchNorm its input eight times, SGD each parameter five times;
 activations are fused; a MAC is six operations. In embedding convolutions move theirs once; a MAC is two operations.
 
-Plan for 15 minutes on an H100 or H200: run all of it, decide as follows, and repeat what is in doubt with --only.
-1. busy (time in kernels / time of the step) above 0.8 for eager at batch 64: a CUDA graph cannot help there.
-2. graph is 1.5 times as fast as eager at 64, and its loss_difference is like that of the repeated eager row: capture.
+Plan for 15 minutes on an H100 or H200: run everything, decide as follows, and repeat what is in doubt with --only.
+1. busy (time in kernels / time of the step) is above 0.8 for eager at batch 64: a CUDA graph cannot help there.
+2. graph is 1.5 times as fast as eager at 64, with a loss difference like that of the second eager row: capture.
 3. compile+layout or compile is 1.15 times as fast as eager at 512: compile, with the faster layout. At 64 compare
    compile+layout+graph with graph. overhead has to beat it.
 4. graph+unread is 1.1 times as fast as graph at 64: read one step late.
@@ -31,8 +29,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +37,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from gpu_step import DTYPES, capture_step, count_work, make_step, synthetic_faces
+from gpu_step import DTYPES, capture_step, count_work, make_step, profile_step, synthetic_faces
 
 from nets.arcface import ArcfaceNet
 from nets.head import ArcMarginProduct
@@ -51,7 +47,6 @@ from utils.common.errors import SettingsParser, script
 from utils.evaluation.embedding import embed_batch, inference_copy
 
 ROOT = Path(__file__).parent.parent
-LAUNCHES = "cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpy", "cudaMemset"
 
 
 def seconds_of(bench, function, *arguments):
@@ -89,30 +84,9 @@ def measure_training(bench, backbone, batch, precision, mode, classes):
                 6 * batch * (macs / bench.rates[precision] + head / bench.rates["float32"]))
     reference = bench.losses.setdefault((backbone, batch, precision, classes), [float(loss) for loss in losses])
     yield {"ms": 1e3 * seconds, "img/s": batch / seconds, "floor img/s": batch / floor, "first step s": first_step,
-           "loss_difference": max(abs(a - float(b)) / abs(a) for a, b in zip(reference, losses))}
+           "loss difference": max(abs(a - float(b)) / abs(a) for a, b in zip(reference, losses))}
     yield {"optimizer ms": 1e3 * seconds_of(bench, optimizer.step)}
     yield profile_step(bench, step, seconds)
-
-
-def profile_step(bench, step, seconds, steps=3):
-    """Return waits, launches, kernels and their part of the step's time; on a CPU kernels are operators."""
-    with warnings.catch_warnings(record=True) as met, torch.profiler.profile() as profile:
-        warnings.simplefilter("always")
-        if bench.cuda:
-            torch.cuda.set_sync_debug_mode("warn")
-        for number in range(steps):
-            step(number)
-        if bench.cuda:
-            torch.cuda.set_sync_debug_mode("default")
-        bench.synchronize()
-    events, milliseconds = [event for event in profile.events() if not event.is_user_annotation], Counter()
-    kernels = [event for event in events if event.device_type.name == bench.device.type.upper()]
-    for event in kernels:
-        milliseconds[event.name[:80]] += event.time_range.elapsed_us() / 1e3 / steps
-    return {"waits": sum("called a synchronizing" in str(one.message) for one in met) / steps,
-            "launches": sum(event.name.startswith(LAUNCHES) for event in events) / steps,
-            "kernels": len(kernels) / steps, "busy": milliseconds.total() / 1e3 / seconds,
-            "slowest ms": dict(milliseconds.most_common(10))}
 
 
 def measure_head(bench, batch, dimensions, classes):
@@ -207,17 +181,17 @@ def measure_all(bench, only, budget, output):
         rows.append({"measurement": name, **dict(zip(list(inspect.signature(measure).parameters)[1:], arguments))})
         try:
             if time.perf_counter() - start + seconds > budget:
-                raise TimeoutError("skipped, no time left")
+                raise TimeoutError("not measured")
             for figures in measure(bench, *arguments):
                 rows[-1] |= figures
         except Exception as error:  # whatever a compiler, a capture or the device raises: the next one may work
             rows[-1]["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        torch._dynamo.reset()
+        gc.collect()
         if bench.cuda:
             rows[-1]["peak GB"] = torch.cuda.max_memory_reserved() / 1e9
-            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        torch._dynamo.reset()
         print(f"{time.perf_counter() - start:5.0f} s ", *(text(rows[-1][name]) for name in rows[-1]), flush=True)
         Path(output).write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return rows

@@ -1,6 +1,8 @@
-"""The training step that gpu.py measures, its modes, and the work it cannot do without."""
+"""The training step that gpu.py measures: its modes, the work it cannot do without, and what it launches."""
 import math
 import sys
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from utils.data.augmentation import augment
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
 LOSS_SCALE = {"fp16": 1024.0}
+LAUNCHES = "cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpy", "cudaMemset"
 
 
 def capture_step(compute, warm_up=3):
@@ -91,7 +94,7 @@ def make_step(device, backbone, batch, precision, mode, classes):
     def compute(images, labels):
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "tf32"):
-            loss = net.head.losses(net(images), labels)[0].mean()
+            loss = net.head.losses(net.arcface(images), labels)[0].mean()
         (loss * scale).backward()
         return loss.detach()
 
@@ -111,3 +114,24 @@ def make_step(device, backbone, batch, precision, mode, classes):
             optimizer.step()
         return loss
     return net, optimizer, step
+
+
+def profile_step(bench, step, seconds, steps=3):
+    """Return waits, launches, kernels and their part of the step's time; on a CPU kernels are operators."""
+    with warnings.catch_warnings(record=True) as met, torch.profiler.profile() as profile:
+        warnings.simplefilter("always")
+        if bench.cuda:
+            torch.cuda.set_sync_debug_mode("warn")
+        for number in range(steps):
+            step(number)
+        if bench.cuda:
+            torch.cuda.set_sync_debug_mode("default")
+        bench.synchronize()
+    events, milliseconds = [event for event in profile.events() if not event.is_user_annotation], Counter()
+    kernels = [event for event in events if event.device_type.name == bench.device.type.upper()]
+    for event in kernels:
+        milliseconds[event.name[:80]] += event.time_range.elapsed_us() / 1e3 / steps
+    return {"waits": sum("called a synchronizing" in str(one.message) for one in met) / steps,
+            "launches": sum(event.name.startswith(LAUNCHES) for event in events) / steps,
+            "kernels": len(kernels) / steps, "busy": milliseconds.total() / 1e3 / seconds,
+            "slowest ms": dict(milliseconds.most_common(10))}
