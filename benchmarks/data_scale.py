@@ -1,12 +1,11 @@
 """Time and memory that millions of images cost before the first step and in each process of the loader.
 
-    python benchmarks/data_scale.py                                    0.5, 5 and 17 million, workers forked and spawned
-    python benchmarks/data_scale.py --images 5.2 --start fork --num-workers 4
+    python benchmarks/data_scale.py                           0.5, 5 and 17 million images, workers forked and spawned
+    python benchmarks/data_scale.py --images 5.2 --taken 1
 
-Each measurement is a process of its own. Its list repeats the paths of a thousand small images. "start" is the time
+Each measurement is a process of its own. Its list repeats the paths of a thousand empty files. "start" is the time
 from the list to the order of the first epoch, without imports. The memory of a worker is what it shares with no other
-process (/proc, so Linux only), at its start and after it has read the paths of its part of the epoch. No image is
-decoded.
+process (/proc, so Linux only), at its start and after it has read the paths of its part of the epoch.
 """
 import json
 import multiprocessing
@@ -19,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from PIL import Image
 from processes import run_again
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -28,25 +26,7 @@ from utils.common.files import hash_file
 from utils.data.annotation import check_files_exist, check_trainable, read_annotation
 from utils.data.dataset import make_loaders
 
-FILES, IMAGES_PER_IDENTITY = 1000, 50
-
-
-def parse_args():
-    parser = SettingsParser(__doc__)
-    parser.add_argument("--images", type=float, nargs="+", default=[0.5, 5, 17], metavar="MILLIONS",
-                        help="length of the lists")
-    parser.add_argument("--start", nargs="+", default=["fork", "spawn"], help="how workers are started")
-    parser.add_argument("--num-workers", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--taken", type=float, default=100, metavar="MILLIONS", help="images of the epoch, at most")
-    parser.add_argument("--list", help="measure this list, and print JSON")
-    return parser.parse_args()
-
-
-def write_list(path, folder, count):
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(f"{number // IMAGES_PER_IDENTITY};{folder}/{number % FILES:04d}.jpg\n"
-                        for number in range(count))
+FILES, IMAGES_PER_IDENTITY, BATCH_SIZE = 1000, 50, 512
 
 
 def private_megabytes(worker):
@@ -67,9 +47,9 @@ def measure(args):
     check_trainable(labels, args.list)
     check_files_exist(paths, args.list)
     hash_file(args.list)
-    multiprocessing.set_start_method(args.start[0])
-    settings = SimpleNamespace(input_shape=[112, 112], letterbox_image=True, num_workers=args.num_workers,
-                               val_split=0.01, seed=11, batch_size=args.batch_size)
+    multiprocessing.set_start_method(args.start)
+    settings = SimpleNamespace(input_shape=[112, 112], letterbox_image=True, num_workers=2, val_split=0.01, seed=11,
+                               batch_size=BATCH_SIZE)
     loader, _ = make_loaders(paths, labels, settings, torch.device("cpu"))
     loader.batch_sampler.indices_of(0)
     found = {"start_s": time.perf_counter() - start, "start_cpu_s": time.process_time() - cpu}
@@ -77,7 +57,7 @@ def measure(args):
     batches = iter(loader)
     next(batches)
     found["worker_MB"] = max(map(private_megabytes, multiprocessing.active_children()))
-    for _ in range(min(len(loader) - 2, int(args.taken * 1e6) // args.batch_size)):
+    for _ in range(min(len(loader) - 2, int(args.taken * 1e6) // BATCH_SIZE)):
         next(batches)
     found["worker_after_MB"] = max(map(private_megabytes, multiprocessing.active_children()))
     return found | {"main_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
@@ -85,18 +65,25 @@ def measure(args):
 
 @script
 def main():
-    args = parse_args()
+    parser = SettingsParser(__doc__)
+    parser.add_argument("--images", type=float, nargs="+", default=[0.5, 5, 17], metavar="MILLIONS",
+                        help="length of the lists")
+    parser.add_argument("--taken", type=float, default=100, metavar="MILLIONS", help="images of the epoch, at most")
+    parser.add_argument("--list", help="measure this list, and print JSON")
+    parser.add_argument("--start", choices=("fork", "spawn"), help="how the workers of that measurement are started")
+    args = parser.parse_args()
     if args.list:
         print(json.dumps(measure(args)))
         return
     with tempfile.TemporaryDirectory() as folder:
         for number in range(FILES):
-            Image.new("RGB", (112, 112), (number % 256, number // 256, 0)).save(f"{folder}/{number:04d}.jpg")
+            Path(folder, f"{number:04d}.jpg").touch()
         for millions in args.images:
-            write_list(f"{folder}/list.txt", folder, int(millions * 1e6))
-            for start in args.start:
-                found = run_again("--list", f"{folder}/list.txt", "--start", start, "--num-workers", args.num_workers,
-                                  "--batch-size", args.batch_size, "--taken", args.taken)
+            with open(f"{folder}/list.txt", "w", encoding="utf-8") as file:
+                file.writelines(f"{number // IMAGES_PER_IDENTITY};{folder}/{number % FILES:04d}.jpg\n"
+                                for number in range(int(millions * 1e6)))
+            for start in ("fork", "spawn"):
+                found = run_again("--list", f"{folder}/list.txt", "--start", start, "--taken", args.taken)
                 print(f"{millions:g} M images, {start}:", *(f"{name} {value:.1f}" for name, value in found.items()),
                       flush=True)
 
