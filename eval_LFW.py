@@ -14,6 +14,7 @@ lfw/ holds the images, aligned to the 112x112 template, as <Person>/<Person>_000
 """
 import argparse
 import json
+import sys
 import time
 from functools import partial
 
@@ -21,22 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.common.device import DEVICES, choose_device, describe_device, keep_freed_memory
-from utils.common.errors import SettingsParser, UserError, script
-from utils.common.files import atomic_write, write_text
-from utils.drawing.contact_sheets import draw_errors
+from utils.common.errors import SettingsParser, UserError, first_line, non_negative_int, number, positive_int, script
+from utils.common.files import write_text
+from utils.drawing.contact_sheets import draw_errors, image_format, save_image
 from utils.drawing.plots import plot_roc
 from utils.evaluation.embedding import InvalidEmbeddings, inference_copy
 from utils.evaluation.metrics import can_measure_far
-from utils.evaluation.pairs import (
-    UNALIGNED,
-    align_lfw,
-    embed_pairs,
-    fetch_lfw,
-    looks_unaligned,
-    pair_metrics,
-    read_bin,
-    read_pairs,
-)
+from utils.evaluation.pairs import align_lfw, check_aligned, embed_pairs, fetch_lfw, pair_metrics, read_bin, read_pairs
 from utils.evaluation.thresholds import (
     count_distances,
     count_impostors,
@@ -72,10 +64,12 @@ def make_parser():
     images.add_argument("--align-from", metavar="DIR", help="align the original 250x250 images in DIR into --lfw-dir")
     parser.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt",
                         help="LFW's list of pairs, or your own: lines of `path path 1`, or 0 for two people")
-    parser.add_argument("--batch-size", type=int, default=256, help="images decoded (on CUDA: embedded) at once")
+    parser.add_argument("--batch-size", type=positive_int, default=256,
+                        help="images decoded (on CUDA: embedded) at once")
     parser.add_argument("--flip", action=switch, default=False,
                         help="sum the embeddings of an image and its horizontal flip")
-    parser.add_argument("--far", type=float, default=1e-3, help="the false accept rate at which VAL is measured")
+    parser.add_argument("--far", type=number(minimum=0, below=1), default=1e-3,
+                        help="the false accept rate at which VAL is measured")
     parser.add_argument("--png-save-path", default="model_data/roc_test.png", help="where to write the ROC plot")
     parser.add_argument("--save-threshold", action="store_true",
                         help="write the thresholds beside the weights, where predict.py finds them")
@@ -83,18 +77,8 @@ def make_parser():
     parser.add_argument("--mistakes", metavar="FILE.png", help="write a contact sheet of the worst errors")
     parser.add_argument("--device", default="auto", help=DEVICES)
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
-    parser.add_argument("--num-workers", type=int, default=4, help="threads that decode images")
+    parser.add_argument("--num-workers", type=non_negative_int, default=4, help="threads that decode images")
     return parser
-
-
-def parse_args():
-    parser = make_parser()
-    args = parser.parse_args()
-    if args.batch_size < 1 or args.num_workers < 0:
-        parser.error("--batch-size must be at least 1 and --num-workers at least 0")
-    if not 0 <= args.far < 1:
-        parser.error("--far must be at least 0 and below 1")
-    return args
 
 
 def read_benchmark(args):
@@ -153,18 +137,30 @@ def save_errors(args, pairs, distances, threshold, most=12):
     sheet = draw_errors({"One person, rejected": (len(rejected), [describe(index) for index in worst_rejected]),
                          "Two people, accepted": (len(accepted), [describe(index) for index in worst_accepted])},
                         threshold)
-    with atomic_write(args.mistakes) as temporary:
-        sheet.save(temporary, format="png")
+    save_image(sheet, args.mistakes)
     print(f"Mistakes: {args.mistakes}")
+
+
+def save_roc(args, pairs, distances, thresholds, metrics):
+    title = f"{pairs.name}: accuracy {metrics.accuracy:.4f}, AUC {metrics.auc:.4f}, EER {metrics.eer:.4f}"
+    try:
+        plot_roc(distances, pairs.genuine, thresholds, title, args.png_save_path)
+        print(f"ROC: {args.png_save_path}")
+    except UserError:
+        raise
+    except Exception as error:  # matplotlib is missing or broken
+        print(f"ROC: cannot be drawn ({first_line(error)})", file=sys.stderr)
 
 
 @script
 def main():
-    args = parse_args()
+    args = make_parser().parse_args()
     if args.weights == "published":
         args.model_path = str(published_weights(args.backbone))
     args.model_path = str(find_weights(args.model_path))
     check_input_shape(args.input_shape)
+    for path in filter(None, (args.png_save_path, args.mistakes)):
+        image_format(path)  # an unknown ending is an error before anything is computed
     device = choose_device(args.device)
     keep_freed_memory(device)
     net = inference_copy(load_embedder(args.model_path, args.backbone)).to(device)
@@ -172,10 +168,7 @@ def main():
     print(f"{args.model_path} ({net.backbone}) on {describe_device(device)}")
     pairs = read_benchmark(args)
     print(f"{pairs.name}: {len(pairs.genuine)} pairs in {pairs.folds} folds, {len(pairs.paths)} images")
-    aligned = not looks_unaligned(pairs.paths)
-    if not aligned:
-        print(f"{args.bin or args.lfw_dir} {UNALIGNED}; --align-from aligns them")
-
+    aligned = check_aligned(pairs)
     start = time.perf_counter()
     try:
         embeddings = embed_pairs(net, pairs, progress=partial(tqdm, desc=pairs.name, disable=None),
@@ -197,12 +190,9 @@ def main():
         counts = (count_impostors(embeddings, pairs.identities) if pairs.identities
                   else count_distances(distances[~pairs.genuine]))
         save_measurement(args, metrics, thresholds, counts, pairs.name, aligned)
-    plot_roc(distances, pairs.genuine, thresholds,
-             f"{pairs.name}: accuracy {metrics.accuracy:.4f}, AUC {metrics.auc:.4f}, EER {metrics.eer:.4f}",
-             args.png_save_path)
-    print(f"ROC: {args.png_save_path}")
     if args.mistakes:
         save_errors(args, pairs, distances, metrics.threshold)
+    save_roc(args, pairs, distances, thresholds, metrics)
 
 
 if __name__ == "__main__":

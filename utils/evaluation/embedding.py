@@ -30,6 +30,8 @@ def inference_copy(net):
 
     The embeddings differ from the original's by float32 rounding (below 1e-6).
     """
+    if not hasattr(net, "arcface"):  # an ONNX model (utils/weights/onnx_model.py)
+        return net
     fast = copy.copy(net)
     fast._modules = {"arcface": fold_batch_norm(net.arcface).to(memory_format=torch.channels_last)}
     return fast
@@ -87,7 +89,7 @@ def decode_ahead(batches, decode, workers):
 @torch.inference_mode()
 def embed_batch(net, images, flip=False, bf16=False):
     """Return the L2-normalised embeddings (B, D), float32 on the CPU, of uint8 images (B, H, W, 3)."""
-    device = next(net.parameters()).device
+    device = next(net.parameters(), torch.empty(0)).device  # an ONNX model has no parameters
     embeddings = []
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for part in images.split(CPU_BATCH if device.type == "cpu" else len(images)):

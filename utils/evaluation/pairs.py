@@ -18,14 +18,12 @@ from utils.common.files import atomic_write, locate, read_lines
 from utils.evaluation.embedding import InvalidEmbeddings, embed_images
 from utils.evaluation.metrics import verification_metrics
 from utils.faces.alignment import align
+from utils.faces.face_crop import NoDetector, are_aligned
 from utils.faces.images import EncodedImage, open_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")  # of the images in --lfw-dir, the first that exists
 # Landmarks of a face in a 250x250 LFW image: the mean over folds 1 to 3, as the detector finds them.
 USUAL_LANDMARKS = np.array([(104.5, 112.2), (145.9, 111.6), (125.4, 137.3), (108.4, 157.4), (143.4, 156.9)])
-
-UNALIGNED = ("holds the un-aligned 250x250 images: expect about 71% if the same network has 98.5% on images aligned to "
-             "the 112x112 template")
 
 
 class Pairs(NamedTuple):
@@ -119,10 +117,17 @@ def with_even_folds(pairs, pairs_path):
                           folds=min(10, max(2, fewest // 2)))
 
 
-def looks_unaligned(paths):
-    """Return whether these are the original 250x250 images, in which a face fills a quarter, and not aligned crops."""
-    sizes = [open_image(path).size for path in paths[:: max(1, len(paths) // 20)]]
-    return sizes.count((250, 250)) > len(sizes) / 2
+def check_aligned(pairs):
+    """Return whether the images are aligned to the template, and print a line if they are not or if it is unknown."""
+    try:
+        aligned = are_aligned(pairs.paths)
+    except NoDetector as error:
+        print(f"{pairs.name}: unknown whether the images are aligned, {error}")
+        return None
+    if not aligned:
+        print(f"{pairs.name}: the images are not aligned to the 112x112 template, so expect about 71% if the same "
+              "network has 98.5% on aligned ones; eval_LFW.py --align-from aligns them")
+    return aligned
 
 
 # insightface's verification files
@@ -234,7 +239,7 @@ def align_lfw(paths, folder, detector, progress):
     Returns the number of images in which no face was found.
     """
     def write(path):
-        target = Path(folder, path.parent.name, path.name)
+        target = Path(folder, path.parent.name, f"{path.stem}.jpg")
         if target.is_file():
             return False
         image = open_image(path)

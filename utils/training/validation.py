@@ -14,7 +14,7 @@ from utils.common.errors import UserError
 from utils.data.dataset import batches_of
 from utils.evaluation.embedding import inference_copy
 from utils.evaluation.metrics import can_measure_far
-from utils.evaluation.pairs import UNALIGNED, embed_pairs, looks_unaligned, pair_metrics, read_bin, read_pairs
+from utils.evaluation.pairs import check_aligned, embed_pairs, pair_metrics, read_bin, read_pairs
 from utils.faces.images import normalise
 from utils.training.engine import read
 
@@ -78,18 +78,14 @@ def read_benchmarks(settings):
         if settings.lfw_eval is None and not there:
             print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss, or is the "
                   "last epoch's without validation)")
-    benchmarks = [read_lfw(settings) if name == "lfw" else read_bin(name) for name in names]
+    benchmarks = [read_pairs(settings.lfw_pairs, settings.lfw_dir) if name == "lfw" else read_bin(name)
+                  for name in names]
     twice = [name for name, count in Counter(pairs.name for pairs in benchmarks).items() if count > 1]
     if twice:
         raise UserError(f"--eval names {twice[0]} twice: give each benchmark once, by a file name of its own")
+    for pairs in benchmarks:
+        check_aligned(pairs)
     return benchmarks
-
-
-def read_lfw(settings):
-    pairs = read_pairs(settings.lfw_pairs, settings.lfw_dir)
-    if looks_unaligned(pairs.paths):
-        print(f"{settings.lfw_dir} {UNALIGNED}; eval_LFW.py --download fetches LFW and aligns it")
-    return pairs
 
 
 def columns_of(name):
