@@ -24,7 +24,7 @@ from utils.common import distributed
 from utils.common.device import DEVICES, choose_device, describe_device, emulates_bf16, keep_freed_memory, tune_cuda
 from utils.common.errors import SettingsParser, UserError, script
 from utils.data.augmentation import KINDS, augment
-from utils.data.dataset import make_loaders, read_training_set
+from utils.data.dataset import make_loaders, print_overlap, read_training_set
 from utils.faces.images import check_input_shape
 from utils.training import checkpoint as resume
 from utils.training.checkpoint import whole_weight
@@ -276,6 +276,8 @@ def main():
     device = prepare_machine(settings)
     pictures, labels, names, data_sha256 = read_training_set(settings)
     benchmarks = read_benchmarks(settings)
+    for pairs in benchmarks:
+        print_overlap(names, pairs.name, pairs.identities or [])
     net = make_net(settings, len(names), device)
     if state is None:
         load_weights(net, settings)

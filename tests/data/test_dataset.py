@@ -24,6 +24,7 @@ from utils.data.dataset import (
     FaceDataset,
     batches_of,
     make_loaders,
+    print_overlap,
     read_training_set,
     read_unlabeled,
     split_validation,
@@ -215,6 +216,13 @@ def test_unlabeled_images_follow_those_of_a_rec_file(tmp_path):
     assert dataset.name(3).startswith(f"{records}/train.rec, byte ") and dataset.name(5) == f"{folder}/b.jpg"
     place(folder, "c.jpg")
     assert read_training_set(settings).sha256 != found.sha256
+
+
+def test_identities_that_are_in_a_benchmark_too_are_reported(capsys):
+    print_overlap(["Ann Lee", "bob", "José", "0"], "LFW", ["ann_lee", "Jose\u0301", "Bobby"])
+    assert capsys.readouterr().out.startswith("2 of 4 people to train on, Ann Lee first, are also in LFW")
+    print_overlap(["Ann Lee"], "LFW", ["Ann"])
+    assert capsys.readouterr().out == ""
 
 
 def test_a_student_learns_from_them_and_its_accuracy_is_of_the_labeled_alone(

@@ -17,7 +17,7 @@ from nets.head import IGNORE
 from utils.common import distributed
 from utils.common.device import available_cores
 from utils.common.errors import UserError
-from utils.common.files import hash_file
+from utils.common.files import hash_file, identity_name
 from utils.data.annotation import check_files_exist, check_trainable, pack, read_annotation, read_names
 from utils.data.records import read_records
 from utils.faces.images import EXTENSIONS, describe_unread, extension, preprocess
@@ -70,6 +70,18 @@ def read_unlabeled(root):
         print(unread)
     names = "\n".join(os.path.relpath(path, root) for path in paths)
     return pack(paths), hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def print_overlap(class_names, benchmark, identities):
+    """Print a line if a benchmark shows identities of the training set, by name; underscores count as spaces."""
+    def plain(name):
+        return identity_name(name).replace("_", " ").casefold()
+
+    benchmark_names = set(map(plain, identities))
+    shared = [name for name in class_names if plain(name) in benchmark_names]
+    if shared:
+        print(f"{len(shared)} of {len(class_names)} people to train on, {shared[0]} first, are also in {benchmark}: "
+              "leave them out, or its results are too good")
 
 
 def split_validation(labels, fraction, seed):
