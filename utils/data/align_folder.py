@@ -49,16 +49,9 @@ def align_folder(source, destination):
     finally:
         pool.shutdown(cancel_futures=True)  # also after Ctrl-C
 
-    expected = {identity_name(str(crop)) for crop in crops}
-    for crop in destination.glob("*/*"):
-        if identity_name(str(crop)) in expected:
-            continue
-        if read_comment(crop):
-            crop.unlink()
-            remarks[source / crop.relative_to(destination)] = "the photo is gone, its crop is removed"
-            counts["removed"] += 1
-        else:
-            counts["other"] += 1
+    removed, other = remove_orphans(destination, crops)
+    counts.update({"removed": len(removed), "other": other})
+    remarks |= {source / crop.relative_to(destination): "the photo is gone, its crop is removed" for crop in removed}
     write_report(remarks, source, destination)
     return counts
 
@@ -74,6 +67,19 @@ def list_photos(source):
     if not photos:
         raise UserError(f"{source} holds no photo: make one folder of photos per person in it")
     return photos, {Path(path): f"left out: {reason}" for path, reason in skipped}
+
+
+def remove_orphans(destination, crops):
+    """Remove the crops without a photo. Return their paths, and how many other files there are.
+
+    crops: those with a photo. A Mac's disk may list them in another Unicode form.
+    """
+    expected = {identity_name(str(crop)) for crop in crops}
+    orphans = [path for path in destination.glob("*/*") if identity_name(str(path)) not in expected]
+    removed = [path for path in orphans if read_comment(path)]
+    for path in removed:
+        path.unlink()
+    return removed, len(orphans) - len(removed)
 
 
 def align_photo(photo, crop):
