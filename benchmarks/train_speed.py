@@ -55,7 +55,7 @@ def measure(settings):
         settings.channels_last = settings.bf16 = settings.fp16 = False
         device = choose_device(settings.device)
     paths, labels = read_annotation(settings.annotation_path)
-    dataset = FaceDataset(paths, labels, settings.input_shape, settings.letterbox_image)
+    dataset = FaceDataset(paths, labels, torch.arange(len(labels)), settings.input_shape, settings.letterbox_image)
     batches = EpochBatches(len(paths), settings.batch_size, settings.seed)
     groups = [default_collate([dataset[i] for i in indices])
               for _, indices in zip(range(WARM_UP + settings.steps), batches)]

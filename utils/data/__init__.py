@@ -1,1 +1,1 @@
-"""Folders, annotation lists and .rec files in, batches of faces out: listed, split, shuffled, augmented."""
+"""From folders, annotation files and .rec files to augmented batches of images."""
