@@ -33,7 +33,7 @@ def list_root(root):
     if reason := why_unwritable(str(root)):
         raise UserError(f"{str(root)!a} has {reason}: rename the folder")
     identities, skipped = {}, []
-    for entry in sorted(os.scandir(root), key=lambda entry: identity_name(entry.name)):
+    for entry in sorted(os.scandir(root), key=lambda entry: (identity_name(entry.name), entry.name)):
         if not is_folder(entry):
             reason = "a file beside the person folders"
         elif entry.name.startswith("."):
