@@ -130,14 +130,14 @@ def save_errors(args, pairs, distances, threshold, most=12):
         names = [pairs.identities[side] if pairs.identities else image_name(pairs.paths[side]) for side in sides]
         return *images, distances[index], " / ".join(dict.fromkeys(names))
 
-    rejected = np.flatnonzero(pairs.genuine & (distances >= threshold))
-    accepted = np.flatnonzero(~pairs.genuine & (distances < threshold))
-    worst_rejected = rejected[np.argsort(-distances[rejected])][:most]
-    worst_accepted = accepted[np.argsort(distances[accepted])][:most]
-    sheet = draw_errors({"One person, rejected": (len(rejected), [describe(index) for index in worst_rejected]),
-                         "Two people, accepted": (len(accepted), [describe(index) for index in worst_accepted])},
-                        threshold)
-    save_image(sheet, args.mistakes)
+    wrong = {"One person, rejected": pairs.genuine & (distances >= threshold),
+             "Two people, accepted": ~pairs.genuine & (distances < threshold)}
+    errors = {}
+    for title, mask in wrong.items():
+        indices = np.flatnonzero(mask)
+        worst = indices[np.argsort(-np.abs(distances[indices] - threshold))][:most]
+        errors[title] = len(indices), [describe(index) for index in worst]
+    save_image(draw_errors(errors, threshold), args.mistakes)
     print(f"Mistakes: {args.mistakes}")
 
 

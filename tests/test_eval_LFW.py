@@ -7,7 +7,6 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import ROOT, assert_user_error, is_png, write_rows
 from PIL import Image
 
@@ -125,15 +124,3 @@ def test_eval_with_an_undecodable_image_is_a_user_error(call_script, weights, ti
     path = tmp_path / "lfw" / "Abel_Pacheco" / "Abel_Pacheco_0004.jpg"
     path.write_bytes(path.read_bytes()[:2000] if content is None else content)
     assert_user_error(call_script("eval_LFW.py", *weights, *tiny_lfw, "--device", "cpu"), path)
-
-
-def test_eval_with_weights_of_another_backbone_is_a_user_error_with_the_remedy(call_script, weights, tiny_lfw):
-    assert_user_error(call_script("eval_LFW.py", *tiny_lfw, *weights, "--backbone", "iresnet18"),
-                      weights[1], "--backbone mobilefacenet")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
-@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
-def test_cuda_without_cuda_is_a_user_error(call_script, weights, tiny_lfw, tmp_path, device):
-    for script, arguments in (("eval_LFW.py", [*weights, *tiny_lfw]), ("train.py", [])):
-        assert_user_error(call_script(script, *arguments, "--device", device), device, "--device cpu")

@@ -66,8 +66,9 @@ def read_pairs(pairs_path, folder):
     missing = [path for path in pairs.paths if not path.is_file()]
     if missing:
         looked_for = f" (or {', '.join(SUFFIXES[1:])})" if is_lfw else ""
+        remedy = ", or fetch them by eval_LFW.py --download" if is_lfw else ""
         raise UserError(f"{folder} lacks {len(missing)} of the {len(pairs.paths)} images in {pairs_path}, such as "
-                        f"{missing[0]}{looked_for}: give another --lfw-dir, or let --download fetch LFW")
+                        f"{missing[0]}{looked_for}: give another --lfw-dir{remedy}")
     return pairs
 
 
@@ -91,9 +92,9 @@ def own_pair(fields, folder):
     return Path(folder, fields[0]), Path(folder, fields[1]), fields[2] == "1"
 
 
-def with_lfw_folds(pairs, first_line, pairs_path):
+def with_lfw_folds(pairs, header, pairs_path):
     try:
-        folds, per_fold = map(int, first_line)
+        folds, per_fold = map(int, header)
         if folds < 2 or per_fold < 1:
             raise ValueError
     except ValueError:
