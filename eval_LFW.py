@@ -165,7 +165,7 @@ def main():
     keep_freed_memory(device)
     net = inference_copy(load_embedder(args.model_path, args.backbone)).to(device)
     args.backbone = net.backbone
-    print(f"{args.model_path} ({net.backbone}) on {describe_device(device)}")
+    print(f"{args.model_path} ({net.backbone}) on {describe_device(device, args.bf16)}")
     pairs = read_benchmark(args)
     print(f"{pairs.name}: {len(pairs.genuine)} pairs in {pairs.folds} folds, {len(pairs.paths)} images")
     aligned = check_aligned(pairs)

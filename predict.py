@@ -208,7 +208,7 @@ def main():
                          ("model_path", "backbone", "letterbox_image", "device", "cuda", "bf16", "align", "face",
                           "threshold", "operating_point")})
     keep_freed_memory(arcface.device)
-    print(f"{arcface.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device)}")
+    print(f"{arcface.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device, args.bf16)}")
     if arcface.thresholds.note:
         print(arcface.thresholds.note)
     if args.export:

@@ -13,6 +13,7 @@ from nets.arcface import BACKBONES, ArcfaceNet
 from utils.common.errors import UserError, first_line
 from utils.common.files import atomic_write, hash_file, locate
 from utils.evaluation.thresholds import thresholds_path
+from utils.weights.onnx_model import OnnxModel
 
 # A flip of the highest exponent bit turns nearly every float32 below 1 into one above 1e9. The published networks hold
 # nothing above 50, and weights above 1e9 are those of a run that diverges.
@@ -177,10 +178,14 @@ def find_weights(path):
 
 
 def load_embedder(path, backbone=None):
-    """Return the ArcfaceNet of a weight file, without a head and in eval mode.
+    """Return the ArcfaceNet of a weight file, without a head and in eval mode, or the OnnxModel of an .onnx file.
 
     backbone: None infers it from the file. Raises UserError if the file does not fit the backbone exactly.
     """
+    if Path(path).suffix.lower() == ".onnx":
+        if backbone:
+            raise UserError(f"{path} is an ONNX file, which needs no backbone: leave out --backbone")
+        return OnnxModel(path)
     state = {name: value for name, value in read_weights(path).items() if not name.startswith("head.")}
     try:
         net = ArcfaceNet(backbone=backbone or infer_backbone(state))
