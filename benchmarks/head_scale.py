@@ -26,14 +26,24 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nets.head import ArcMarginProduct
-from nets.partial_fc import WHOLE, Shard, sampled_head
+from nets.partial_fc import UNSHARDED, Shard, sampled_head
+from nets.softmax import CHUNK
 from utils.common import distributed
-from utils.training.describe import head_bytes
 
 DIMENSIONS, PICTURES = 512, 64
 PEOPLE = (50_000, 93_431, 200_000)  # the second is MS1MV3's
 SIDES = {"one-hot": "tab:red", "ours": "tab:blue", "sharded": "tab:green", "sampled": "tab:orange"}
 PROCESSES, RATE = 2, 0.1
+
+
+def head_bytes(rows, dimensions, images, rate=1.0):
+    """Return the memory of a head of so many rows on this rank, float32 with momentum, at the peak of a step.
+
+    That is at the end of its backward pass. images: of all ranks that share the head. rate: --sample-rate.
+    """
+    sample = math.ceil(rate * rows)
+    copies = 2 * rows + sample * (1 if rate == 1 else 3)
+    return 4 * (copies * dimensions + sample * images + min(CHUNK, sample * dimensions))
 
 
 def expected_bytes(side, people):
@@ -57,10 +67,10 @@ def one_hot_losses(head, embeddings, labels):
 
 def seconds_of_steps(side, people, steps):
     """-> the processor time of each step."""
-    shard = Shard(distributed.rank(), distributed.world_size()) if side == "sharded" else WHOLE
+    shard = Shard(distributed.rank(), distributed.world_size()) if side == "sharded" else UNSHARDED
     head = ArcMarginProduct(DIMENSIONS, people, 64.0, 0.5, shard=shard)
     optimizer = torch.optim.SGD(head.parameters(), 0.1, 0.9, nesterov=True, fused=True)
-    pictures, taken = PICTURES // shard.processes, []
+    pictures, taken = PICTURES // shard.world_size, []
     for number in range(steps):
         embeddings = torch.randn(pictures, DIMENSIONS, requires_grad=True)
         labels = torch.randint(0, people, (pictures,))

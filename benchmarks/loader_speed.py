@@ -2,7 +2,7 @@
 
     python benchmarks/loader_speed.py --annotation-path cls_train.txt --num-workers 2
     python benchmarks/loader_speed.py --annotation-path cls_train.txt --num-workers 2 --bf16
-    python benchmarks/loader_speed.py --annotation-path cls_train.txt --rec faces_emore
+    python benchmarks/loader_speed.py --annotation-path cls_train.txt --records faces_emore
 
 Every flag of train.py is one here. A run's own share of waiting is a column of its log.csv.
 """
@@ -13,20 +13,20 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from train import check_settings, make_parser
+from train import train_one_epoch
 from utils.common.device import keep_freed_memory
 from utils.common.errors import script
 from utils.data.annotation import read_annotation
-from utils.data.augmentation import augment
 from utils.data.dataset import make_loaders
 from utils.data.records import read_records
 from utils.faces.images import preprocess
-from utils.training.compilation import compile_if_wanted
-from utils.training.engine import epoch_means, train_one_epoch
-from utils.training.setup import load_weights, make_net, make_training
+from utils.training.compilation import compile_if_it_pays
+from utils.training.losses import LabelLoss
+from utils.training.run import StopRequest
+from utils.training.settings import check_args, make_parser
+from utils.training.state import TrainState, make_net, new_sums
 
 CPU = torch.device("cpu")
 
@@ -34,9 +34,10 @@ CPU = torch.device("cpu")
 def parse_settings():
     parser = make_parser()
     parser.add_argument("--pictures", type=int, default=2000, help="to decode, and to train on")
+    parser.add_argument("--records", metavar="DIR", help="compare decoding with that from this folder's train.rec")
     parser.add_argument("--repeats", type=int, default=5)
     settings = parser.parse_args()
-    check_settings(settings, parser)
+    check_args(settings, parser)
     return settings
 
 
@@ -65,17 +66,15 @@ def measure_waiting(paths, labels, settings):
     keep_freed_memory(CPU)
     loader, _ = make_loaders(paths, labels, settings, CPU)
     net = make_net(settings, int(labels.max()) + 1, CPU)
-    load_weights(net, settings)
-    training = make_training(net, loader.batch_sampler, settings, CPU)
-    images, sample, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
-    images, _ = augment(images, settings.seed, 0, 0, settings.augment)
-    print(compile_if_wanted(training, settings, math.inf, images, sample))
-    for training.epoch in range(2):  # the first one starts the workers
-        training.batch, training.sums = max(0, len(loader) - settings.pictures // settings.batch_size), {}
-        train_one_epoch(training, loader, lambda means: None, lambda: None)
-    means = epoch_means(training.sums)
+    state = TrainState(settings, net, LabelLoss(net), loader.batch_sampler, CPU)
+    print(compile_if_it_pays(state, settings, math.inf))
+    batches = len(loader)
+    for state.epoch in range(2):  # the first one starts the workers
+        state.batch, state.sums = max(0, batches - settings.pictures // settings.batch_size), new_sums()
+        train_one_epoch(state, loader, None, StopRequest(), settings, "")
+    metrics = state.epoch_metrics()
     print(f"training {settings.backbone}, batch {settings.batch_size}, {settings.num_workers} workers: "
-          f"{means['images_per_second']:.1f} img/s, {means['waiting']:.2%} of the time waiting for data")
+          f"{metrics['images_per_second']:.1f} img/s, {metrics['data_wait']:.2%} of the time waiting for data")
 
 
 @script
@@ -83,8 +82,8 @@ def main():
     settings = parse_settings()
     settings.val_split = 0
     paths, labels = read_annotation(settings.annotation_path)
-    if settings.rec:
-        compare({"files": paths, "records": read_records(settings.rec)[0]}, settings)
+    if settings.records:
+        compare({"files": paths, "records": read_records(settings.records)[0]}, settings)
     measure_waiting(paths, labels, settings)
 
 

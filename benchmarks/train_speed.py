@@ -6,7 +6,7 @@
 
 plain: eager, channels first, float32, the C library's malloc and cuDNN's choice as they are, margin by a one-hot
 matrix, accuracy by a softmax, one parameter after the other in the optimizer, in the order of the published scripts.
-ours: the step of utils/training/engine.py, set up as train.py does, in a long run. Each measurement is a process of its
+ours: the step of train.py, set up as train.py does, in a long run. Each measurement is a process of its
 own; pictures are decoded beforehand in both. Every flag of train.py is one here; the plain loop knows those of network,
 data, learning rate and device. Peak memory is the process's, or what PyTorch took of a CUDA device.
 """
@@ -24,15 +24,16 @@ import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from train import check_settings, make_parser, prepare_machine
+from train import init_device, train_step
 from utils.common.device import choose_device
 from utils.common.errors import script
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
 from utils.data.dataset import EpochBatches, FaceDataset
-from utils.training.compilation import compile_if_wanted
-from utils.training.engine import enter_training_mode, train_one_step
-from utils.training.setup import load_weights, make_net, make_training
+from utils.training.compilation import compile_if_it_pays
+from utils.training.losses import LabelLoss
+from utils.training.settings import check_args, make_parser
+from utils.training.state import TrainState, make_net
 
 WARM_UP = 3  # steps not counted
 
@@ -43,16 +44,16 @@ def parse_settings():
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each loop")
     parser.add_argument("--side", choices=("plain", "ours"), help="one measurement of this loop, as JSON")
     settings = parser.parse_args()
-    check_settings(settings, parser)
+    check_args(settings, parser)
     return settings
 
 
 def measure(settings):
     """Run one loop. -> {"images_per_second", "losses", "peak_megabytes"}."""
     if settings.side == "ours":
-        device = prepare_machine(settings)
+        device = init_device(settings)
     else:
-        settings.channels_last = settings.bf16 = settings.fp16 = False
+        settings.bf16 = settings.fp16 = False
         device = choose_device(settings.device)
     paths, labels = read_annotation(settings.annotation_path)
     dataset = FaceDataset(paths, labels, torch.arange(len(labels)), settings.input_shape, settings.letterbox_image)
@@ -60,21 +61,20 @@ def measure(settings):
     groups = [default_collate([dataset[i] for i in indices])
               for _, indices in zip(range(WARM_UP + settings.steps), batches)]
     net = make_net(settings, int(labels.max()) + 1, device)
-    load_weights(net, settings)
-    training = make_training(net, batches, settings, device)
+    training = TrainState(settings, net, LabelLoss(net), batches, device)
     if settings.side == "ours":
         step = our_step
-        images, _ = augment(groups[0][0].to(device), settings.seed, 0, 0)
-        print(compile_if_wanted(training, settings, math.inf, images, groups[0][1].to(device)), file=sys.stderr)
+        print(compile_if_it_pays(training, settings, math.inf), file=sys.stderr)
     else:
         step = plain_step
+        net.to(memory_format=torch.contiguous_format)
         for group in training.optimizer.param_groups:
             group["fused"] = False
-    enter_training_mode(training)
+    training.set_training_mode(freeze_bn=False)
     seconds, losses = [], []
     for group in groups:
         start = time.perf_counter()
-        losses.append(step(training, group, dataset))
+        losses.append(step(training, group, settings))
         seconds.append(time.perf_counter() - start)
     peak = (torch.cuda.max_memory_reserved(device) if device.type == "cuda"
             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -82,22 +82,22 @@ def measure(settings):
             "peak_megabytes": peak / 2 ** 20}
 
 
-def our_step(training, group, dataset):
-    loss, _ = train_one_step(training, [group], dataset)
+def our_step(training, group, settings):
+    loss, _ = train_step(training, [group], settings)
     training.batch += 1
     return loss
 
 
-def plain_step(training, group, dataset):
+def plain_step(training, group, settings):
     pixels, labels = (tensor.to(training.device) for tensor in group[:2])
-    images = augment(pixels, training.seed, training.epoch, training.batch)[0].contiguous()
+    images = augment(pixels, settings.seed, training.epoch, training.batch)[0].contiguous()
     for parameters in training.optimizer.param_groups:
         parameters["lr"] = training.learning_rate(training.step)
     training.optimizer.zero_grad()
     head = training.net.head
     cosine = F.linear(F.normalize(training.net.arcface(images)), F.normalize(head.weight))
     one_hot = torch.zeros_like(cosine).scatter_(1, labels[:, None], 1)
-    logits = (one_hot * head.add_margin(cosine) + (1 - one_hot) * cosine) * head.s
+    logits = (one_hot * head.add_margin(cosine, None) + (1 - one_hot) * cosine) * head.s
     loss = F.nll_loss(F.log_softmax(logits, -1), labels)
     loss.backward()
     training.optimizer.step()

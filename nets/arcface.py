@@ -11,16 +11,16 @@ from nets.head import ArcMarginProduct
 from nets.iresnet import IResNet
 from nets.mobilefacenet import MobileFaceNet
 from nets.mobilenet import MobileNetV1
-from nets.partial_fc import WHOLE
+from nets.partial_fc import UNSHARDED
 
 
 class Backbone(NamedTuple):
-    """All that is said of a backbone."""
+    """Everything that the rest of the repository knows of a backbone."""
     build: Callable[[], nn.Module]
     embedding_size: int
     scale: float          # the head's s
-    embedding_layer: str  # the name of the layer whose weight makes the embedding
-    compile_pays: bool    # whether torch.compile speeds its training up on a CPU (figures: training/compilation.py)
+    embedding_layer: str  # the layer whose weight makes the embedding
+    compile_pays: bool    # torch.compile speeds up its training on a CPU (see utils/training/compilation.py)
 
 
 BACKBONES = {
@@ -38,9 +38,9 @@ HEADS = {"arcface": ArcMarginProduct}
 
 
 def backbone_name(name):
-    """The key of BACKBONES that `name` means: "mobilenetv1" and "arcface_mobilenet" are "mobilenet".
+    """Return the key of BACKBONES for a name or an alias: "mobilenetv1" and "arcface_mobilenet" are "mobilenet".
 
-    Raises ValueError for an unknown one.
+    Raises ValueError for an unknown name.
     """
     key = name.removeprefix("arcface_")
     key = ALIASES.get(key, key)
@@ -50,17 +50,17 @@ def backbone_name(name):
 
 
 class ArcfaceNet(nn.Module):
-    """`net(images)` -> L2-normalised embeddings (B, D); `net(images, labels)` -> scaled margin logits (B, C).
+    """`net(images)` returns L2-normalised embeddings (B, D), `net(images, labels)` scaled margin logits (B, C).
 
     images: float32 (B, 3, 112, 112) in [-1, 1]; labels: int64 (B,) in 0..num_classes-1.
-    num_classes: None makes a network without a head, for evaluation and prediction.
-    s: the head's scale; None takes the backbone's own. m, easy_margin, shard: see nets/head.py. head: a key of HEADS.
+    num_classes: None builds a network without a head, for evaluation and prediction.
+    s: the head's scale, None for the backbone's. m, easy_margin, shard: see nets/head.py. head: a key of HEADS.
 
     `state_dict()` has the names of the published files: `arcface.<layer>...` and `head.weight`.
     """
 
     def __init__(self, num_classes=None, backbone=DEFAULT_BACKBONE, s=None, m=0.5, easy_margin=False, head="arcface",
-                 shard=WHOLE):
+                 shard=UNSHARDED):
         super().__init__()
         self.backbone = backbone_name(backbone)
         kind = BACKBONES[self.backbone]
@@ -71,7 +71,8 @@ class ArcfaceNet(nn.Module):
                                     shard)
 
     def forward(self, images, labels=None):
-        # In float32 at least, so that embeddings are of length 1 to seven digits also under bf16 autocast.
         embeddings = self.arcface(images)
-        embeddings = F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
-        return embeddings if labels is None else self.head(embeddings, labels)
+        if labels is not None:
+            return self.head(embeddings, labels)
+        # In float32 at least, so that the length is 1 to seven digits under bf16 autocast too.
+        return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))

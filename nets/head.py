@@ -1,127 +1,139 @@
-"""The heads: an angular margin on the target logit, and what training asks of a head beside its logits."""
+"""The heads: an angular margin on the target's logit, and the loss that training uses."""
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nets.partial_fc import WHOLE, draw_rows
-from nets.softmax import ClassSums, float32_products
+from nets.partial_fc import UNSHARDED, init_rows
+from nets.softmax import SoftmaxTerms, float32_products
 
-IGNORE = -1  # the label, in `losses` alone, of a picture whose person is not known
+IGNORE = -1  # the label of an unlabeled image, which only `losses` accepts
 
 
 class MarginHead(nn.Module):
-    """Embeddings (B, in_features) and labels (B,) -> scaled logits (B, out_features), float32.
+    """`head(embeddings, labels)` returns scaled margin logits (B, out_features), float32.
 
-    `losses` is what training uses: the same without the logits, in a third of their memory.
+    Training does not call it: it calls `losses`, which gives the cross-entropy of the same logits in a third of their
+    memory. `forward` is the textbook version for users and tests.
 
-    logits = s * cos(theta) between the embedding and each identity's row of `weight`, except the target's, which is
-    s * margin(cos(theta)). A head is a class that defines `margin`; it is chosen by its name in nets/arcface.py.
+    logits = s * cos(theta) between the embedding and each class's row of `weight`, except the target's, which is
+    s * margin(cos(theta), norm). A head is a class that defines `margin`; nets/arcface.py lists them by name.
 
-    s: scale, the radius of the sphere; the smaller the embedding, the smaller s has to be (32 for 128
-    dimensions, 64 for 512), because random cosines spread by 1/sqrt(in_features).
-    m: margin, in radians where it is an angle, 0 <= m < pi.
-    easy_margin: no margin where cos(theta) <= 0.
-    shard: the part of the classes whose rows this process has; with less than all of them only `losses` works.
-    After a forward pass `target_cosine` (B, 1) holds the targets' cosines before the margin: what accuracy
-    has to be judged on.
+    embeddings: (B, in_features), of any length. labels: int64 (B,).
+    s: scale. It has to be smaller for fewer dimensions (32 for 128, 64 for 512), because random cosines spread by
+    1/sqrt(in_features).
+    m: margin, in radians if it is an angle, 0 <= m < pi.
+    easy_margin: apply the margin only if cos(theta) > 0.
+    shard: the rank's part of the classes; `forward` needs all of them.
+    After a forward pass `target_cosine` (B, 1) holds the targets' cosines before the margin, for `correct`.
     """
 
-    def __init__(self, in_features, out_features, s, m, easy_margin=False, shard=WHOLE):
+    def __init__(self, in_features, out_features, s, m, easy_margin=False, shard=UNSHARDED):
         super().__init__()
         if not 0 < s < math.inf or not 0 <= m < math.pi:
             raise ValueError(f"the scale s must be positive and the margin m in [0, pi): s={s}, m={m}")
         self.s, self.m, self.easy_margin = s, m, easy_margin
         self.classes, self.shard = out_features, shard
-        self.weight = nn.Parameter(draw_rows(out_features, in_features, *shard.bounds(out_features)))
-        self.sample = None  # (rows,), ascending: which of its rows `weight` holds while nets/partial_fc.py lets it
+        self.weight = nn.Parameter(init_rows(out_features, in_features, *shard.bounds(out_features)))
+        self.sample = None  # ascending rows that `weight` holds inside sampled_head (nets/partial_fc.py)
         self.target_cosine = None
 
-    def margin(self, cosine):
-        """The targets' cos(theta), float32 of any shape -> what stands in its place, differentiable."""
+    def margin(self, cosine, norm):
+        """Return what replaces the targets' cosines, differentiable.
+
+        cosine: cos(theta), float32 (B, K), for K targets of each image. norm: (B, 1), the length of the embeddings
+        before normalisation. Both have a gradient in training.
+        """
         raise NotImplementedError
 
     def forward(self, embeddings, labels):
         """Raises ValueError for a label outside 0..out_features-1."""
         self.check_labels(labels)
         with float32_products(embeddings.device):
-            cosine = F.linear(F.normalize(embeddings.to(self.weight.dtype)), F.normalize(self.weight))
+            embeddings, norm = self.normalize(embeddings)
+            cosine = F.linear(embeddings, F.normalize(self.weight))
             target = cosine.gather(1, labels[:, None])
             self.target_cosine = target.detach()
             # Only the B target entries change, so the margin costs B numbers and no one-hot matrix.
-            return (cosine * self.s).scatter_(1, labels[:, None], self.add_margin(target) * self.s)
+            return (cosine * self.s).scatter_(1, labels[:, None], self.add_margin(target, norm) * self.s)
 
-    def losses(self, embeddings, labels, share=None):
-        """-> (losses (B,), correct (B,) bool) of each picture: the cross-entropy of its logits, and `correct`.
+    def losses(self, embeddings, labels, lam=None):
+        """Return (losses (B,), correct (B,) bool): the cross-entropy of each image's logits, and as `correct`.
 
-        share: what mixup left of each picture, (B,); the rest of it is the picture before, and counts for that one's
-        label, unless it is IGNORE. A picture labelled IGNORE has a loss of no meaning. The logits are those of
-        `forward`, but for what a sum of C numbers is rounded to. One backward pass: another one, or a gradient of the
-        gradient, raises RuntimeError.
+        lam: (B,) or None. Image i is lam * itself + (1 - lam) * image i-1 (mixup); the loss is weighted likewise.
+        Unlabeled images add no loss to a mixed one; the loss of an image that is itself unlabeled has no meaning.
+        One backward pass: another one, or a gradient of the gradient, raises RuntimeError.
         """
-        if labels.is_cpu:  # elsewhere it would wait for the device
-            self.check_labels_or_nobody(labels)
-        targets = labels[:, None] if share is None else torch.stack([labels, labels.roll(1)], 1)
-        columns = self.columns(self.shard.gather(targets).flatten(0, 1))
+        if labels.is_cpu:  # on a device the check would wait for it
+            self.check_labels_or_ignored(labels)
+        targets = labels[:, None] if lam is None else torch.stack([labels, labels.roll(1)], 1)
+        target_rows = self.rows_of(self.shard.gather(targets).flatten(0, 1))
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = F.normalize(embeddings.to(self.weight.dtype))
-            cosine, rest, largest = ClassSums.apply(embeddings, self.weight, columns, self.s, self.shard,
-                                                    torch.is_grad_enabled())
-            plain, shifted = cosine * self.s, self.add_margin(cosine) * self.s
-            if share is None:
-                return logistic_loss(shifted[:, 0] - rest), plain[:, 0] > largest
-            # In the loss of either target the other one is a class like all the rest, unless both are of one person.
+            embeddings, norm = self.normalize(embeddings)
+            cosine, lse_negatives, max_negative = SoftmaxTerms.apply(
+                embeddings, self.weight, target_rows, self.s, self.shard, torch.is_grad_enabled())
+            logit, margin_logit = cosine * self.s, self.add_margin(cosine, norm) * self.s
+            if lam is None:
+                return cross_entropy(margin_logit[:, 0], lse_negatives), logit[:, 0] > max_negative
+            # For each target the other one is a negative too, unless both are the same class.
             same, known = targets[:, :1] == targets[:, 1:], targets != IGNORE
-            other = plain.flip(1).masked_fill(same | ~known.flip(1), torch.finfo(plain.dtype).min)
-            losses = logistic_loss(shifted - torch.logaddexp(rest[:, None], other)).where(known, 0)
-            return (share * losses[:, 0] + (1 - share) * losses[:, 1],
-                    plain[:, 0] > torch.maximum(largest, other[:, 0]))
+            other = logit.flip(1).masked_fill(same | ~known.flip(1), torch.finfo(logit.dtype).min)
+            losses = cross_entropy(margin_logit, torch.logaddexp(lse_negatives[:, None], other)).where(known, 0)
+            return (lam * losses[:, 0] + (1 - lam) * losses[:, 1],
+                    logit[:, 0] > torch.maximum(max_negative, other[:, 0]))
 
-    def columns(self, targets):
-        """Classes, of any shape -> the rows of `weight` that are theirs, -1 where it has none."""
+    def normalize(self, embeddings):
+        """Return the embeddings with length 1, in the dtype of `weight`, and their lengths (B, 1) before."""
+        embeddings = embeddings.to(self.weight.dtype)
+        norm = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+        return embeddings / norm.clamp_min(1e-12), norm
+
+    def rows_of(self, labels):
+        """Return the rows of `weight` for labels of any shape, -1 for classes that are not in it."""
         first, last = self.shard.bounds(self.classes)
-        rows, count = targets - first, last - first
-        here = (rows >= 0) & (rows < count)
+        rows, count = labels - first, last - first
+        present = (rows >= 0) & (rows < count)
         if self.sample is not None and count:
-            places = torch.searchsorted(self.sample, rows).clamp_max(len(self.sample) - 1)
-            here, rows = here & (self.sample[places] == rows), places
-        return torch.where(here, rows, -1)
+            index = torch.searchsorted(self.sample, rows).clamp_max(len(self.sample) - 1)
+            present, rows = present & (self.sample[index] == rows), index
+        return torch.where(present, rows, -1)
 
-    def add_margin(self, cosine):
-        """`margin`, but with easy_margin only where cos(theta) > 0."""
-        return torch.where(cosine > 0, self.margin(cosine), cosine) if self.easy_margin else self.margin(cosine)
+    def add_margin(self, cosine, norm):
+        """Return `margin`; with easy_margin, cosines that are not positive stay as they are."""
+        shifted = self.margin(cosine, norm)
+        return torch.where(cosine > 0, shifted, cosine) if self.easy_margin else shifted
 
     def check_labels(self, labels):
         if len(labels) and (labels.min() < 0 or labels.max() >= self.classes):
-            wrong = labels[(labels < 0) | (labels >= self.classes)][0].item()
-            raise ValueError(f"label {wrong} is outside 0..{self.classes - 1}: the head has {self.classes} classes")
+            invalid = labels[(labels < 0) | (labels >= self.classes)][0].item()
+            raise ValueError(f"label {invalid} is outside 0..{self.classes - 1}: the head has {self.classes} classes")
 
-    def check_labels_or_nobody(self, labels):
+    def check_labels_or_ignored(self, labels):
         self.check_labels(labels.where(labels != IGNORE, 0))
 
     def correct(self, logits, labels):
-        """Of the last forward pass: (B,) bool, whether the target's plain cosine beats every other class."""
+        """Return (B,) bool for the last forward pass: whether the target's cosine, without margin, is the largest."""
         others = logits.detach().scatter(1, labels[:, None], -torch.inf).amax(1)
         return self.target_cosine[:, 0] * self.s > others
 
     def expected_initial_loss(self):
-        """The cross-entropy before anything is learned, when every cosine is N(0, 1/in_features).
+        """Return the cross-entropy before anything is learned, when every cosine is N(0, 1/in_features).
 
-        log(C) for the guess, s^2 / 2d for the spread of the C exponentials, and the margin's share, taken at the mean
-        cosine of either side of a right angle. With ArcFace that share is about s sin(m): 28.6 in all for s=32,
-        d=128, C=10575. A loss of 44 at the start of iResNet-50 on CASIA is right.
+        log(C) for the guess, s^2 / 2d for the spread of the C exponentials, and the margin's part, taken at the mean
+        positive and negative cosine. For ArcFace that part is about s sin(m): 28.6 in all for s=32, d=128, C=10575.
+        A loss of 44 at the start of iResNet-50 on CASIA is right.
         """
         dimensions = self.weight.shape[1]
-        side = math.sqrt(2 / (math.pi * dimensions))
-        cosine = torch.tensor([side, -side])
-        shift = (self.add_margin(cosine) - cosine).mean().item()
+        mean = math.sqrt(2 / (math.pi * dimensions))
+        cosine, norm = torch.tensor([[mean], [-mean]]), torch.full((2, 1), math.sqrt(dimensions))  # after BatchNorm
+        shift = (self.add_margin(cosine, norm) - cosine).mean().item()
         return math.log(self.classes) + self.s ** 2 / (2 * dimensions) - self.s * shift
 
 
-def logistic_loss(lead):
-    """log(1 + exp(-lead)): the cross-entropy of a target whose logit is ahead of the sum of the others by `lead`."""
-    return F.softplus(-lead, threshold=60)  # beyond it the loss is linear to the last digit even of float64
+def cross_entropy(target_logit, lse_negatives):
+    """Return log(1 + exp(lse_negatives - target_logit))."""
+    return F.softplus(lse_negatives - target_logit, threshold=60)  # linear beyond 60, exact even in float64
 
 
 class ArcMarginProduct(MarginHead):
@@ -131,11 +143,11 @@ class ArcMarginProduct(MarginHead):
     again, so there it is s * (cos(theta) - m sin(m)), as in the published code.
     """
 
-    def margin(self, cosine):
-        """cos(theta) -> cos(theta + m), with the exact gradient cos(m) + sin(m) cos(theta) / sin(theta).
+    def margin(self, cosine, norm):
+        """Return cos(theta + m), with the exact gradient cos(m) + sin(m) cos(theta) / sin(theta).
 
         (1 - c)(1 + c) keeps the digits that 1 - c*c loses near theta = 0. The floor stops the gradient only
-        where float32 cannot tell theta from 0, and there keeps it finite.
+        where float32 cannot distinguish theta from 0, and keeps it finite there.
         """
         sine = ((1 - cosine) * (1 + cosine)).clamp_min(1e-12).sqrt()
         shifted = cosine * math.cos(self.m) - sine * math.sin(self.m)

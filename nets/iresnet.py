@@ -37,7 +37,7 @@ def stage(in_channels, out_channels, count):
 
 
 class IResNet(nn.Module):
-    """Images (B, 3, 112, 112) -> embeddings (B, embedding_size), not yet normalised.
+    """Embed images (B, 3, 112, 112) as (B, embedding_size), not yet normalised.
 
     depths: the number of blocks in each of the four stages; (3, 4, 14, 3) is iResNet-50.
     """
@@ -67,9 +67,3 @@ class IResNet(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = self.dropout(self.bn2(x).flatten(1))
         return self.features(self.fc(x))
-
-    def blocks(self):
-        """The network in pieces, in order: each takes what the one before gives, the first the images."""
-        return [nn.Sequential(self.conv1, self.bn1, self.prelu),
-                *self.layer1, *self.layer2, *self.layer3, *self.layer4,
-                nn.Sequential(self.bn2, nn.Flatten(), self.dropout, self.fc, self.features)]

@@ -47,10 +47,10 @@ class Stage(nn.Module):
 
 
 class MobileFaceNet(nn.Module):
-    """Images (B, 3, 112, 112) -> embeddings (B, embedding_size), not yet normalised.
+    """Embed images (B, 3, 112, 112) as (B, embedding_size), not yet normalised.
 
     The 7x7 feature map is reduced by a depthwise convolution that learns one weight per position
-    (GDConv) instead of average pooling: the middle of a face says more than its corners.
+    (GDConv) instead of average pooling: the middle of a face is more informative than its corners.
     """
 
     def __init__(self, embedding_size=128):
@@ -84,12 +84,3 @@ class MobileFaceNet(nn.Module):
         x = self.GDC_bn(self.GDC_dw(x))
         x = self.last_bn(self.features(x))
         return x.flatten(1)
-
-    def blocks(self):
-        """The network in pieces, in order: each takes what the one before gives, the first the images."""
-        return [nn.Sequential(self.conv1, self.conv2_dw),
-                self.conv_23, *self.conv_3.model,
-                self.conv_34, *self.conv_4.model,
-                self.conv_45, *self.conv_5.model,
-                nn.Sequential(self.sep, self.sep_bn, self.prelu),
-                nn.Sequential(self.GDC_dw, self.GDC_bn, self.features, self.last_bn, nn.Flatten())]

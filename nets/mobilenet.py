@@ -16,7 +16,7 @@ def depthwise_separable(in_channels, out_channels, stride=1):
 
 
 class MobileNetV1(nn.Module):
-    """Images (B, 3, 112, 112) -> embeddings (B, embedding_size), not yet normalised.
+    """Embed images (B, 3, 112, 112) as (B, embedding_size), not yet normalised.
 
     Without residual connections it learns slowly from random weights; start it from published ones.
     """
@@ -56,9 +56,3 @@ class MobileNetV1(nn.Module):
         x = self.prelu(self.sep_bn(self.sep(x)))
         x = self.dropout(self.bn2(x).flatten(1))
         return self.features(self.linear(x))
-
-    def blocks(self):
-        """The network in pieces, in order: each takes what the one before gives, the first the images."""
-        return [*self.stage1, *self.stage2, *self.stage3,
-                nn.Sequential(self.sep, self.sep_bn, self.prelu),
-                nn.Sequential(self.bn2, nn.Flatten(), self.dropout, self.linear, self.features)]

@@ -1,4 +1,4 @@
-"""Sharded and sampled classes (Partial FC): which rows of the head a rank has, and which of them a step trains.
+"""Sharded and sampled classes (Partial FC): the rows of the head that a rank holds, and those that a step trains.
 
 An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs by Partial FC",
 CVPR 2022, arXiv 2203.15565.
@@ -10,101 +10,112 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-BLOCK = 8192  # rows that are drawn at a time
+ROWS_AT_ONCE = 8192  # that are initialized at a time
 
 
 class Shard(NamedTuple):
-    """The part of the classes that a process has. The default is all of them, and no other process is asked."""
+    """A rank's part of the classes. The default is all of them, without any communication."""
     rank: int = 0
-    processes: int = 1
+    world_size: int = 1
 
     def bounds(self, classes):
-        """-> the first class, and the one after the last. Parts differ by one class at most, and may be empty."""
-        return classes * self.rank // self.processes, classes * (self.rank + 1) // self.processes
+        """Return the first class and the one after the last. Parts differ by one class at most, and may be empty."""
+        return classes * self.rank // self.world_size, classes * (self.rank + 1) // self.world_size
 
     def gather(self, tensor):
-        """Tensors of one shape -> those of every process, stacked: (processes, ...)."""
-        if self.processes == 1:
+        """Return the tensors of all ranks, which have one shape, stacked: (world_size, ...)."""
+        if self.world_size == 1:
             return tensor[None]
-        tensors = tensor.new_empty(self.processes, *tensor.shape)
+        tensors = tensor.new_empty(self.world_size, *tensor.shape)
         dist.all_gather(list(tensors.unbind()), tensor.contiguous())
         return tensors
 
     def sum_(self, tensor):
-        """The sum over the processes, in place."""
-        if self.processes > 1:
+        """Sum a tensor over the ranks, in place."""
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def own(self, tensor):
-        """What `gather` made of the tensors of all, flattened to (processes * B, ...) -> (B, ...) of this process."""
-        count = len(tensor) // self.processes
+        """Return this rank's (B, ...) of a gathered and flattened (world_size * B, ...)."""
+        count = len(tensor) // self.world_size
         return tensor[self.rank * count:(self.rank + 1) * count]
 
+    def collect_rows(self, rows, classes):
+        """Return the rows (C, D) of all ranks, on the CPU of rank 0; None on the other ranks."""
+        if self.world_size == 1:
+            return rows.cpu()
+        if self.rank:
+            dist.send(rows.contiguous(), 0)
+            return None
+        parts = [rows.cpu()]
+        for rank in range(1, self.world_size):
+            first, last = self._replace(rank=rank).bounds(classes)
+            part = rows.new_empty(last - first, rows.shape[1])
+            dist.recv(part, rank)
+            parts.append(part.cpu())
+        return torch.cat(parts)
 
-WHOLE = Shard()
+
+UNSHARDED = Shard()
 
 
-def draw_rows(classes, dimensions, first, last):
-    """Rows first..last of the weight that xavier_uniform_ draws for all classes: the same however they are divided.
+def init_rows(classes, dimensions, first, last):
+    """Return rows first..last of the (classes, dimensions) matrix that xavier_uniform_ would draw.
 
-    The other rows are drawn too, a few at a time, so that the generator goes on as if all had been.
+    The other rows are drawn too, a few at a time, so that neither they nor the generator depend on the sharding.
     """
     rows, bound = torch.empty(last - first, dimensions), math.sqrt(6 / (classes + dimensions))
-    for start in range(0, classes, BLOCK):
-        block = torch.empty(min(BLOCK, classes - start), dimensions).uniform_(-bound, bound)
-        begin, end = max(first, start), min(last, start + len(block))
+    for start in range(0, classes, ROWS_AT_ONCE):
+        drawn = torch.empty(min(ROWS_AT_ONCE, classes - start), dimensions).uniform_(-bound, bound)
+        begin, end = max(first, start), min(last, start + len(drawn))
         if begin < end:
-            rows[begin - first:end - first] = block[begin - start:end - start]
+            rows[begin - first:end - first] = drawn[begin - start:end - start]
     return rows
 
 
 @contextmanager
 def sampled_head(head, optimizer, labels, rate, seed):
-    """Within, head.weight is a sample of its rows; after it they are written back.
+    """Inside this block head.weight holds a sample of its rows, which are written back at the end.
 
-    labels: of all pictures of the step, in this process, as many in each. rate: the share of the process's rows that
-    is drawn, positives first, but as many rows as the step has labels at least: so that all positives find room, and
-    nobody has to wait until the device has counted them. At 1 nothing is sampled.
-    seed: of the draw; the process's rank counts too.
+    labels: of the step's images on this rank, as many on each rank. rate: fraction of the rank's rows that is drawn,
+    the labels' classes first; at least as many rows as the step has labels, so that the number of rows is known without
+    waiting for the device. 1 samples nothing. seed: of the draw; the rank is added.
 
-    Rows that are not drawn stay as they are, and so does what the optimizer remembers of them: neither momentum nor
-    weight decay moves them. The gradients and the optimizer's work are those of the sample alone.
+    Rows that are not drawn keep their weight and their optimizer state: neither momentum nor weight decay moves them.
     """
     if rate == 1 or not len(head.weight):
         if rate < 1:
-            head.shard.gather(labels)  # the others wait for it
+            head.shard.gather(labels)  # the other ranks wait for it
         yield
         return
-    whole = head.weight.data
-    head.sample = draw(head, labels, rate, seed)
-    remembered = optimizer.state[head.weight]
-    kept = {name: value for name, value in remembered.items() if value.shape == whole.shape}
-    head.weight.data = whole[head.sample]
-    remembered.update({name: value[head.sample] for name, value in kept.items()})
+    weight, state = head.weight.data, optimizer.state[head.weight]
+    head.sample = sample_rows(head, labels, rate, seed)
+    full = {name: value for name, value in state.items() if value.shape == weight.shape}
+    head.weight.data = weight[head.sample]
+    state.update({name: value[head.sample] for name, value in full.items()})
     try:
         yield
-        whole[head.sample] = head.weight.data
-        for name, value in remembered.items():
+        weight[head.sample] = head.weight.data
+        for name, value in state.items():
             if value.shape == head.weight.shape:
-                if name not in kept:  # made in this step
-                    kept[name] = torch.zeros_like(whole)
-                kept[name][head.sample] = value
+                if name not in full:  # created in this step
+                    full[name] = torch.zeros_like(weight)
+                full[name][head.sample] = value
     finally:
-        head.weight.grad, head.weight.data = None, whole
-        remembered.update(kept)
+        head.weight.grad, head.weight.data = None, weight
+        state.update(full)
         head.sample = None
 
 
-def draw(head, labels, rate, seed):
-    """-> the rows of `weight`, ascending: those of all processes' labels, and others at random."""
+def sample_rows(head, labels, rate, seed):
+    """Return ascending rows of `weight`: those of the labels of all ranks, and random ones."""
     count = len(head.weight)
-    positive = head.columns(head.shard.gather(labels).flatten())
-    generator = torch.Generator().manual_seed(seed + head.shard.rank)
-    order = torch.rand(count, generator=generator)
+    positive = head.rows_of(head.shard.gather(labels).flatten())
+    priority = torch.rand(count, generator=torch.Generator().manual_seed(seed + head.shard.rank))
     if labels.is_cuda:
-        order = order.pin_memory()
-    order = order.to(labels.device, non_blocking=True)
-    # A row that is not here goes to the end of the list, which no row is.
-    order = torch.cat([order, order.new_zeros(1)]).index_fill_(0, positive.where(positive >= 0, count), 2)[:count]
-    return order.topk(min(count, max(int(rate * count), len(positive)))).indices.sort().values
+        priority = priority.pin_memory().to(labels.device, non_blocking=True)
+    # Labels of other ranks go to an extra entry, which is cut off.
+    priority = torch.cat([priority, priority.new_zeros(1)])
+    priority = priority.index_fill_(0, positive.where(positive >= 0, count), 2)[:count]
+    return priority.topk(min(count, max(int(rate * count), len(positive)))).indices.sort().values

@@ -1,17 +1,16 @@
-"""What a softmax over very many classes needs of them, in one buffer that becomes its own gradient."""
+"""Memory-efficient softmax cross-entropy: one B x C buffer holds the logits and is overwritten by their gradient."""
 from contextlib import contextmanager
 
 import torch
 
-BLOCK = 2 ** 21  # numbers of a gradient that are worked on at once: a copy of all would be another weight in memory
+CHUNK = 2 ** 21  # elements of a weight gradient that are changed at once: a temporary of all would be another weight
 
 
 @contextmanager
 def float32_products(device):
-    """Within it products of float32 matrices are of float32, whatever autocast and matmul precision ask for elsewhere.
+    """Run matrix products in full float32: autocast and TF32 are off inside this block.
 
-    A cosine in bfloat16 is wrong by up to 0.002, 0.13 logits at s = 64; in TF32, which precision "high" allows on CUDA,
-    a logit moves by up to 0.005.
+    In bfloat16 a cosine is wrong by up to 0.002, which is 0.13 in a logit at s = 64; TF32 moves a logit by up to 0.005.
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -22,83 +21,90 @@ def float32_products(device):
         torch.set_float32_matmul_precision(precision)
 
 
-class ClassSums(torch.autograd.Function):
-    """Embeddings (B, D), weight (C, D), columns (B, K) and more -> (cosine (B, K), rest (B,), largest (B,)).
+class SoftmaxTerms(torch.autograd.Function):
+    """Return (cosine (B, K), lse_negatives (B,), max_negative (B,)), from which a margin loss is made by autograd.
 
-    embeddings: of length 1. columns: int64, the rows of the K targets, of which two may be equal; -1 is none.
-    cosine: between each embedding and those rows. rest: the logarithm of the sum of exp(s * cos) over all other
-    classes. largest: their largest s * cos, without gradient. A margin loss is made of these few numbers, by autograd,
-    so the softmax need not know the margin. All are of one dtype, float32 or float64, whatever autocast says.
+    cosine: of each embedding and its K targets. lse_negatives, max_negative: log-sum-exp and maximum of the logits of
+    all other classes; max_negative has no gradient. For K = 1, with z_j = s cos(theta_j) and phi the margin's function:
 
-    Beside the weight, its gradient and one B x C buffer nothing of that size is ever made: the weight is not
-    normalised, its products are.
+        loss            = -log(exp(s phi) / (exp(s phi) + sum_j exp(z_j))) = softplus(lse_negatives - s phi(theta_y))
+        lse_negatives   = log(sum_j exp(z_j)), over the negatives j != y
+        d loss/d phi    = -s p, with p = sigmoid(lse_negatives - s phi), the probability of all negatives together
+        d loss/d z_j    = p exp(z_j - lse_negatives)
+        d loss/d x      = sum_j (d loss/d cos_j) w_j / |w_j|, for the embedding x of length 1
+        d loss/d w_j    = sum_x (d loss/d cos_j) x / |w_j|, without its part along w_j
 
-    learned: whether a backward pass may follow, whose gradient of the weight then has its place from the start.
+    The caller's autograd computes the first two lines and their gradients; this function computes the others.
 
-    shard: where the classes are divided over R processes, `weight` is this one's rows and `columns`, (R * B, K), tells
-    of the pictures of all processes which targets are among them. What comes out is of its own B pictures. All
-    processes have B alike. Gradients are those of the mean over processes of what each makes of its figures, as
-    DistributedDataParallel's are: the weight's is divided by R here, the embeddings' later, with the backbone's.
+    embeddings: (B, D), of length 1. weight: (C, D), not normalised, so that no normalised copy of it is made.
+    target_rows: int64 (B, K), rows of `weight`, of which two may be equal; -1 is none. s: the scale.
+    shard: with sharded classes `weight` is the rank's part, target_rows is (world_size * B, K) and covers the images of
+    all ranks (-1 if the target is on another rank), and the returned values are those of the rank's own B images; B is
+    the same on all ranks. The gradients are of the mean over ranks, as DistributedDataParallel's: grad_weight is
+    divided by the world size here, the gradient of the embeddings by DistributedDataParallel.
+    needs_backward: allocate grad_weight before the buffer.
     """
 
     @staticmethod
-    def forward(ctx, embeddings, weight, columns, s, shard, learned):
+    def forward(ctx, embeddings, weight, target_rows, s, shard, needs_backward):
         with float32_products(weight.device):
-            everyone = shard.gather(embeddings).flatten(0, 1)
-            here, column = columns >= 0, columns.clamp_min(0)
-            # Before the buffer: freed together, they leave a hole that the next step's fit into again. The other way
-            # round a heap that is kept (utils/common/device.py) grew by another weight.
-            ctx.of_weight = torch.empty_like(weight) if learned and ctx.needs_input_grad[1] else None
-            inverse = torch.linalg.vector_norm(weight, dim=1).clamp_min_(1e-12).reciprocal_()
-            buffer = (everyone @ weight.T).mul_(inverse * s)
+            x = shard.gather(embeddings).flatten(0, 1)
+            has_target, column = target_rows >= 0, target_rows.clamp_min(0)
+            # Allocated before the buffer: freed together they leave a hole that fits the next step's. In the other
+            # order the kept heap (utils/common/device.py) grew by another weight.
+            ctx.grad_weight = torch.empty_like(weight) if needs_backward and ctx.needs_input_grad[1] else None
+            inverse_norm = torch.linalg.vector_norm(weight, dim=1).clamp_min_(1e-12).reciprocal_()
+            buffer = (x @ weight.T).mul_(inverse_norm * s)                 # logits z of all classes
             if not len(weight):
-                buffer = buffer.new_full((len(everyone), 1), -torch.inf)  # a column that stands for nobody
-            cosine = torch.where(here, buffer.gather(1, column) / s, 0)
-            # The least of both, so that a target that is not here, in column 0, does not undo one that is.
-            buffer.scatter_reduce_(1, column, torch.where(here, -torch.inf, torch.inf).to(buffer.dtype), "amin")
-            largest = buffer.amax(1)
-            shift = largest.clamp_min(-2 * s)  # no class is left where the targets are all there are
-            rest = buffer.sub_(shift[:, None]).exp_().sum(1).log_().add_(shift)
-            if shard.processes > 1:
-                rest, largest = shard.gather(torch.stack([rest, largest])).unbind(1)
-                rest, largest = rest.logsumexp(0), largest.amax(0)
-                shard.sum_(cosine)  # every target is in one process
-            ctx.share = (shift - rest.clamp_min(-2 * s)).exp_()  # what makes a softmax of the buffer
-        ctx.save_for_backward(everyone, weight)
-        ctx.here, ctx.column, ctx.inverse, ctx.s, ctx.shard, ctx.buffer = here, column, inverse, s, shard, buffer
-        cosine, rest, largest = map(shard.own, (cosine, rest, largest))
-        ctx.mark_non_differentiable(largest)
-        return cosine, rest, largest
+                buffer = buffer.new_full((len(x), 1), -torch.inf)          # a shard without classes: one dummy column
+            cosine = torch.where(has_target, buffer.gather(1, column) / s, 0)
+            # "amin" with +inf leaves column 0 as it is for rows without a target here.
+            hidden = torch.where(has_target, -torch.inf, torch.inf).to(buffer.dtype)
+            buffer.scatter_reduce_(1, column, hidden, "amin")              # z, and -inf at the targets
+            max_negative = buffer.amax(1)
+            shift = max_negative.clamp_min(-2 * s)                         # -inf if there are no negatives
+            buffer.sub_(shift[:, None]).exp_()                             # exp(z - shift), and 0 at the targets
+            lse_negatives = buffer.sum(1).log_().add_(shift)
+            if shard.world_size > 1:
+                lse_negatives, max_negative = shard.gather(torch.stack([lse_negatives, max_negative])).unbind(1)
+                lse_negatives, max_negative = lse_negatives.logsumexp(0), max_negative.amax(0)
+                shard.sum_(cosine)  # each target is on one rank
+            ctx.to_softmax = (shift - lse_negatives.clamp_min(-2 * s)).exp_()
+        ctx.save_for_backward(x, weight)
+        ctx.has_target, ctx.column, ctx.inverse_norm = has_target, column, inverse_norm
+        ctx.s, ctx.shard, ctx.buffer = s, shard, buffer
+        cosine, lse_negatives, max_negative = map(shard.own, (cosine, lse_negatives, max_negative))
+        ctx.mark_non_differentiable(max_negative)
+        return cosine, lse_negatives, max_negative
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, of_cosine, of_rest, _):
-        gradient, ctx.buffer = ctx.buffer, None
-        if gradient is None:
-            raise RuntimeError("the head's logits have become their gradient: for another backward pass compute the "
-                               "loss again")
-        everyone, weight = ctx.saved_tensors
+    def backward(ctx, grad_cosine, grad_lse, _):
+        buffer, ctx.buffer = ctx.buffer, None
+        if buffer is None:
+            raise RuntimeError("the head's logits were overwritten by their gradient: compute the loss again for "
+                               "another backward pass")
+        x, weight = ctx.saved_tensors
         with float32_products(weight.device):
-            upstream = ctx.shard.gather(torch.cat([of_cosine, of_rest[:, None]], 1)).flatten(0, 1)
-            gradient.mul_((ctx.share * upstream[:, -1])[:, None])
-            gradient.scatter_add_(1, ctx.column, torch.where(ctx.here, upstream[:, :-1] / ctx.s, 0))
-            gradient = gradient[:, :len(weight)].mul_(ctx.inverse * ctx.s)
-            of_embeddings = ctx.shard.own(ctx.shard.sum_(gradient @ weight))
-            of_weight, ctx.of_weight = ctx.of_weight, None
-            if of_weight is None:  # nothing is learned of the weight
-                return of_embeddings, None, None, None, None, None
-            torch.mm(gradient.T, everyone, out=of_weight)
-            del gradient
-            if ctx.shard.processes > 1:
-                of_weight.div_(ctx.shard.processes)
-            remove_radial_part_(of_weight, weight, ctx.inverse)
-        return of_embeddings, of_weight, None, None, None, None
+            grads = ctx.shard.gather(torch.cat([grad_cosine, grad_lse[:, None]], 1)).flatten(0, 1)
+            buffer.mul_((ctx.to_softmax * grads[:, -1])[:, None])          # d loss/d z of the negatives
+            buffer.scatter_add_(1, ctx.column, torch.where(ctx.has_target, grads[:, :-1] / ctx.s, 0))  # of all classes
+            buffer = buffer[:, :len(weight)].mul_(ctx.inverse_norm * ctx.s)  # d loss/d cos_j, divided by |w_j|
+            grad_embeddings = ctx.shard.own(ctx.shard.sum_(buffer @ weight))
+            grad_weight, ctx.grad_weight = ctx.grad_weight, None
+            if grad_weight is not None:
+                torch.mm(buffer.T, x, out=grad_weight)
+                del buffer
+                if ctx.shard.world_size > 1:
+                    grad_weight.div_(ctx.shard.world_size)
+                remove_radial_part_(grad_weight, weight, ctx.inverse_norm)
+        return grad_embeddings, grad_weight, None, None, None, None
 
 
-def remove_radial_part_(gradient, weight, inverse):
-    """What is left of the gradient (C, D) when the length of the rows of `weight`, 1 / inverse, does not count."""
-    rows = max(1, BLOCK // weight.shape[1])
+def remove_radial_part_(grad_weight, weight, inverse_norm):
+    """Project the gradient (C, D) of each row onto the directions orthogonal to that row of `weight`, in place."""
+    rows = max(1, CHUNK // weight.shape[1])
     products = torch.empty_like(weight[:rows])
-    for change, row, over in zip(gradient.split(rows), weight.split(rows), inverse.split(rows)):
-        along = torch.mul(row, change, out=products[:len(row)]).sum(1)
-        change.addcmul_(row, (along * over * over)[:, None], value=-1)
+    for grad, row, inverse in zip(grad_weight.split(rows), weight.split(rows), inverse_norm.split(rows)):
+        along = torch.mul(row, grad, out=products[:len(row)]).sum(1)
+        grad.addcmul_(row, (along * inverse * inverse)[:, None], value=-1)

@@ -39,7 +39,8 @@ def test_train_without_an_annotation_is_a_user_error(run_script, tmp_path):
     (["--model-path", "gone.pth"], ["gone.pth"]), (["--pretrained"], ["mobilefacenet_backbone_weights.pth"]),
     (["--model-path", "cls_train.txt"], ["cls_train.txt"]), (["--init-lr", "nan"], ["--init-lr"]),
     (["--init-lr", "0"], ["--init-lr"]), (["--lr-decay-type", "step", "--min-lr-ratio", "0"], ["--min-lr-ratio"]),
-    (["--distill-weight", "0.5"], ["--teacher"]), (["--teacher-backbone", "mobilenet"], ["--teacher"]),
+    (["--grad-clip", "inf"], ["--grad-clip"]), (["--weight-decay", "1", "1", "1"], ["--weight-decay"]),
+    (["--min-lr-ratio", "2"], ["--min-lr-ratio"]), (["--sample-rate", "0"], ["--sample-rate"]),
     (["--lfw-eval", "--lfw-pairs", "gone.txt"], ["gone.txt", "--lfw-pairs"])])
 def test_train_with_a_wrong_setting_is_a_user_error(call_script, annotation, tmp_path, arguments, words):
     assert_user_error(call_script("train.py", "--device", "cpu", *arguments), *words)

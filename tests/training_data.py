@@ -4,8 +4,50 @@ from pathlib import Path
 
 import torch
 
+from utils.data.dataset import EpochBatches
+from utils.training.losses import LabelLoss
+from utils.training.settings import check_args, make_parser
+from utils.training.state import TrainState, make_net
+
 ROOT = Path(__file__).parent.parent
 QUICK = ["--device", "cpu", "--no-lfw-eval", "--no-compile", "--batch-size", "8", "--init-lr", "0.05"]
+
+
+def make_args(*flags):
+    """The settings of train.py with these flags, for a batch of 4 and 2 epochs unless they say otherwise."""
+    parser = make_parser()
+    args = parser.parse_args(["--batch-size", "4", "--epochs", "2", "--warmup-epochs", "0", *map(str, flags)])
+    check_args(args, parser)
+    return args
+
+
+def make_state(*flags, classes=4, count=8, device="cpu", loss=LabelLoss):
+    """Return the TrainState for `count` images, and its settings. loss: makes the loss of a network."""
+    args, device = make_args(*flags), torch.device(device)
+    net = make_net(args, classes, device)
+    state = TrainState(args, net, loss(net), EpochBatches(count, args.batch_size, 1), device)
+    state.set_training_mode(freeze_bn=False)
+    return state, args
+
+
+def noise_batch(count=4, seed=1, labels=None):
+    """A batch as a loader gives it: uint8 images, labels 0, 1, ..., indices."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 112, 112, 3), dtype=torch.uint8, generator=generator)
+    return images, torch.arange(count) if labels is None else torch.tensor(labels), torch.arange(count)
+
+
+class FakeLoader(list):
+    """Stands for a DataLoader of such batches, over 8 images."""
+    num_workers, batch_size = 0, 4
+
+    def __init__(self, batches):
+        super().__init__(batches)
+        self.batch_sampler, self.dataset = EpochBatches(8, 4, 1), FakeDataset(range(8))
+
+
+class FakeDataset(list):
+    input_shape = (112, 112)
 
 
 def write_faces(shared, path, people=4, pictures=10, skip=0):
@@ -20,7 +62,7 @@ def write_faces(shared, path, people=4, pictures=10, skip=0):
 
 def only_run(logs):
     """The folder of the one run in logs."""
-    run, = Path(logs).iterdir()
+    run, = (path for path in Path(logs).iterdir() if path.is_dir())
     return run
 
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 from utils.common.errors import SettingsParser
+from utils.training.settings import check_args, make_parser
 
 ENGLISH = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 CHINESE = ["README.zh-CN.md", *(f"docs/zh-CN/{Path(page).name}" for page in ENGLISH[1:])]
@@ -99,10 +100,11 @@ def parse(script, arguments):
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
         try:
             if script == "train.py":  # parse_settings() would read the run of --resume
-                parser = module.make_parser()
-                settings = parser.parse_args()
-                settings.model_path = settings.model_path and str(ROOT / "model_data/arcface_mobilefacenet.pth")
-                module.check_settings(settings, parser)
+                parser = make_parser()
+                args = parser.parse_args()
+                bundled = str(ROOT / "model_data/arcface_mobilefacenet.pth")
+                args.model_path, args.teacher = args.model_path and bundled, [bundled for _ in args.teacher]
+                check_args(args, parser)
             else:
                 function = getattr(module, "parse_args", None) or getattr(module, "parse_settings", None)
                 if not function:  # main() itself parses: end it there

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, assert_user_error
+from conftest import ROOT
 from training_data import QUICK, only_run, weights, write_faces
 
 from nets.arcface import BACKBONES, HEADS, ArcfaceNet
@@ -41,31 +41,38 @@ def test_both_languages_show_the_same_code():
     assert code_blocks("docs/extending.md") == code_blocks("docs/zh-CN/extending.md")
 
 
-def test_the_new_backbone_and_head_train_and_predict(extended, signals_restored, call_script, shared, tmp_path):
-    annotation = write_faces(shared, tmp_path / "cls_train.txt", people=4, pictures=6)
-    result = call_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
-                         "--backbone", "tinynet", "--head", "cosface", "--m", 0.35, "--val-split", 0)
-    assert result.returncode == 0, result.stderr
-    run = only_run(tmp_path / "logs")
+@pytest.fixture
+def train_here(extended, signals_restored, call_script, shared, tmp_path):
+    """train_here(flags) -> the folder of a run of the new backbone, in this process."""
+    def train(*flags):
+        annotation = write_faces(shared, tmp_path / "cls_train.txt", people=4, pictures=6)
+        result = call_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
+                             "--backbone", "tinynet", "--val-split", 0, *flags)
+        assert result.returncode == 0, result.stderr
+        return only_run(tmp_path / "logs")
+    return train
+
+
+def test_the_new_backbone_and_head_train_and_predict(train_here, call_script):
+    run = train_here("--head", "cosface", "--m", 0.35)
     assert weights(run)["head.weight"].shape == (4, 64)
-    assert f"--model-path {run.relative_to(tmp_path)}" in result.stdout
     face = ROOT / "img" / "1_001.jpg"
     result = call_script("predict.py", face, face, "--model-path", run, "--no-show", "--align", "no")
     assert result.returncode == 0 and "(tinynet)" in result.stdout and "Distance: 0.000" in result.stdout
 
 
-def test_without_blocks_it_learns_from_embeddings_alone_and_hints_are_refused(
-        extended, signals_restored, call_script, shared, published_weights, tmp_path):
-    annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=4)
-    flags = [*QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0, "--val-split", 0, "--backbone",
-             "tinynet", "--teacher", published_weights]
-    assert_user_error(call_script("train.py", *flags, "--hint-weight", 1), "tinynet", "blocks()", "--hint-weight")
-    result = call_script("train.py", *flags)
-    assert result.returncode == 0, result.stderr
-    assert "its embeddings alone" in result.stdout
+@pytest.mark.parametrize("flags", [
+    [], ["--sample-rate", 0.5, "--ema", 0.9], ["--shard-head", "--accumulate", 2]], ids=str)
+def test_a_head_with_statistics_of_its_own_trains_and_saves_them(train_here, flags):
+    state = weights(train_here("--head", "adaface", "--m", 0.4, *flags))
+    assert 0 < state["head.norm_mean"] < 20 and 0 < state["head.norm_std"] < 100
 
 
-def test_the_new_head_is_what_its_formula_says(extended):
+def test_the_new_backbone_learns_from_a_teacher(train_here, published_weights):
+    assert not any(name.startswith("head.") for name in weights(train_here("--teacher", published_weights)))
+
+
+def test_cosface_is_what_its_formula_says(extended):
     torch.manual_seed(0)
     net = ArcfaceNet(10575, "tinynet", s=32, m=0.35, head="cosface")
     embeddings, labels = F.normalize(torch.randn(64, 64)), torch.randint(0, 10575, (64,))
@@ -76,3 +83,24 @@ def test_the_new_head_is_what_its_formula_says(extended):
     assert torch.equal(net.head.correct(logits, labels), cosine.argmax(1) == labels)
     assert F.cross_entropy(logits, labels).item() == pytest.approx(net.head.expected_initial_loss(), rel=0.05)
     assert net.head.expected_initial_loss() == pytest.approx(math.log(10575) + 8 + 32 * 0.35)
+
+
+def test_adaface_is_what_the_paper_says(extended):
+    """The margin rises with the norm; equations 12 to 14, and the loss of training is that of the logits."""
+    torch.manual_seed(0)
+    head = ArcfaceNet(50, "tinynet", s=32, m=0.4, head="adaface").head
+    embeddings, labels = torch.randn(16, 64) * torch.linspace(0.5, 30, 16)[:, None], torch.randint(0, 50, (16,))
+    losses, _ = head.losses(embeddings, labels)
+    norm = embeddings.norm(dim=1).clamp(0.001, 100)
+    mean, std = 0.99 * 20 + 0.01 * norm.mean(), 0.99 * 100 + 0.01 * norm.std()
+    assert torch.allclose(head.norm_mean, mean) and torch.allclose(head.norm_std, std)
+    z = ((norm - mean) / (std + 1e-3) * 0.333).clamp(-1, 1)
+    cosine = F.normalize(embeddings) @ F.normalize(head.weight).T
+    target = torch.cos(cosine[range(16), labels].acos() - 0.4 * z) - (0.4 * z + 0.4)
+    expected = 32 * cosine.index_put((torch.arange(16), labels), target)
+    torch.testing.assert_close(losses, F.cross_entropy(expected, labels, reduction="none"), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(head(embeddings, labels), expected.detach(), rtol=0, atol=1e-3)
+        head.losses(embeddings, labels)
+    head.expected_initial_loss()
+    assert torch.allclose(head.norm_mean, mean), "only training moves the statistics"

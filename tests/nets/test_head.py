@@ -108,14 +108,14 @@ def test_the_gradient_along_the_circle_is_minus_sine_and_equals_finite_differenc
 def test_the_margin_passes_gradcheck(easy_margin):
     head = make_head(torch.eye(2), easy_margin=easy_margin)
     cosine = torch.cos(torch.linspace(0.05, PI - 0.05, 40, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(head.add_margin, cosine)
+    assert torch.autograd.gradcheck(lambda cosine: head.add_margin(cosine, None), cosine)
 
 
 def test_the_fallback_begins_just_beyond_pi_minus_m():
     head = make_head(torch.eye(2))
     at = torch.tensor([-math.cos(0.5)], dtype=torch.float64)
-    assert head.add_margin(at).item() == pytest.approx(-1, abs=1e-12)
-    assert head.add_margin(at - 1e-12).item() == pytest.approx(-math.cos(0.5) - 0.5 * math.sin(0.5), abs=1e-9)
+    assert head.add_margin(at, None).item() == pytest.approx(-1, abs=1e-12)
+    assert head.add_margin(at - 1e-12, None).item() == pytest.approx(-math.cos(0.5) - 0.5 * math.sin(0.5), abs=1e-9)
 
 
 def test_the_target_logit_falls_as_the_angle_grows():
@@ -139,7 +139,7 @@ def test_values_and_gradients_are_right_and_finite_where_the_cosine_is_one_or_mi
 
 def test_a_cosine_that_rounding_puts_beyond_one_has_a_finite_gradient():
     cosine = torch.tensor([1 + 1.2e-7, 1 - 6e-8, -1 - 1.2e-7, -1 + 6e-8], requires_grad=True)
-    shifted = make_head(torch.eye(2)).add_margin(cosine)
+    shifted = make_head(torch.eye(2)).add_margin(cosine, None)
     shifted.sum().backward()
     assert shifted.isfinite().all() and cosine.grad.isfinite().all()
 

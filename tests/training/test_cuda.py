@@ -1,4 +1,4 @@
-"""Training and prediction on a real CUDA device: the figures of the CPU, one wait a step, runs that stop and go on."""
+"""Training and prediction on a real CUDA device: the CPU's values, one wait a step, runs that stop and resume."""
 import csv
 import os
 import re
@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_data import only_run, weights
+from training_data import make_state, noise_batch, only_run, weights
 
 from nets.head import ArcMarginProduct
-from train import check_settings, make_parser
+from train import train_step
 from utils.common.device import tune_cuda
 from utils.data.augmentation import KINDS
-from utils.data.dataset import EpochBatches
-from utils.training.engine import train_one_step
-from utils.training.setup import load_weights, make_net, make_training
+from utils.training.distillation import DistillationLoss
+from utils.training.losses import LabelLoss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="for a machine with a CUDA device")
 
@@ -28,31 +27,19 @@ BUNDLED = str(ROOT / "model_data" / "arcface_mobilefacenet.pth")
 CUDA = torch.device("cuda", 0)
 
 
-class Pictures:
-    def name(self, index):
-        return f"picture {index}"
+def state_of(flags, device):
+    def loss(net):
+        if "--teacher" not in flags:
+            return LabelLoss(net)
+        table = torch.randn(8, 128, generator=torch.Generator().manual_seed(1)).half()
+        return DistillationLoss(net, torch.eye(128, device=device), table, 1.0)
+
+    return make_state(*flags.split(), "--batch-size", 8, "--epochs", 10, classes=40, count=80, device=device, loss=loss)
 
 
-def training_of(flags, device, people=40, batch=8):
-    parser = make_parser()
-    settings = parser.parse_args([*flags.split(), "--batch-size", str(batch), "--epochs", "10"])
-    check_settings(settings, parser)
-    net = make_net(settings, people, device)
-    load_weights(net, settings)
-    training = make_training(net, EpochBatches(10 * batch, batch, 1), settings, device)
-    training.model.train()
-    return training
-
-
-def batch_of(number, people=40, count=8):
-    generator = torch.Generator().manual_seed(number)
-    return (torch.randint(0, 256, (count, 112, 112, 3), generator=generator, dtype=torch.uint8),
-            torch.randint(0, people, (count,), generator=generator), torch.arange(count))
-
-
-def losses_of(training, steps):
-    groups = [[batch_of(number)] * training.accumulate for number in range(steps)]
-    return [train_one_step(training, group, Pictures())[0] for group in groups]
+def losses_of(state, args, steps):
+    batches = [noise_batch(8, seed, torch.randint(0, 40, (8,)).tolist()) for seed in range(steps)]
+    return [train_step(state, [batch] * args.accumulate, args)[0] for batch in batches]
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +70,13 @@ def as_train_sets_it(monkeypatch):
 
 @pytest.mark.parametrize(("flags", "apart"), [
     (f"--model-path {BUNDLED} --init-lr 1e-3", 0.01), (f"--model-path {BUNDLED} --init-lr 1e-3 --bf16", 0.1),
-    (f"--model-path {BUNDLED} --teacher {BUNDLED} --teacher-flip --init-lr 1e-3 --optimizer-type adamw", 0.01)])
+    (f"--model-path {BUNDLED} --teacher {BUNDLED} --init-lr 1e-3 --optimizer-type adamw", 0.01)])
 def test_the_losses_are_those_of_the_cpu(flags, apart):
-    on_cpu, on_cuda = (losses_of(training_of(flags, device), 3) for device in (torch.device("cpu"), CUDA))
+    values = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        values.append(losses_of(*state_of(flags, device), 3))
+    on_cpu, on_cuda = values
     assert on_cuda == pytest.approx(on_cpu, rel=apart)
 
 
@@ -111,23 +102,23 @@ def test_the_head_is_of_float32_whatever_is_asked_for_elsewhere(autocast):
 @pytest.mark.parametrize("flags", [
     "--ema 0.9 --accumulate 2 --bf16", f"--optimizer-type adamw --grad-clip 5 --fp16 --augment {' '.join(KINDS)}",
     "--sample-rate 0.3",
-    f"--teacher {BUNDLED} --teacher-flip --hint-weight 1 --hint-epochs 1 --label-weight 1 --bf16"])
+    f"--teacher {BUNDLED} --label-weight 1 --bf16"])
 def test_a_step_waits_once(flags):
-    training = training_of(flags, CUDA)
-    losses_of(training, 2)
-    training.step = 51  # at every fiftieth step it looks closer
+    state, args = state_of(flags, CUDA)
+    losses_of(state, args, 2)
+    state.step = 51  # at every fiftieth step it checks more
     try:
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as met:
             warnings.simplefilter("always")
-            losses_of(training, 1)
+            losses_of(state, args, 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [str(one.filename) + f":{one.lineno}" for one in met if "synchroniz" in str(one.message)]
     assert len(waits) == 1, waits
 
 
-@pytest.mark.parametrize("flags", ["--bf16", "--fp16", "--no-channels-last", "--backbone iresnet18 --bf16",
+@pytest.mark.parametrize("flags", ["--bf16", "--fp16", "--backbone iresnet18 --bf16",
                                    "--backbone mobilenet", "--bf16 --compile"])
 def test_a_run_trains_validates_and_goes_on(run_script, tmp_path, people, flags):
     arguments = ["--annotation-path", people, "--batch-size", "8", "--val-split", "0.2", "--no-lfw-eval"]

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from training_data import make_state
 
-from train import check_settings, make_parser
+from train import train_step
 from utils.data.augmentation import KINDS
-from utils.data.dataset import EpochBatches
-from utils.training import engine
-from utils.training.setup import make_net, make_training
-from utils.weights import checkpoint
+from utils.training.distillation import DistillationLoss
+from utils.training.losses import LabelLoss
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None or torch.cuda.is_available(),
                                 reason="for a CUDA build of PyTorch on a machine without a GPU")
@@ -33,7 +32,6 @@ def fake_cuda(monkeypatch):
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda self, memo: self, raising=False)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *given: True)
-    monkeypatch.setattr(checkpoint, "check_values", lambda state, path: None)  # a fake teacher has none
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(nn.Module, "_apply", convert_module)
     for kind in (torch.optim.SGD, torch.optim.AdamW):  # the fused kernels know values alone
@@ -47,20 +45,21 @@ def fake_cuda(monkeypatch):
 
 @pytest.mark.parametrize("flags", [
     "--ema 0.9 --grad-clip 5 --bf16 --accumulate 2", "--optimizer-type adamw --fp16 --ema 0.9",
-    "--teacher {} --teacher-backbone mobilefacenet --teacher-flip --hint-weight 1 --hint-epochs 1 --label-weight 1 "
-    "--bf16"])
-def test_a_step_stays_on_the_device(fake_cuda, monkeypatch, flags, published_weights):
-    parser = make_parser()
-    settings = parser.parse_args([*flags.format(published_weights).split(), "--batch-size", "4", "--augment", *KINDS])
-    check_settings(settings, parser)
-    training = make_training(make_net(settings, 4, fake_cuda), EpochBatches(8, 4, 1), settings, fake_cuda)
+    f"--teacher {__file__} --label-weight 1 --bf16"])
+def test_a_step_stays_on_the_device(fake_cuda, monkeypatch, flags):
+    def loss(net):
+        if "--teacher" not in flags:
+            return LabelLoss(net)
+        return DistillationLoss(net, torch.eye(128, device=fake_cuda), torch.zeros(8, 128).half(), 1.0)
+
+    state, args = make_state(*flags.split(), "--augment", *KINDS, device=fake_cuda, loss=loss)
 
     def backward(loss):  # autograd's engine asks for a driver
         assert loss.device == fake_cuda and loss.requires_grad
-        for parameter in training.model.parameters():
+        for parameter in state.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     batch = torch.zeros(4, 112, 112, 3, dtype=torch.uint8), torch.arange(4), torch.arange(4)
     for _ in range(2):
-        engine.train_one_step(training, [batch] * training.accumulate, None)
-    assert training.step == 2
+        train_step(state, [batch] * args.accumulate, args)
+    assert state.step == 2

@@ -1,4 +1,4 @@
-"""A run: what it says of itself, what it writes, and what it does where it cannot write."""
+"""utils/training/run.py: what a run writes, and what happens if it cannot."""
 import errno
 import math
 import os
@@ -13,43 +13,24 @@ from PIL import Image
 
 from utils.common.errors import UserError
 from utils.training import run as module
-from utils.training import run as progress
-from utils.training.run import COLUMNS, Progress, Run, make_folder
+from utils.training.run import COLUMNS, Run, make_folder
 
 
-@pytest.mark.parametrize("seconds, eta", [
-    (0.2, "0:00:00"), (59.7, "0:01:00"), (299.6, "0:05:00"), (299.4, "0:04:59"), (3599.6, "1:00:00"),
-    (86399.9, "1 day, 0:00:00"), (3 * 86400 + 4000, "3 days, 1:06:40")])
-def test_the_time_left_is_whole_minutes_and_hours(monkeypatch, capsys, seconds, eta):
-    """With half of 200 steps done, as much is left as has passed; a line is printed a minute later at the earliest."""
-    clock = iter([0.0, seconds])
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
-    training = SimpleNamespace(epoch=0, batch=0, step=0, learning_rate=lambda step: 0.1)
-    bar = Progress(training, 200, 1, 200)
-    bar.written = -100
-    training.step = 100
-    bar.report({"loss": 1.0, "accuracy": math.nan, "images_per_second": 5.0})
-    assert capsys.readouterr().out.endswith(f" ETA {eta}\n")
-
-
-@pytest.mark.parametrize("figures, best", [
-    ([(0.5, 0.7), (0.4, 0.8), (0.3, 0.8)], 2), ([(0.5, math.nan), (0.3, math.nan), (0.3, math.nan)], 2),
-    ([(math.nan, math.nan)] * 3, 3), ([(0.1, math.nan), (0.4, 0.5), (0.2, 0.4)], 2)])
-def test_the_curves_mark_the_epoch_of_best_pth(tmp_path, monkeypatch, figures, best):
+def test_the_curves_mark_the_epoch_of_best_pth(tmp_path, monkeypatch):
     marked = {}
     monkeypatch.setattr(module, "plot_history", lambda rows, columns, epoch, path: marked.update({path: epoch}))
-    found = Run(tmp_path)
-    for epoch, (val_loss, lfw_accuracy) in enumerate(figures, 1):
-        found.log(dict.fromkeys(COLUMNS, 0.5) | {"epoch": epoch, "val_loss": val_loss, "lfw_accuracy": lfw_accuracy})
-    assert marked == {tmp_path / "loss.png": best, tmp_path / "accuracy.png": best}
+    run = Run(tmp_path, {})
+    for epoch, accuracy in enumerate((0.7, 0.8, 0.8), 1):
+        run.log(row(epoch) | {"lfw_accuracy": accuracy})
+    assert marked == {tmp_path / "loss.png": 2, tmp_path / "accuracy.png": 2}
 
 
-def test_the_batch_picture_has_a_caption_for_each_face(tmp_path, monkeypatch):
+def test_the_batch_image_has_a_caption_for_each_face(tmp_path, monkeypatch):
     written = []
     draw_batch = module.draw_batch
     monkeypatch.setattr(module, "draw_batch", lambda pixels, names: (
         written.append((pixels, names)), draw_batch(pixels, names))[1])
-    Run(tmp_path).save_batch_picture(torch.linspace(-1, 1, 70).reshape(70, 1, 1, 1).expand(70, 3, 8, 8), ["王"] * 70)
+    Run(tmp_path, {}).save_batch_image(torch.linspace(-1, 1, 70).reshape(70, 1, 1, 1).expand(70, 3, 8, 8), ["王"] * 70)
     (pixels, names), = written
     assert len(pixels) == len(names) == 64 and pixels.dtype == np.uint8 and pixels[0].max() == 0
     with Image.open(tmp_path / "batch.png") as picture:
@@ -74,15 +55,15 @@ def refuse(monkeypatch, ending, number):
 
 @pytest.mark.parametrize("ending, number", [("log.csv", errno.EACCES), ("loss.png", errno.ENOSPC),
                                             (".pth", errno.ENOSPC), ("best.json", errno.EROFS)])
-def test_what_cannot_be_written_is_said_once_and_the_rest_is_written(tmp_path, monkeypatch, capsys, ending, number):
+def test_what_cannot_be_written_costs_a_warning_and_the_rest_is_written(tmp_path, monkeypatch, capsys, ending, number):
     refuse(monkeypatch, ending, number)
-    run = Run(tmp_path)
+    run = Run(tmp_path, {})
     for epoch in (1, 2):
         run.log(row(epoch))
-        run.save_weights({"weight": torch.tensor([1.0])}, period=1, last_epoch=2)
+        run.save_weights({"weight": torch.tensor([1.0])}, SimpleNamespace(save_period=1, epochs=2))
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == (2 if ending == ".pth" else 1)  # those of the epoch, and the best
-    assert all("of epoch 1 not written" in line and os.strerror(number) in line and ending in line for line in said)
+    assert len(said) == (3 if ending == ".pth" else 1 if ending == "best.json" else 2)  # the epoch's and best.pth
+    assert all("is not written" in line and os.strerror(number) in line and ending in line for line in said)
     written = {path.name for path in tmp_path.iterdir()}
     expected = {"log.csv", "loss.png", "accuracy.png", "best.pth", "best.json"}
     assert expected - written == {name for name in expected if name.endswith(ending)} | (
@@ -91,7 +72,7 @@ def test_what_cannot_be_written_is_said_once_and_the_rest_is_written(tmp_path, m
 
 
 def test_the_next_epoch_tries_again(tmp_path, monkeypatch):
-    run = Run(tmp_path)
+    run = Run(tmp_path, {})
     monkeypatch.setattr(module, "plot_history", lambda *arguments: None)
     with monkeypatch.context() as context:
         refuse(context, "log.csv", errno.EACCES)
@@ -104,8 +85,8 @@ def test_a_plot_that_fails_in_its_library_costs_a_warning(tmp_path, monkeypatch,
     def fail(*arguments):
         raise ValueError("no such font")
     monkeypatch.setattr(module, "plot_history", fail)
-    Run(tmp_path).log(row(1))
-    assert "loss.png of epoch 1 not written (ValueError: no such font)" in capsys.readouterr().err
+    Run(tmp_path, {}).log(row(1))
+    assert "loss.png of epoch 1 is not written (no such font)" in capsys.readouterr().err
     assert (tmp_path / "log.csv").is_file()
 
 
@@ -114,7 +95,8 @@ def test_runs_that_start_in_one_second_have_a_folder_each(tmp_path, monkeypatch)
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: make_folder(tmp_path / "logs", "mobilefacenet"), range(24)))
     assert len(set(folders)) == 24 == len(os.listdir(tmp_path / "logs"))
-    assert Run.start(SimpleNamespace(save_dir=str(tmp_path / "logs"), backbone="mobilefacenet")).folder not in folders
+    args = SimpleNamespace(save_dir=str(tmp_path / "logs"), backbone="mobilefacenet", resume=None)
+    assert Run.start(args).folder not in folders
 
 
 def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
@@ -124,8 +106,8 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
 
 
 def test_a_run_without_a_finite_epoch_has_no_best_one(tmp_path, capsys):
-    run = Run(tmp_path)
+    run = Run(tmp_path, {})
     run.log(row(1) | {"val_loss": math.inf})
-    run.save_weights({"weight": torch.tensor([1.0])}, period=1, last_epoch=2)
+    run.save_weights({"weight": torch.tensor([1.0])}, SimpleNamespace(save_period=1, epochs=2))
     assert {"log.csv", "loss.png"} <= set(os.listdir(tmp_path)) and not (tmp_path / "best.pth").exists()
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""A head divided over 2, 3 and 4 processes is that of one, to 1e-10 in float64; what a sampled step leaves alone."""
+"""A head sharded over 2, 3 and 4 ranks is that of one, to 1e-10 in float64; what a sampled step leaves unchanged."""
 import subprocess
 import sys
 from pathlib import Path
@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from nets.partial_fc import Shard, draw_rows
+from nets.partial_fc import Shard, init_rows
 
 TOLERANCE = 1e-10
-SEVERAL = pytest.mark.parametrize("processes", [2, 3, 4])
+SEVERAL = pytest.mark.parametrize("ranks", [2, 3, 4])
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """-> {name: what head_worker.py has saved under that name}, and the folder."""
+    """Return {name: what head_worker.py saved under that name}."""
     folder = tmp_path_factory.mktemp("heads")
     worker = Path(__file__).parent / "head_worker.py"
     result = subprocess.run([sys.executable, str(worker), str(folder)], capture_output=True, encoding="utf-8",
                             timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     names = ["1", "2", "3", "4", "resumed2", "resumed3", "resumed1"]
-    return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in names} | {"folder": folder}
+    return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in names}
 
 
 def assert_equal_runs(found, expected):
@@ -38,14 +38,15 @@ def assert_close(found, expected):
 
 
 @SEVERAL
-def test_losses_gradients_and_their_norm_are_those_of_one_process(results, processes):
-    for case, (*errors, different) in results[str(processes)]["batches"].items():
+def test_losses_gradients_and_their_norm_are_those_of_one_rank(results, ranks):
+    for case, (*errors, different) in results[str(ranks)]["batches"].items():
         assert max(errors) < TOLERANCE and different == 0, (case, errors, different)
 
 
 @SEVERAL
-def test_steps_with_accumulation_clipping_and_an_average_are_those_of_one_process(results, processes):
-    one, several = results["1"]["trained"], results[str(processes)]["trained"]
+@pytest.mark.parametrize("head", ["trained", "norm"])
+def test_steps_with_accumulation_clipping_and_an_average_are_those_of_one_rank(results, ranks, head):
+    one, several = results["1"][head], results[str(ranks)][head]
     assert torch.equal(several["first"], one["first"])  # drawn alike
     for found, expected in zip(several["losses"], one["losses"]):
         assert found == pytest.approx(expected, rel=TOLERANCE)
@@ -54,30 +55,37 @@ def test_steps_with_accumulation_clipping_and_an_average_are_those_of_one_proces
 
 
 @SEVERAL
-def test_validation_counts_every_picture_once(results, processes):
-    one, several = results["1"]["trained"]["validated"], results[str(processes)]["trained"]["validated"]
-    assert several["loss"] == pytest.approx(one["loss"], rel=TOLERANCE)
-    assert several["accuracy"] == one["accuracy"]
+def test_a_head_whose_statistics_differ_by_rank_trains_nearly_alike(results, ranks):
+    """AdaFace keeps the mean and deviation of the norms of a rank's own images."""
+    one, several = results["1"]["adaface"]["losses"], results[str(ranks)]["adaface"]["losses"]
+    for found, expected in zip(several, one):
+        assert found[0] == pytest.approx(expected[0], rel=0.01) and found != expected
 
 
-def test_a_run_goes_on_with_another_number_of_processes(results):
-    """A step with two, one with three, one with one: as three steps with one, and no file is left over."""
+@SEVERAL
+def test_validation_counts_every_image_once(results, ranks):
+    one, several = results["1"]["trained"]["validated"], results[str(ranks)]["trained"]["validated"]
+    assert several["val_loss"] == pytest.approx(one["val_loss"], rel=TOLERANCE)
+    assert several["val_accuracy"] == one["val_accuracy"]
+
+
+def test_a_run_resumes_with_another_number_of_ranks(results):
+    """A step with two, one with three, one with one: as three steps with one."""
     assert_equal_runs(results["resumed1"], results["1"]["trained"])
     losses = [results[name]["losses"][0] for name in ("resumed2", "resumed3", "resumed1")]
     for found, expected in zip(losses, results["1"]["trained"]["losses"]):
         assert found == pytest.approx(expected, rel=TOLERANCE)
-    assert not list(results["folder"].glob("head-*"))
 
 
 @SEVERAL
-def test_an_overflow_in_one_process_skips_the_step_in_all(results, processes):
-    assert results[str(processes)]["overflow"] == [[0, True, 512.0, 0]] * processes
+def test_an_overflow_on_one_rank_skips_the_step_on_all(results, ranks):
+    assert results[str(ranks)]["overflow"] == [[0, True, 512.0, 0]] * ranks
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_a_sampled_step_moves_only_its_people_and_a_share_of_the_others(results, processes):
-    """Of each process's rows, half, those of the people in the pictures of all processes first."""
-    sampled = results[str(processes)]["sampled"]
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_a_sampled_step_moves_only_its_classes_and_a_fraction_of_the_others(results, ranks):
+    """Of each rank's rows, half, the classes of the images of all ranks first."""
+    sampled = results[str(ranks)]["sampled"]
     moved = torch.cat([torch.tensor(rows, dtype=torch.bool) for rows in sampled["moved"]])
     changed = (sampled["head"] != sampled["before"]).any(1)
     assert torch.equal(changed, moved)
@@ -88,11 +96,11 @@ def test_rows_are_drawn_as_xavier_uniform_does_and_every_class_is_in_one_part():
     torch.manual_seed(3)
     expected = torch.nn.init.xavier_uniform_(torch.empty(20011, 4))
     after = torch.rand(1)
-    for processes in (1, 3, 4):
+    for ranks in (1, 3, 4):
         parts = []
-        for rank in range(processes):
+        for rank in range(ranks):
             torch.manual_seed(3)
-            parts.append(draw_rows(20011, 4, *Shard(rank, processes).bounds(20011)))
+            parts.append(init_rows(20011, 4, *Shard(rank, ranks).bounds(20011)))
             assert torch.rand(1) == after
         assert torch.equal(torch.cat(parts), expected)
     assert [Shard(rank, 4).bounds(3) for rank in range(4)] == [(0, 0), (0, 1), (1, 2), (2, 3)]

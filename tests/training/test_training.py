@@ -2,7 +2,6 @@
 import csv
 import hashlib
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -14,44 +13,11 @@ from training_data import QUICK, assert_same_weights, only_run, weights, write_f
 
 from nets.arcface import ArcfaceNet
 from utils.data.annotation import read_annotation
-from utils.data.augmentation import augment
 from utils.evaluation.embedding import embed_images
-from utils.faces.images import normalise
-from utils.training.run import Run
 
 # To train on, with 8 pictures each. Of 24 with 16 each a run learned about others what chance made of it: an AUC 0.05
 # above that of random weights with one seed or processor, none above with another. 48 had 0.09 with both seeds tried.
 PEOPLE = 48
-
-
-def test_augmentation_mirrors_about_half_and_differs_by_batch_and_epoch():
-    image = torch.arange(112 * 112 * 3).remainder(251).byte().reshape(112, 112, 3)
-    images = image.repeat(200, 1, 1, 1)
-    plain, streams = normalise(images), []
-    for epoch, batch in ((0, 0), (0, 1), (1, 0)):
-        out, _ = augment(images, 7, epoch, batch)
-        mirrored = torch.tensor([not torch.equal(a, b) for a, b in zip(out, plain)])
-        assert torch.equal(out, torch.where(mirrored[:, None, None, None], plain.flip(3), plain))
-        assert 70 < mirrored.sum() < 130
-        streams.append(tuple(mirrored.tolist()))
-    assert len(set(streams)) == 3
-    assert torch.equal(augment(images, 7, 1, 0)[0], out)
-
-
-@pytest.mark.parametrize(("rows", "best"), [
-    ([(0.5, 0.7), (0.4, 0.8), (0.3, 0.75)], 2),                       # LFW accuracy counts where it was measured
-    ([(0.5, math.nan), (0.3, math.nan), (0.4, math.nan)], 2),         # then the validation loss
-    ([(math.nan, math.nan)] * 3, 3),                                  # the training loss of other epochs says nothing
-    ([(0.5, 0.7), (0.4, math.nan)], 1),
-    ([(0.5, math.nan), (-math.inf, math.nan), (0.4, math.nan), (math.inf, math.nan)], 3),
-])
-def test_the_best_weights_are_those_of_the_best_figure_that_was_measured(tmp_path, rows, best):
-    run = Run(tmp_path)
-    for epoch, (val_loss, lfw_accuracy) in enumerate(rows, 1):
-        run.rows.append({"epoch": epoch, "train_loss": epoch, "val_loss": val_loss, "lfw_accuracy": lfw_accuracy})
-        run.save_weights({"epoch": torch.tensor(epoch)}, period=10, last_epoch=0)
-    assert torch.load(tmp_path / "best.pth", weights_only=True)["epoch"] == best
-    assert json.loads((tmp_path / "best.json").read_text(encoding="utf-8"))["training"]["epoch"] == best
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +45,7 @@ def test_a_run_writes_what_the_readme_lists(trained):
     assert any(name.startswith("ep004-loss") and "-val_loss" in name for name in names)
     assert not any(name.endswith(".tmp") for name in names)
     settings = json.loads((trained / "settings.json").read_text(encoding="utf-8"))
-    assert settings["epochs"] == 4 and settings["effective_lr"] == pytest.approx(0.025)
+    assert settings["epochs"] == 4
     training = json.loads((trained / "best.json").read_text(encoding="utf-8"))["training"]
     data = (trained.parent.parent / "cls_train.txt").read_bytes()
     assert training["data_sha256"] == hashlib.sha256(data).hexdigest() and training["people"] == PEOPLE
@@ -99,9 +65,9 @@ def test_the_log_has_a_row_per_epoch_and_the_loss_falls(trained):
 def test_the_start_is_described(trained):
     text = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8")
     assert "expected initial loss of the labels: 23.2" in text
-    assert "weight decay 0 on BatchNorm, PReLU and biases" in text
+    assert "BatchNorm, PReLU and biases: 27,136 parameters, weight decay 0" in text
     assert "learning rate: 0.025" in text
-    assert len(text[:text.index("epoch 1/4")].splitlines()) <= 30, "what comes before the first batch fits a screen"
+    assert len(text[:text.index("epoch 1 ")].splitlines()) <= 30, "what comes before the first batch fits a screen"
 
 
 def test_the_end_names_the_best_epoch_and_what_to_do_with_it(trained):
@@ -161,6 +127,6 @@ def test_two_people_with_two_pictures_are_enough_and_published_weights_start_the
     result = run_script("train.py", "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
                         "--model-path", published_weights)
     assert result.returncode == 0, result.stderr
-    assert "lfw is not there" in result.stdout
+    assert "lfw does not exist" in result.stdout
     assert "the head starts from random weights (the file has none)" in result.stdout
     assert len(list(only_run(tmp_path / "logs").glob("ep001-*.pth"))) == 1

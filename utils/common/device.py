@@ -81,7 +81,7 @@ def tune_cuda(device):
     """Set up CUDA for training, for the whole process.
 
     cuDNN times its convolutions and takes the fastest, which may differ from run to run, so that a resumed run is not
-    bit-exact. Float32 matrix products may use TF32, except the head's (nets/class_sums.py).
+    bit-exact. Float32 matrix products may use TF32, except the head's (nets/softmax.py).
     """
     torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True

@@ -70,8 +70,7 @@ def wrap(objective, device, own=()):
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, own)  # there is no public way
     # broadcast_buffers: the running statistics are copied only before they are used, see copy_buffers_of_main.
     return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
-                                   broadcast_buffers=False, gradient_as_bucket_view=True,
-                                   find_unused_parameters=objective.leaves_parameters_out)
+                                   broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def copy_buffers_of_main(net):

@@ -34,12 +34,12 @@ class TrainingSet(NamedTuple):
 
 
 def read_training_set(settings):
-    """Return the TrainingSet that --rec or --annotation-path, and --unlabeled, name. Prints what is left out.
+    """Return the TrainingSet that --annotation-path and --unlabeled name. Prints what is left out.
 
     Raises UserError for a set that cannot be read, that is too small, or whose images have moved.
     """
-    path = settings.rec or settings.annotation_path
-    if settings.rec:
+    path = settings.annotation_path
+    if os.path.isdir(path):
         images, labels, sha256 = read_records(path)
         names = [str(label) for label in range(int(labels.max()) + 1)]
     else:

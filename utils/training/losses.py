@@ -1,4 +1,4 @@
-"""What a network is trained on: the loss of a batch."""
+"""What training minimises on a batch: the loss of its labels. That of a teacher is in distillation.py."""
 from typing import NamedTuple
 
 import torch
@@ -8,42 +8,38 @@ from nets.head import IGNORE
 
 
 class Outcome(NamedTuple):
+    """What a loss returns for a batch."""
     loss: torch.Tensor        # scalar, with gradient
-    correct: torch.Tensor     # (B,) float: 1 where the target's plain cosine is the largest; NaN without labels
-    embeddings: torch.Tensor  # (B, D), detached
+    correct: torch.Tensor     # float (B,): 1 if the target's cosine, without margin, is the largest; NaN without labels
+    embeddings: torch.Tensor  # (B, D), not normalised, detached
 
 
 class LabelLoss(nn.Module):
-    """`loss(images, labels, share)` -> Outcome: the cross-entropy of the ArcFace logits of `net`.
+    """`loss(images, labels, lam, targets)` returns an Outcome: the cross-entropy of the margin logits of `net`.
 
-    images: float32 (B, 3, H, W) in [-1, 1]; labels: int64 (B,); share: what mixup left of each picture, (B,) or None.
-    `maps` and `apart` are Distillation's: what is learned beside the network, and whether stages learn apart.
+    images: float32 (B, 3, H, W) in [-1, 1]. labels: int64 (B,), or IGNORE. lam: (B,) of mixup (see nets/head.py), or
+    None. targets: those of `targets`, here None; a teacher's loss has others.
     """
 
     def __init__(self, net):
         super().__init__()
-        self.net, self.maps, self.apart = net, nn.ModuleList(), False
-        self.leaves_parameters_out = False  # whether there are steps whose loss does not depend on all parameters
+        self.net = net
 
-    def compiled_modules(self):
-        """What torch.compile speeds up."""
-        return [self.net.arcface]
+    def targets(self, indices):
+        """Return what the images of these indices are to be compared with, apart from their labels: nothing."""
 
-    def forward(self, images, labels, share=None):
-        return self.evaluate(self.net, images, labels, share)
+    def forward(self, images, labels, lam=None, targets=None):
+        return self.evaluate(self.net, images, labels, lam, targets)
 
-    def evaluate(self, net, images, labels, share=None):
-        """The loss of another network of the same kind, such as the averaged one."""
-        embeddings = net(images)
-        losses, correct = label_losses(net.head, embeddings, labels, share)
+    def evaluate(self, net, images, labels, lam=None, targets=None):
+        """Return the Outcome for another network of the same kind, such as the averaged one."""
+        embeddings = net.arcface(images)
+        losses, correct = label_losses(net.head, embeddings, labels, lam)
         return Outcome(losses.sum() / (labels != IGNORE).sum().clamp_min(1), correct, embeddings.detach())
 
 
-def label_losses(head, embeddings, labels, share=None):
-    """-> (cross-entropy (B,), correct (B,) float), both 0 where the label is IGNORE.
-
-    With mixup both people in a picture count by their shares.
-    """
-    losses, correct = head.losses(embeddings, labels, share)
+def label_losses(head, embeddings, labels, lam=None):
+    """Return (cross-entropy (B,), correct float (B,)), both 0 for unlabeled images."""
+    losses, correct = head.losses(embeddings, labels, lam)
     known = labels != IGNORE
     return losses.where(known, 0), (correct & known).float()

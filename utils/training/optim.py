@@ -1,4 +1,4 @@
-"""Learning rate, margin, optimizer, loss scale and moving average."""
+"""Learning rate, margin, optimizer, gradient clipping, loss scale, and the moving average of the weights."""
 import copy
 import math
 from dataclasses import dataclass
@@ -9,12 +9,15 @@ from torch import nn
 from nets.arcface import BACKBONES
 
 REFERENCE_BATCH = 64
-# The learning rate that a batch size may scale to (lowest, highest), as in the published scripts.
+# The lowest and highest learning rate that a batch size may scale to, as in the published scripts.
 LIMITS = {"sgd": (5e-4, 1e-1), "adam": (3e-4, 1e-3), "adamw": (3e-4, 1e-3)}
 
 
 def scale_learning_rate(init_lr, min_lr_ratio, batch_size, optimizer_type):
-    """-> (peak, lowest) learning rate: linear in the batch size (Goyal et al. 2017, arXiv 1706.02677), limited."""
+    """Return the (peak, lowest) learning rate: linear in the batch size (Goyal et al. 2017, arXiv 1706.02677), limited.
+
+    The limits of the lowest rate are a hundredth of those of the peak.
+    """
     lowest, highest = LIMITS[optimizer_type]
     scale = batch_size / REFERENCE_BATCH
     peak = min(max(init_lr * scale, lowest), highest)
@@ -24,14 +27,15 @@ def scale_learning_rate(init_lr, min_lr_ratio, batch_size, optimizer_type):
 
 @dataclass(frozen=True)
 class LearningRate:
-    """`schedule(step)` -> the learning rate of that optimizer step, counted from 0.
+    """`schedule(step)` returns the learning rate of an optimizer step, counted from 0.
 
     A quadratic warm-up from peak / 10, then `decay`:
-    "cos": half a cosine to the lowest rate, which then holds for three tenths of the run, at most 15 epochs.
+    "cos": half a cosine to the lowest rate, which is kept for three tenths of the run, 1 to 15 epochs.
     "step": ten equal stretches, from the peak to the lowest rate by a constant factor.
-    milestones (epochs, may be fractions), where there are any, replace the decay: a tenth from each of them on.
-    warmup_epochs: None is a tenth of the run, at most 3 epochs, for "cos", and none otherwise. These are the
-    published rules, except that the rate moves every step and not once an epoch.
+    milestones: epochs, also fractions; if given they replace the decay, and each divides the rate by ten.
+    warmup_epochs: None is a tenth of the run, 1 to 3 epochs, for "cos", and no warm-up otherwise. If
+    it is given, the flat end has no minimum of 1 epoch.
+    These are the published rules, except that the rate changes with every step instead of every epoch.
     """
     decay: str
     peak: float
@@ -55,10 +59,11 @@ class LearningRate:
             return self.warmup_epochs * self.steps_per_epoch
         if self.milestones or self.decay != "cos":
             return 0
-        return min(0.1 * self.total_steps, 3 * self.steps_per_epoch)
+        return min(max(0.1 * self.total_steps, self.steps_per_epoch), 3 * self.steps_per_epoch)
 
     def cosine(self, step, warmup):
-        flat = min(0.3 * self.total_steps, 15 * self.steps_per_epoch)
+        shortest = self.steps_per_epoch if self.warmup_epochs is None else 0
+        flat = min(max(0.3 * self.total_steps, shortest), 15 * self.steps_per_epoch)
         if step >= self.total_steps - flat:
             return self.lowest
         progress = (step - warmup) / (self.total_steps - warmup - flat)
@@ -71,7 +76,7 @@ class LearningRate:
 
 @dataclass(frozen=True)
 class Margin:
-    """`schedule(step)` -> the head's m, which grows linearly from 0 in the first warmup_steps."""
+    """`schedule(step)` returns the head's m, which grows linearly from 0 over the first warmup_steps."""
     m: float
     warmup_steps: float = 0
 
@@ -80,111 +85,112 @@ class Margin:
 
 
 def decay_groups(named_parameters, embedding_layer, weight_decay, head_weight_decay):
-    """-> three parameter groups: the head and the embedding layer, the other matrices, and what does not decay.
+    """Return three parameter groups: body, head and embedding layer, and what does not decay.
 
-    named_parameters: of an ArcfaceNet, whose backbone has a layer of the name `embedding_layer`, and more.
-    BatchNorm, PReLU and biases do not decay.
-    A decayed PReLU drifts towards ReLU and a decayed BatchNorm scale only fights the next layer's
+    named_parameters: of an ArcfaceNet. embedding_layer: its name in the backbone. BatchNorm, PReLU and biases do not
+    decay: a decayed PReLU drifts towards ReLU, and a decayed BatchNorm scale only works against the next layer's
     (MobileFaceNet's authors and He et al. 2018, arXiv 1812.01187, both leave them out).
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    of_head = "head.", f"arcface.{embedding_layer}."
-    head = [p for name, p in trained if p.ndim >= 2 and name.startswith(of_head)]
-    body = [p for name, p in trained if p.ndim >= 2 and not name.startswith(of_head)]
+    prefixes = "head.", f"arcface.{embedding_layer}."
+    body = [p for name, p in trained if p.ndim >= 2 and not name.startswith(prefixes)]
+    head = [p for name, p in trained if p.ndim >= 2 and name.startswith(prefixes)]
     rest = [p for _, p in trained if p.ndim < 2]
     return [{"params": body, "weight_decay": weight_decay},
             {"params": head, "weight_decay": head_weight_decay},
             {"params": rest, "weight_decay": 0.0}]
 
 
-def make_optimizer(named_parameters, settings, learning_rate):
-    """"sgd" (Nesterov), "adam" or "adamw", as settings.optimizer_type says; momentum is also Adam's first beta."""
-    on_head = settings.weight_decay if settings.head_weight_decay is None else settings.head_weight_decay
-    layer = BACKBONES[settings.backbone].embedding_layer
-    groups = decay_groups(named_parameters, layer, settings.weight_decay, on_head)
-    if settings.optimizer_type == "sgd":
-        # Fused SGD fails on parameters whose gradients begin later than the others', as the head's may with a teacher.
-        return torch.optim.SGD(groups, learning_rate, settings.momentum, nesterov=settings.momentum > 0,
-                               fused=not settings.teacher)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer_type]
-    return kind(groups, learning_rate, betas=(settings.momentum, 0.999), fused=True)
+def make_optimizer(net, args, learning_rate):
+    """Return the optimizer that --optimizer-type names: SGD with Nesterov momentum, Adam or AdamW."""
+    groups = decay_groups(net.named_parameters(), BACKBONES[net.backbone].embedding_layer,
+                          args.weight_decay[0], args.weight_decay[-1])
+    if args.optimizer_type == "sgd":
+        return torch.optim.SGD(groups, learning_rate, args.momentum, nesterov=args.momentum > 0, fused=True)
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer_type]
+    return optimizer(groups, learning_rate, betas=(args.momentum, 0.999), fused=True)
 
 
-def clip_gradients(parameters, head, largest):
-    """-> the norm of all gradients; where it is above `largest` they are scaled down to that. 0: they never are.
+def clip_gradients(parameters, head, max_norm):
+    """Scale the gradients down if their norm is above max_norm (0: never). Return the norm before.
 
-    Of a head whose classes are divided the other processes' parts count too, and in all processes alike.
+    With a sharded head the norm is that over all ranks' rows, and the same on all ranks.
     """
-    divided = head.shard.processes > 1
+    sharded = head.shard.world_size > 1
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None
-                                    and not (divided and parameter is head.weight)])
-    if divided:
+                                    and not (sharded and parameter is head.weight)])
+    if sharded:
         norm = torch.hypot(norm, head.shard.sum_(torch.linalg.vector_norm(head.weight.grad).square()).sqrt())
-    if largest:
-        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
 
-FIRST, GROWS_AFTER = 2.0 ** 16, 2000  # those of torch.amp.GradScaler
-
-
 class LossScale:
-    """`value` multiplies the loss, so that small gradients do not vanish in fp16; without fp16 it is 1 and stays so.
+    """`value` multiplies the loss in fp16, so that small gradients do not vanish; it is 1 if not enabled.
 
-    torch.amp.GradScaler with its state in Python: it keeps its own on the device, and each look at it is a wait. What
-    it needs to know, whether the gradients overflow, a step reads with its loss; over several processes it is the same.
+    (Micikevicius et al. 2018, arXiv 1710.03740.) torch.amp.GradScaler with its state in Python: GradScaler keeps its
+    own on the device and waits for it. Whether gradients overflow is read with the loss, and all ranks agree on it.
     """
 
-    def __init__(self, enabled, value=FIRST):
-        self.enabled, self.value, self.good_steps = enabled, value if enabled else 1.0, 0
+    def __init__(self, enabled, value=2.0 ** 16, growth_interval=2000):  # the defaults of GradScaler
+        self.enabled, self.value, self.finite_steps = enabled, value if enabled else 1.0, 0
+        self.growth_interval = growth_interval
 
     def unscale_(self, parameters):
-        """Divide the gradients by what the loss was multiplied by."""
+        """Divide the gradients by `value`."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.enabled and gradients:
             torch._foreach_mul_(gradients, 1 / self.value)
 
     def update(self, overflow):
-        """After each step: half of it where the gradients overflow, twice as much after GROWS_AFTER that do not."""
-        self.good_steps = 0 if overflow else self.good_steps + 1
+        """Halve the value after an overflow, and double it after growth_interval steps without one."""
+        self.finite_steps = 0 if overflow else self.finite_steps + 1
         if self.enabled and overflow:
             self.value /= 2
-        elif self.enabled and self.good_steps % GROWS_AFTER == 0:
+        elif self.enabled and self.finite_steps % self.growth_interval == 0:
             self.value *= 2
 
     def state_dict(self):
-        """In GradScaler's names."""
-        return {"scale": self.value, "_growth_tracker": self.good_steps} if self.enabled else {}
+        return {"value": self.value, "finite_steps": self.finite_steps} if self.enabled else {}
 
     def load_state_dict(self, state):
-        """state: of state_dict(), or GradScaler's; an empty one, of a run without fp16, changes nothing."""
+        """An empty state, of a run without fp16, changes nothing."""
         if self.enabled and state:
-            self.value, self.good_steps = float(state["scale"]), int(state["_growth_tracker"])
+            self.value, self.finite_steps = state["value"], state["finite_steps"]
 
 
-class MovingAverage(nn.Module):
-    """`update_parameters(net)` after each step; `module` is the averaged network.
+class MovingAverage:
+    """Exponential moving average of a network's weights (Polyak and Juditsky 1992): call `update(net)` after each step.
 
-    The first update is a copy, and the decay of update n is (1 + n) / (10 + n), at most `decay`, so that the random
-    start is forgotten even in a short run. BatchNorm's statistics are averaged too. The state dict is that of
-    torch.optim.swa_utils.AveragedModel, which counts on the device and waits for it in each step.
+    `net` is the averaged network, or the trained one itself if decay is 0. The first update is a copy, and the decay of
+    update n is (1 + n) / (10 + n), at most `decay`, so that a short run forgets its random start too. The running
+    statistics of BatchNorm are averaged as well. torch.optim.swa_utils.AveragedModel waits for the device in each step.
     """
 
     def __init__(self, net, decay):
-        super().__init__()
-        self.module, self.decay = copy.deepcopy(net), decay
-        self.register_buffer("n_averaged", torch.tensor(0))  # updates so far; it stays on the CPU
+        self.net, self.decay, self.updates = copy.deepcopy(net) if decay else net, decay, 0
 
     @torch.no_grad()
-    def update_parameters(self, net):
-        seen = self.n_averaged.item()
-        floats, counts = [], []  # pairs of tensors; the counts are BatchNorm's, of batches
-        for pair in zip((*self.module.parameters(), *self.module.buffers()), (*net.parameters(), *net.buffers())):
-            (floats if pair[0].is_floating_point() else counts).append(pair)
-        if seen:
-            torch._foreach_lerp_(*zip(*floats), 1 - min((1 + seen) / (10 + seen), self.decay))
+    def update(self, net):
+        if not self.decay:
+            return
+        floats, counters = [], []  # pairs of tensors; the counters are BatchNorm's
+        for pair in zip((*self.net.parameters(), *self.net.buffers()), (*net.parameters(), *net.buffers())):
+            (floats if pair[0].is_floating_point() else counters).append(pair)
+        if self.updates:
+            torch._foreach_lerp_(*zip(*floats), 1 - min((1 + self.updates) / (10 + self.updates), self.decay))
         else:
             torch._foreach_copy_(*zip(*floats))
-        if counts:
-            torch._foreach_copy_(*zip(*counts))
-        self.n_averaged += 1
+        if counters:
+            torch._foreach_copy_(*zip(*counters))
+        self.updates += 1
+
+    def state_dict(self):
+        return {"net": self.net.state_dict(), "updates": self.updates} if self.decay else {}
+
+    def load_state_dict(self, state):
+        """An empty state, of a run without --ema, starts the average anew."""
+        if self.decay and state:
+            self.net.load_state_dict(state["net"])
+            self.updates = state["updates"]

@@ -1,76 +1,186 @@
-"""Which settings of train.py make sense, alone and together, and what is filled in where one was left open."""
+"""The flags of train.py, and which of them make sense together."""
+import argparse
 import math
-from pathlib import Path
+import os
 
-from nets.arcface import DEFAULT_BACKBONE, backbone_name
+from nets.arcface import BACKBONES, DEFAULT_BACKBONE, HEADS, backbone_name
+from utils.common.device import DEVICES, available_cores
+from utils.common.errors import (
+    SettingsParser,
+    UserError,
+    non_negative_float,
+    non_negative_int,
+    number,
+    positive_float,
+    positive_int,
+)
 from utils.common.files import hash_file
 from utils.data.augmentation import KINDS
-from utils.weights import checkpoint
+from utils.training import checkpoint
+from utils.weights.checkpoint import find_weights, read_backbone
 
-LEAST = {"epochs": 1, "batch_size": 2, "accumulate": 1, "save_period": 1, "num_workers": 0, "seed": 0, "init_epoch": 0,
-         "min_lr_ratio": 0, "momentum": 0, "weight_decay": 0, "grad_clip": 0, "checkpoint_every": 0,
-         "margin_warmup_epochs": 0, "freeze_bn_epochs": 0, "distill_weight": 0, "hint_weight": 0,
-         "hint_epochs": 0}
+below_one = number(minimum=0, below=1)
 
 
-def check_settings(settings, parser):
-    """Fill in what was left open in the namespace; ends with parser.error() where something makes no sense.
+def parse_args():
+    """Return the settings, and the checkpoint to resume from or None.
 
-    Raises UserError for weights that are not there or do not tell their backbone.
+    A resumed run takes its settings from its checkpoint; flags beside --resume override them.
     """
-    check_numbers(settings, parser)
-    check_teacher(settings, parser)
-    check_choices(settings, parser)
-    settings.teacher = settings.teacher and str(checkpoint.find_weights(settings.teacher))
-    settings.teacher_sha256 = hash_file(settings.teacher) if Path(settings.teacher).is_file() else None
-    settings.model_path = settings.model_path and str(checkpoint.find_weights(settings.model_path))
-    if settings.backbone is None:
-        settings.backbone = (checkpoint.read_backbone(settings.model_path) if settings.model_path
-                             else DEFAULT_BACKBONE)
+    parser, resumed = make_parser(), None
+    args = parser.parse_args()
+    if args.resume is not None:
+        path = checkpoint.find_checkpoint(args.resume, args.save_dir)
+        resumed = checkpoint.read_checkpoint(path)
+        parser.set_defaults(**resumed["settings"])
+        args = parser.parse_args()
+        args.resume = str(path)
+    check_args(args, parser)
+    if resumed:
+        checkpoint.check_resumed_args(resumed["settings"], args)
+    return args, resumed
+
+
+def make_parser():
+    switch = argparse.BooleanOptionalAction
+    parser = SettingsParser("Train a face-recognition network with ArcFace.")
+    parser.set_defaults(letterbox_image=True)  # as in evaluation and prediction; no difference for aligned images
+    data = parser.add_argument_group("data")
+    data.add_argument("--annotation-path", "--rec", default="cls_train.txt", metavar="PATH", help="the list that "
+                      "txt_annotation.py wrote, or the folder of insightface's train.rec and train.idx")
+    data.add_argument("--datasets-path", metavar="DIR", help="where the folders of the people are now, if they have "
+                      "moved since (default: where the list says)")
+    data.add_argument("--unlabeled", metavar="DIR", help="with --teacher: train on all images below this folder too; a "
+                      "teacher's embeddings need no labels")
+    data.add_argument("--input-shape", type=positive_int, nargs=2, default=[112, 112], metavar=("H", "W"),
+                      help="height and width of the network's images")
+    data.add_argument("--val-split", type=below_one, default=0.01, help="fraction of the images held out")
+    data.add_argument("--augment", nargs="+", metavar="KIND", default=[],
+                      help=f"augment images besides flipping: any of {', '.join(KINDS)} (default: none)")
+    data.add_argument("--num-workers", type=non_negative_int, default=min(4, available_cores()),
+                      help="processes that decode images (default: 4, at most the cores)")
+    network = parser.add_argument_group("network")
+    network.add_argument("--backbone", help=f"the network that embeds: {', '.join(BACKBONES)} "
+                         f"(default: that of --model-path, else {DEFAULT_BACKBONE})")
+    network.add_argument("--model-path", default="", help="start from these weights: a .pth file, or a run's folder "
+                         "for its best.pth (default: random weights)")
+    network.add_argument("--pretrained", action=switch, default=False,
+                         help="start the backbone from model_data/<backbone>_backbone_weights.pth")
+    network.add_argument("--head", choices=HEADS, default="arcface", help="margin loss")
+    network.add_argument("--m", type=number(minimum=0, below=math.pi), default=0.5,
+                         help="margin between an image and its own class, in radians")
+    network.add_argument("--margin-warmup-epochs", type=non_negative_float, default=0,
+                         help="increase the margin from 0 to --m over the first N epochs")
+    network.add_argument("--shard-head", action=switch, default=False, help="shard the class weights over the ranks")
+    network.add_argument("--sample-rate", type=number(above=0, maximum=1), default=1.0, metavar="R",
+                         help="Partial FC: fraction of the classes in each step's softmax (the batch's classes and "
+                         "random negatives)")
+    teacher = parser.add_argument_group("distillation")
+    teacher.add_argument("--teacher", nargs="+", default=[], metavar="WEIGHTS",
+                         help="learn the embeddings of these networks (default: none)")
+    teacher.add_argument("--teacher-flip", action=switch, default=False,
+                         help="average the teacher's embedding with that of the flipped image")
+    teacher.add_argument("--label-weight", type=non_negative_float,
+                         help="weight of the labels' loss (default: 1 without a teacher, 0 with one)")
+    optim = parser.add_argument_group("optimization")
+    optim.add_argument("--init-epoch", type=non_negative_int, default=0,
+                       help="start at this epoch of the schedule, as if the earlier ones had run")
+    optim.add_argument("--epochs", type=positive_int, default=100, help="passes over the images")
+    optim.add_argument("--batch-size", type=number(int, minimum=2), default=64, help="images in a batch, on all ranks")
+    optim.add_argument("--accumulate", type=positive_int, default=1, help="batches in an optimizer step")
+    optim.add_argument("--init-lr", type=positive_float, default=1e-2,
+                       help="peak learning rate for a batch of 64; it is scaled with the batch")
+    optim.add_argument("--scale-lr", action=switch, default=True,
+                       help="scale --init-lr with the batch and keep it within the published limits")
+    optim.add_argument("--min-lr-ratio", type=number(minimum=0, maximum=1), default=0.01,
+                       help="lowest learning rate, as a fraction of the peak")
+    optim.add_argument("--lr-decay-type", choices=("cos", "step"), default="cos",
+                       help="decay the learning rate along a cosine, or in ten steps")
+    optim.add_argument("--milestones", type=positive_float, nargs="+", default=[], metavar="EPOCH",
+                       help="divide the learning rate by ten at each of these epochs instead (default: none)")
+    optim.add_argument("--warmup-epochs", type=non_negative_float, help="increase the learning rate over the first N "
+                       "epochs (default: a tenth of the run, 1 to 3 epochs, before a cosine; else 0)")
+    optim.add_argument("--optimizer-type", choices=("sgd", "adam", "adamw"), default="sgd", help="optimizer")
+    optim.add_argument("--momentum", type=below_one, default=0.9, help="momentum of SGD, first beta of Adam")
+    optim.add_argument("--weight-decay", type=non_negative_float, nargs="+", default=[5e-4],
+                       help="weight decay, and another one for the head and the embedding layer if two are given; "
+                       "BatchNorm, PReLU and biases have none")
+    optim.add_argument("--grad-clip", type=non_negative_float, default=0, help="largest gradient norm; 0 clips nothing")
+    optim.add_argument("--ema", type=below_one, default=0, metavar="DECAY",
+                       help="evaluate and save a moving average of the weights, such as 0.999; 0 averages nothing")
+    optim.add_argument("--freeze-bn-epochs", type=non_negative_int, default=0, metavar="N",
+                       help="keep BatchNorm in eval mode in the last N epochs")
+    optim.add_argument("--seed", type=non_negative_int, default=11, help="random seed")
+    results = parser.add_argument_group("results")
+    results.add_argument("--save-dir", default="logs", help="where the run makes its folder")
+    results.add_argument("--save-period", type=positive_int, default=1, help="save the weights of every N-th epoch")
+    results.add_argument("--checkpoint-every", type=non_negative_float, default=0, metavar="MINUTES",
+                         help="write last.pt this often too, not only after each epoch")
+    results.add_argument("--resume", nargs="?", const="", metavar="RUN",
+                         help="continue this run, or the newest one without a path (default: a new run)")
+    results.add_argument("--force", action="store_true", help="resume although settings or images differ")
+    results.add_argument("--lfw-eval", action=switch,
+                         help="evaluate on LFW after every epoch (default: if --lfw-dir exists)")
+    results.add_argument("--eval", nargs="+", metavar="BENCHMARK", help="evaluate on these instead: lfw, and "
+                         "insightface's files such as agedb_30.bin (default: as --lfw-eval says)")
+    results.add_argument("--best-by", choices=("first", "mean"), default="first",
+                         help="choose best.pth by the first benchmark's accuracy, or by the mean of all")
+    results.add_argument("--lfw-dir", default="lfw", help="the aligned images of LFW")
+    results.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt", help="LFW's official list of pairs")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help=DEVICES)
+    machine.add_argument("--fp16", action=switch, default=False, help="mixed precision with a loss scale, on CUDA")
+    machine.add_argument("--bf16", action=switch, default=False, help="mixed precision in bfloat16")
+    machine.add_argument("--compile", action=switch, help="compile the backbone by torch.compile (default: if it pays)")
+    machine.add_argument("--sync-bn", action=switch, default=False,
+                         help="take BatchNorm's statistics over all ranks, on CUDA")
+    return parser
+
+
+def check_args(args, parser):
+    """Fill in defaults that depend on other flags. Ends with parser.error() if flags do not fit together.
+
+    Raises UserError for weights that do not exist or whose backbone cannot be inferred.
+    """
+    if args.init_epoch >= args.epochs:
+        parser.error(f"--init-epoch {args.init_epoch} leaves no epoch before --epochs {args.epochs}")
+    if args.lr_decay_type == "step" and not args.min_lr_ratio:
+        parser.error("--lr-decay-type step needs a --min-lr-ratio above 0")
+    if len(args.weight_decay) > 2:
+        parser.error("--weight-decay takes one or two numbers")
+    if args.fp16 and args.bf16:
+        parser.error("--fp16 and --bf16 exclude each other: add --no-fp16 or --no-bf16")
+    if args.eval and args.lfw_eval is not None:
+        parser.error("--eval and --lfw-eval exclude each other: name lfw among those of --eval")
+    args.augment = [kind for word in args.augment for kind in word.split(",")]
+    if unknown := [kind for kind in args.augment if kind not in KINDS]:
+        parser.error(f"--augment {unknown[0]!r}: choose among {', '.join(KINDS)}")
+    if args.label_weight is None:
+        args.label_weight = 0.0 if args.teacher else 1.0
+    if not args.teacher and (args.teacher_flip or args.label_weight != 1 or args.unlabeled):
+        parser.error("--teacher-flip, --label-weight and --unlabeled need a --teacher")
+    if args.teacher and (args.shard_head or args.sample_rate < 1):
+        parser.error("--shard-head and --sample-rate are for training on labels: leave out --teacher")
+    args.teacher = [str(find_weights(path)) for path in args.teacher]
+    if missing := [path for path in args.teacher if not os.path.isfile(path)]:
+        raise UserError(f"{missing[0]} does not exist: give --teacher a weight file")
+    args.teacher_sha256 = [hash_file(path) for path in args.teacher]
+    args.model_path = args.model_path and str(find_weights(args.model_path))
+    if args.backbone is None:
+        args.backbone = read_backbone(args.model_path) if args.model_path else DEFAULT_BACKBONE
     try:
-        settings.backbone = backbone_name(settings.backbone)
+        args.backbone = backbone_name(args.backbone)
     except ValueError as error:
         parser.error(f"--backbone: {error}")
 
 
-def check_numbers(settings, parser):
-    for name, least in LEAST.items():
-        if not getattr(settings, name) >= least:  # so that nan is refused too
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}")
-    if not settings.init_lr > 0 or (settings.lr_decay_type == "step" and not settings.min_lr_ratio > 0):
-        parser.error("--init-lr must be above 0, and --min-lr-ratio too for --lr-decay-type step")
-    if any(not epoch > 0 for epoch in settings.milestones) or (settings.warmup_epochs or 0) < 0:
-        parser.error("--milestones must be above 0 and --warmup-epochs at least 0")
-    if settings.init_epoch >= settings.epochs:
-        parser.error(f"--init-epoch {settings.init_epoch} leaves nothing to do before --epochs {settings.epochs}")
-    if not 0 <= settings.val_split < 1 or not 0 <= settings.ema < 1:
-        parser.error("--val-split and --ema must be at least 0 and below 1")
-    if not 0 <= settings.m < math.pi or (settings.s is not None and not 0 < settings.s < math.inf):
-        parser.error("--m must be at least 0 and below pi, and --s above 0")
-    if not 0 < settings.sample_rate <= 1:
-        parser.error("--sample-rate must be above 0 and at most 1")
-
-
-def check_teacher(settings, parser):
-    if settings.label_weight is None:
-        settings.label_weight = 0.0 if settings.teacher else 1.0
-    if settings.teacher and not (settings.label_weight >= 0 and settings.distill_weight + settings.hint_weight > 0):
-        parser.error("--teacher needs --distill-weight or --hint-weight above 0, and --label-weight at least 0")
-    if not settings.teacher and (settings.teacher_backbone or settings.distill_weight != 1 or settings.label_weight != 1
-                                 or settings.hint_weight or settings.hint_epochs or settings.teacher_flip
-                                 or settings.unlabeled):
-        parser.error("--teacher-backbone, --teacher-flip, --distill-weight, --hint-weight, --hint-epochs, "
-                     "--label-weight and --unlabeled are for a --teacher")
-    if settings.teacher and (settings.shard_head or settings.sample_rate < 1):
-        parser.error("--shard-head and --sample-rate are for training on labels: leave out --teacher")
-
-
-def check_choices(settings, parser):
-    settings.augment = [kind for word in settings.augment for kind in word.split(",")]
-    unknown = [kind for kind in settings.augment if kind not in KINDS]
-    if unknown:
-        parser.error(f"--augment {unknown[0]!r}: choose among {', '.join(KINDS)}")
-    if settings.fp16 and settings.bf16:
-        parser.error("--fp16 and --bf16 exclude each other: add --no-fp16 or --no-bf16")
-    if settings.eval and settings.lfw_eval is not None:
-        parser.error("--eval and --lfw-eval exclude each other: name lfw among those of --eval")
+def check_ranks(args, device, world_size):
+    """Raises UserError for flags that do not fit the device or the number of ranks."""
+    if args.fp16 and device.type == "cpu":
+        raise UserError("--fp16 needs CUDA: on a CPU use --bf16")
+    if args.sync_bn and device.type != "cuda":
+        raise UserError("--sync-bn needs CUDA: add --no-sync-bn")
+    if args.sample_rate < 1 and world_size > 1 and not args.shard_head:
+        raise UserError("--sample-rate with several ranks needs a sharded head: add --shard-head")
+    if args.batch_size % world_size:
+        raise UserError(f"--batch-size {args.batch_size} is for all ranks together: use a multiple of {world_size}")

@@ -1,7 +1,5 @@
-"""What a network is measured on after every epoch: the images held out, LFW, and insightface's files."""
+"""What a network is measured on after every epoch: the images held out, LFW, and insightface's .bin files."""
 import math
-from collections import Counter
-from operator import mul
 from pathlib import Path
 from statistics import mean
 
@@ -16,98 +14,114 @@ from utils.evaluation.embedding import inference_copy
 from utils.evaluation.metrics import can_measure_far
 from utils.evaluation.pairs import check_aligned, embed_pairs, pair_metrics, read_bin, read_pairs
 from utils.faces.images import normalise
-from utils.training.engine import read
-
-
-def filled_up(batches, loader):
-    """Yield as many and as large batches in every process, as a head whose classes are divided needs.
-
-    What is added is grey, has the label IGNORE and is not among the numbers of the pictures.
-    """
-    most, = map(int, distributed.reduce([len(loader.dataset)], largest=True))
-    shape = (*loader.dataset.input_shape[:2], 3)
-    nothing = torch.zeros(0, *shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    for first in range(0, most, loader.batch_size):
-        images, labels, used = next(batches, nothing)
-        lacking = min(loader.batch_size, most - first) - len(labels)
-        yield (torch.cat([images, images.new_full((lacking, *shape), 128)]),
-               torch.cat([labels, labels.new_full((lacking,), IGNORE)]), used)
-
-
-@torch.inference_mode()
-def validate(training, loader):
-    """-> {"loss", "accuracy"} of the evaluated network on the validation set, every picture once over all processes.
-
-    Without augmentation and, for accuracy, without the margin; the loss with the whole margin, so that the epochs of
-    --margin-warmup-epochs compare. Raises UserError where the loss is not finite.
-    """
-    net = inference_copy(training.evaluated)
-    net.head = training.evaluated.head
-    net.head.m = training.margin.m
-    losses, correct, counts = [], [], []
-    batches = batches_of(loader)
-    if net.head.shard.processes > 1:
-        batches = filled_up(batches, loader)
-    for images, labels, used in batches:
-        images, labels = normalise(send(images, training.device)), send(labels, training.device)
-        with training.autocast():
-            outcome = training.objective.evaluate(net, images, labels)
-        losses.append(outcome.loss)
-        correct.append(outcome.correct.sum())
-        counts.append(len(used))
-    figures = read(*losses, *correct)  # once, at the end
-    loss, correct, count = distributed.reduce([sum(map(mul, figures, counts)), sum(figures[len(counts):]), sum(counts)])
-    if not math.isfinite(loss):  # with weights that are finite: what is between them and the embeddings is not
-        raise UserError(f"the validation loss is {loss / count} after epoch {training.epoch}: lower --init-lr, or "
-                        "train without --fp16 and --bf16")
-    return {"loss": loss / count, "accuracy": correct / count}
-
 
 MEAN = "mean_accuracy"  # the column of --best-by mean
 
 
-def read_benchmarks(settings):
-    """-> the Pairs that --eval names, else LFW where --lfw-eval or the presence of --lfw-dir asks for it; may be empty.
+@torch.inference_mode()
+def validate(state, loader):
+    """Return the row's {"val_loss", "val_accuracy"} of the averaged network, over the held-out images of all ranks.
 
-    Raises UserError for one that does not read, and for two of one name, which is that of a column.
+    Without augmentation. Accuracy is without the margin, and the loss with the whole margin in every epoch, so that the
+    epochs of --margin-warmup-epochs compare. Raises UserError if the loss is not finite.
     """
-    names = settings.eval
+    if loader is None:
+        return {}
+    net = inference_copy(state.ema.net)
+    net.head = state.ema.net.head
+    net.head.m = state.margin.m
+    losses, correct, counts = [], [], []
+    for images, labels, indices in padded(batches_of(loader), loader, net.head.shard):
+        images, labels = normalise(send(images, state.device)), send(labels, state.device)
+        with state.autocast():
+            outcome = state.loss_fn.evaluate(net, images, labels, targets=state.loss_fn.targets(indices))
+        losses.append(outcome.loss * len(indices))
+        correct.append(outcome.correct.sum())
+        counts.append(len(indices))
+    values = torch.stack([*losses, *correct]).tolist() if counts else []  # one wait for the device, at the end
+    loss, correct, count = distributed.reduce([sum(values[:len(counts)]), sum(values[len(counts):]), sum(counts)])
+    if not math.isfinite(loss):
+        raise UserError(f"the validation loss is {loss / count} after epoch {state.epoch}: lower --init-lr, or train "
+                        "without --fp16 and --bf16")
+    return {"val_loss": loss / count, "val_accuracy": correct / count}
+
+
+def padded(batches, loader, shard):
+    """Yield batches; with a sharded head every rank gets the same number of equally large ones.
+
+    The sharded head communicates in each batch. Images that are added are unlabeled and have no index.
+    """
+    if shard.world_size == 1:
+        yield from batches
+        return
+    most, = map(int, distributed.reduce([len(loader.dataset)], largest=True))
+    shape = (*loader.dataset.input_shape[:2], 3)
+    empty = torch.zeros(0, *shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    for first in range(0, most, loader.batch_size):
+        images, labels, indices = next(batches, empty)
+        missing = min(loader.batch_size, most - first) - len(labels)
+        yield (torch.cat([images, images.new_full((missing, *shape), 128)]),
+               torch.cat([labels, labels.new_full((missing,), IGNORE)]), indices)
+
+
+def read_benchmarks(args):
+    """Return {name: Pairs}: what --eval lists, else LFW if --lfw-eval asks for it or --lfw-dir exists.
+
+    LFW's name is "lfw" and a file's "eval/" and its stem, so that no file shares a column of log.csv.
+    """
+    names = args.eval
     if names is None:
-        there = distributed.gather(Path(settings.lfw_dir).is_dir())[0]  # one answer for all hosts
-        names = ["lfw"] if settings.lfw_eval or (settings.lfw_eval is None and there) else []
-        if settings.lfw_eval is None and not there:
-            print(f"{settings.lfw_dir} is not there: training without LFW (best.pth goes by validation loss, or is the "
-                  "last epoch's without validation)")
-    benchmarks = [read_pairs(settings.lfw_pairs, settings.lfw_dir) if name == "lfw" else read_bin(name)
-                  for name in names]
-    twice = [name for name, count in Counter(pairs.name for pairs in benchmarks).items() if count > 1]
-    if twice:
-        raise UserError(f"--eval names {twice[0]} twice: give each benchmark once, by a file name of its own")
-    for pairs in benchmarks:
+        exists = distributed.gather(Path(args.lfw_dir).is_dir())[0]  # one answer on all hosts
+        names = ["lfw"] if args.lfw_eval or (args.lfw_eval is None and exists) else []
+        if args.lfw_eval is None and not exists:
+            print(f"{args.lfw_dir} does not exist: training without LFW (best.pth is chosen by validation loss, or is "
+                  "the last epoch's if nothing is held out)")
+    benchmarks = {}
+    for name in names:
+        key = "lfw" if name == "lfw" else f"eval/{Path(name).stem}"
+        if key in benchmarks:
+            raise UserError(f"--eval names {Path(name).stem} twice: give each benchmark once, with a file name of its "
+                            "own")
+        benchmarks[key] = read_pairs(args.lfw_pairs, args.lfw_dir) if name == "lfw" else read_bin(name)
+    for pairs in benchmarks.values():
         check_aligned(pairs)
     return benchmarks
 
 
-def columns_of(name):
-    """-> the columns of log.csv for a benchmark's accuracy and VAL at FAR 0.001."""
-    return ("lfw_accuracy", "val_at_far") if name == "LFW" else (f"{name}_accuracy", f"{name}_val_at_far")
+def benchmark_columns(name):
+    """Return the columns of log.csv for a benchmark's accuracy and VAL at FAR 0.001."""
+    return ("lfw_accuracy", "val_at_far") if name == "lfw" else (f"{name}_accuracy", f"{name}_val_at_far")
 
 
-def measure(net, benchmarks, settings):
-    """The figures of an ArcfaceNet -> {column: value}, in the order of --eval. Every process takes a share."""
+def measure_benchmarks(net, benchmarks, args):
+    """Return {column: value} of an ArcfaceNet, in the order of --eval. Every rank embeds a part."""
     net, row = inference_copy(net), {}
-    for pairs in benchmarks:
-        embeddings = embed_pairs(net, pairs, input_shape=settings.input_shape, letterbox=settings.letterbox_image,
-                                 workers=settings.num_workers)
-        figures, _ = pair_metrics(embeddings, pairs)
-        val = figures.val if can_measure_far(pairs.genuine, figures.far_target) else math.nan
-        row |= zip(columns_of(pairs.name), (figures.accuracy, val))
-    if benchmarks and settings.best_by == "mean":
-        row[MEAN] = mean(row[columns_of(pairs.name)[0]] for pairs in benchmarks)
+    for name, pairs in benchmarks.items():
+        embeddings = embed_pairs(net, pairs, input_shape=args.input_shape, letterbox=args.letterbox_image,
+                                 workers=args.num_workers)
+        metrics, _ = pair_metrics(embeddings, pairs)
+        val = metrics.val if can_measure_far(pairs.genuine, metrics.far_target) else math.nan
+        row |= zip(benchmark_columns(name), (metrics.accuracy, val))
+    if benchmarks and args.best_by == "mean":
+        row[MEAN] = mean(row[benchmark_columns(name)[0]] for name in benchmarks)
     return row
 
 
+def best_row(rows):
+    """Return the log.csv row of the best epoch, the first of equal ones; None if none has only finite values.
+
+    Best is the highest mean accuracy with --best-by mean, else the first benchmark's, else the lowest validation loss,
+    else the last epoch.
+    """
+    finite = [row for row in rows if math.isfinite(row["train_loss"]) and not any(map(math.isinf, row.values()))]
+    for column, sign in [(column, 1) for row in finite[-1:] for column in accuracy_columns(row)] + [("val_loss", -1)]:
+        measured = [row for row in finite if not math.isnan(row.get(column, math.nan))]
+        if measured:
+            return max(measured, key=lambda row: sign * row[column])
+    return finite[-1] if finite else None
+
+
 def accuracy_columns(row):
-    """A row of log.csv -> the columns that best.pth goes by: the mean where it was asked for, else --eval's first."""
-    names = [name for name in row if name.endswith("_accuracy") and name not in ("train_accuracy", "val_accuracy")]
-    return [MEAN] if MEAN in names else names
+    """Return the columns that best.pth is chosen by, the first that has a value counts."""
+    return [MEAN] if MEAN in row else [name for name in row if name == "lfw_accuracy" or (
+        name.startswith("eval/") and name.endswith("_accuracy"))]

@@ -204,10 +204,12 @@ def load_for_training(net, path):
     classes, found = net.head.classes, state.get("head.weight")
     if found is not None and len(found) == classes:
         found = state["head.weight"] = found[slice(*net.head.shard.bounds(classes))]
-    if found is not None and found.shape == net.head.weight.shape:
-        load_strictly(net, state, path)
+    head = {name: value for name, value in net.state_dict().items() if name.startswith("head.")}
+    usable = {name: state[name] for name in head if name in state and state[name].shape == head[name].shape}
+    backbone = {name: value for name, value in state.items() if not name.startswith("head.")}
+    load_strictly(net, backbone | head | usable, path)
+    if "head.weight" in usable:
         return f"loaded backbone and head from {path}"
-    load_strictly(net, state | {"head.weight": net.head.weight.detach()}, path)
     why = "the file has none" if found is None else f"the file's is for {len(found)} classes, this one for {classes}"
     return f"loaded the backbone from {path}; the head starts from random weights ({why})"
 

@@ -1,4 +1,4 @@
-"""What training takes of a head, MarginHead.losses, against the cross-entropy of its logits."""
+"""MarginHead.losses, which training minimises, against the cross-entropy of its logits."""
 import math
 
 import pytest
@@ -8,32 +8,39 @@ import torch.nn.functional as F
 from nets.head import ArcMarginProduct, MarginHead
 
 
+class NormMargin(MarginHead):
+    """A margin that depends on the embedding's length, with a gradient through it, as MagFace's does."""
+
+    def margin(self, cosine, norm):
+        return cosine - self.m * torch.tanh(norm)
+
+
 class CosFace(MarginHead):
-    def margin(self, cosine):
+    def margin(self, cosine, norm):
         return cosine - self.m
 
 
-def make(kind=ArcMarginProduct, classes=101, dimensions=16, pictures=12, dtype=torch.float64, **settings):
-    """-> (head, embeddings not of length 1, labels, share), one picture on its class's axis and one opposite it."""
+def make(kind=ArcMarginProduct, classes=101, dimensions=16, images=12, dtype=torch.float64, **settings):
+    """-> (head, embeddings not of length 1, labels, lam), one image on its class's axis and one opposite it."""
     torch.manual_seed(5)
     head = kind(dimensions, classes, settings.pop("s", 64.0), 0.5, **settings).to(dtype)
-    embeddings, labels = torch.randn(pictures, dimensions, dtype=dtype), torch.randint(0, classes, (pictures,))
+    embeddings, labels = torch.randn(images, dimensions, dtype=dtype), torch.randint(0, classes, (images,))
     embeddings[0], embeddings[-1] = 3 * head.weight.detach()[labels[0]], -head.weight.detach()[labels[-1]]
-    return head, embeddings.requires_grad_(), labels, torch.rand(pictures, dtype=dtype)
+    return head, embeddings.requires_grad_(), labels, torch.rand(images, dtype=dtype)
 
 
-def by_logits(head, embeddings, labels, share=None):
+def by_logits(head, embeddings, labels, lam=None):
     """What `losses` has to give, by `forward`, `correct` and F.cross_entropy."""
     logits = head(embeddings, labels)
     correct, losses = head.correct(logits, labels), F.cross_entropy(logits, labels, reduction="none")
-    if share is None:
+    if lam is None:
         return losses, correct
     others = labels.roll(1)
-    return share * losses + (1 - share) * F.cross_entropy(head(embeddings, others), others, reduction="none"), correct
+    return lam * losses + (1 - lam) * F.cross_entropy(head(embeddings, others), others, reduction="none"), correct
 
 
 def gradients(losses, head, embeddings):
-    weights = torch.linspace(0.5, 2, len(losses), dtype=losses.dtype)  # each picture's own
+    weights = torch.linspace(0.5, 2, len(losses), dtype=losses.dtype)  # each image's own
     return torch.autograd.grad((losses * weights).mean(), [embeddings, head.weight])
 
 
@@ -42,19 +49,19 @@ def assert_close(found, expected, tolerance):
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-CASES = [{}, {"kind": CosFace}, {"easy_margin": True}, {"s": 4.0}, {"classes": 2, "pictures": 5}]
+CASES = [{}, {"kind": CosFace}, {"kind": NormMargin}, {"easy_margin": True}, {"s": 4.0}, {"classes": 2, "images": 5}]
 
 
 @pytest.mark.parametrize("mixup", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-6)])
 def test_losses_and_gradients_are_those_of_the_logits(case, mixup, dtype, tolerance):
-    head, embeddings, labels, share = make(dtype=dtype, **case)
+    head, embeddings, labels, lam = make(dtype=dtype, **case)
     if dtype == torch.float32:  # on the axis the gradient of arccos is all rounding
         embeddings = torch.randn_like(embeddings).requires_grad_()
-    share = share if mixup else None
-    expected, expected_correct = by_logits(head, embeddings, labels, share)
-    losses, correct = head.losses(embeddings, labels, share)
+    lam = lam if mixup else None
+    expected, expected_correct = by_logits(head, embeddings, labels, lam)
+    losses, correct = head.losses(embeddings, labels, lam)
     assert_close(losses, expected, tolerance)
     assert torch.equal(correct, expected_correct)
     for found, right in zip(gradients(losses, head, embeddings), gradients(expected, head, embeddings)):
@@ -62,10 +69,10 @@ def test_losses_and_gradients_are_those_of_the_logits(case, mixup, dtype, tolera
 
 
 def test_both_targets_of_a_picture_may_be_one_person():
-    head, embeddings, labels, share = make()
+    head, embeddings, labels, lam = make()
     labels[:6] = labels[0]
-    losses, correct = head.losses(embeddings, labels, share)
-    expected, right = by_logits(head, embeddings, labels, share)
+    losses, correct = head.losses(embeddings, labels, lam)
+    expected, right = by_logits(head, embeddings, labels, lam)
     assert_close(losses, expected, 1e-12)
     assert torch.equal(correct, right)
     for found, gradient in zip(gradients(losses, head, embeddings), gradients(expected, head, embeddings)):
@@ -84,15 +91,15 @@ def test_mixup_s_second_person_counts_among_the_others_of_the_first():
 
 @pytest.mark.parametrize("mixup", [False, True])
 def test_gradients_are_finite_differences(mixup):
-    head, _, labels, share = make(classes=7, dimensions=5, pictures=4, s=8.0)
+    head, _, labels, lam = make(classes=7, dimensions=5, images=4, s=8.0)
     tensors = [torch.randn(4, 5, dtype=torch.float64).requires_grad_(), head.weight]
-    found = gradients(head.losses(tensors[0], labels, share if mixup else None)[0], head, tensors[0])
+    found = gradients(head.losses(tensors[0], labels, lam if mixup else None)[0], head, tensors[0])
     weights = torch.linspace(0.5, 2, 4, dtype=torch.float64)
     for tensor, gradient in zip(tensors, found):
         direction, moved = torch.randn_like(tensor), []
         for step in (1e-5, -2e-5):
             tensor.data += step * direction
-            moved.append((head.losses(tensors[0], labels, share if mixup else None)[0] * weights).mean().item())
+            moved.append((head.losses(tensors[0], labels, lam if mixup else None)[0] * weights).mean().item())
         tensor.data += 1e-5 * direction
         assert (gradient * direction).sum().item() == pytest.approx((moved[0] - moved[1]) / 2e-5, rel=1e-7)
 
@@ -109,9 +116,9 @@ def test_a_head_that_stays_as_it_is_passes_the_gradient_on():
 def test_autocast_changes_no_digit_of_losses_and_gradients():
     results = []
     for enabled in (False, True):
-        head, embeddings, labels, share = make(dtype=torch.float32)
+        head, embeddings, labels, lam = make(dtype=torch.float32)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            losses, _ = head.losses(embeddings, labels, share.float())
+            losses, _ = head.losses(embeddings, labels, lam.float())
             results.append((losses, *gradients(losses, head, embeddings)))
     for plain, mixed in zip(*results):
         assert mixed.dtype == torch.float32 and torch.equal(plain, mixed)
@@ -140,15 +147,15 @@ def test_a_label_out_of_range_is_an_error_and_one_class_costs_nothing():
     head, embeddings, labels, _ = make()
     with pytest.raises(ValueError, match=r"label 101 .* 101 classes"):
         head.losses(embeddings, torch.full_like(labels, 101))
-    head, embeddings, labels, share = make(classes=1)
-    for mixed in (None, share):
+    head, embeddings, labels, lam = make(classes=1)
+    for mixed in (None, lam):
         losses, correct = head.losses(embeddings, labels, mixed)
         assert losses.eq(0).all() and correct.all()
         assert all(gradient.eq(0).all() for gradient in gradients(losses, head, embeddings))
 
 
 def test_losses_far_apart_keep_their_digits():
-    """In float32, where all other classes lie opposite the picture or, the other way round, its own does."""
+    """In float32, where all other classes lie opposite the image or, the other way round, its own does."""
     head = ArcMarginProduct(2, 2, 64.0, 0.5)
     head.weight.data.copy_(torch.tensor([[1.0, 0], [-1, 0]]))
     angles = torch.tensor([0.01, 3.13])

@@ -1,4 +1,4 @@
-"""Several benchmarks after every epoch: their columns, and which of them best.pth goes by."""
+"""Several benchmarks after every epoch: their columns, and which of them chooses best.pth."""
 import csv
 import json
 import math
@@ -8,8 +8,8 @@ import pytest
 from conftest import assert_user_error
 from training_data import QUICK, only_run, write_faces
 
-from utils.training.run import best_row
-from utils.training.validation import accuracy_columns, columns_of
+from utils.training.run import COLUMNS
+from utils.training.validation import MEAN, accuracy_columns, benchmark_columns, best_row
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def packed(shared, tmp_path):
     return tmp_path / "agedb_30.bin", tmp_path / "cfp_fp.bin"
 
 
-def test_each_benchmark_has_its_columns_and_the_mean_where_it_is_asked_for(run_script, shared, packed, tmp_path):
+def test_each_benchmark_has_its_columns_and_the_mean_if_asked_for(run_script, shared, packed, tmp_path):
     annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=4)
     result = run_script("train.py", "--device", "cpu", "--batch-size", 4, "--annotation-path", annotation,
                         "--epochs", 1, "--num-workers", 0, "--val-split", 0, "--eval", *packed, "--best-by", "mean")
@@ -32,32 +32,44 @@ def test_each_benchmark_has_its_columns_and_the_mean_where_it_is_asked_for(run_s
     run = only_run(tmp_path / "logs")
     with open(run / "log.csv", newline="", encoding="utf-8") as file:
         row, = csv.DictReader(file)
-    accuracies = [float(row["agedb_30_accuracy"]), float(row["cfp_fp_accuracy"])]
+    accuracies = [float(row["eval/agedb_30_accuracy"]), float(row["eval/cfp_fp_accuracy"])]
     assert all(0 <= accuracy <= 1 for accuracy in accuracies) and row["lfw_accuracy"] == ""
     assert float(row["mean_accuracy"]) == pytest.approx(sum(accuracies) / 2, abs=1e-5)
-    assert row["agedb_30_val_at_far"] == "", "ten impostor pairs measure no FAR of 0.001"
+    assert row["eval/agedb_30_val_at_far"] == "", "ten impostor pairs measure no FAR of 0.001"
     best = json.loads((run / "best.json").read_text(encoding="utf-8"))["training"]
-    assert best["cfp_fp_accuracy"] == pytest.approx(accuracies[1], abs=1e-5)
+    assert best["eval/cfp_fp_accuracy"] == pytest.approx(accuracies[1], abs=1e-5)
 
 
-def rows(*accuracies, **more):
-    return [{"epoch": epoch, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 1 / epoch} | dict(zip(names, values))
-            for epoch, (names, values) in enumerate(((list(one), list(one.values())) for one in accuracies), 1)]
+def rows(*accuracies):
+    return [{"epoch": epoch, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 1 / epoch} | accuracy
+            for epoch, accuracy in enumerate(accuracies, 1)]
 
 
 def test_the_first_benchmark_decides_or_the_mean():
-    first = {"agedb_30_accuracy": 0.7, "lfw_accuracy": 0.9}
-    second = {"agedb_30_accuracy": 0.8, "lfw_accuracy": 0.6}
+    first = {"eval/agedb_30_accuracy": 0.7, "lfw_accuracy": 0.9}
+    second = {"eval/agedb_30_accuracy": 0.8, "lfw_accuracy": 0.6}
     assert best_row(rows(first, second))["epoch"] == 2
     assert best_row(rows(dict(reversed(first.items())), dict(reversed(second.items()))))["epoch"] == 1
     assert best_row(rows(first | {"mean_accuracy": 0.8}, second | {"mean_accuracy": 0.7}))["epoch"] == 1
     assert best_row(rows({"lfw_accuracy": math.nan}, {"lfw_accuracy": math.nan}))["epoch"] == 1  # by validation loss
 
 
-def test_the_columns_of_lfw_keep_their_names():
-    assert columns_of("LFW") == ("lfw_accuracy", "val_at_far")
-    row = dict.fromkeys(("train_accuracy", "val_accuracy", "lfw_accuracy", "agedb_30_accuracy"), 0.5)
-    assert accuracy_columns(row) == ["lfw_accuracy", "agedb_30_accuracy"]
+@pytest.mark.parametrize("values, best", [
+    ([(0.5, 0.7), (0.4, 0.8), (0.3, 0.8)], 2), ([(0.5, math.nan), (0.3, math.nan), (0.3, math.nan)], 2),
+    ([(math.nan, math.nan)] * 3, 3), ([(0.1, math.nan), (0.4, 0.5), (0.2, 0.4)], 2), ([(math.inf, 0.9)], None)])
+def test_without_a_benchmark_the_validation_loss_decides(values, best):
+    found = best_row([{"epoch": epoch, "train_loss": 1.0, "val_loss": loss, "lfw_accuracy": accuracy}
+                      for epoch, (loss, accuracy) in enumerate(values, 1)])
+    assert (found and found["epoch"]) == best
+
+
+def test_no_file_shares_a_column_with_lfw_or_with_the_run():
+    names = ["lfw", *(f"eval/{name}" for name in ("lfw", "LFW", "val", "train", "mean"))]
+    columns = [column for name in names for column in benchmark_columns(name)]
+    ours = {*COLUMNS, MEAN}
+    assert columns[:2] == ["lfw_accuracy", "val_at_far"]
+    assert len(set(columns)) == 12 and ours.isdisjoint(columns[2:])
+    assert accuracy_columns(dict.fromkeys([*COLUMNS, *columns], 0.5)) == columns[::2]
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -1,16 +1,25 @@
-"""The learning rate and the margin as functions of the step, and what decays."""
+"""utils/training/optim.py: learning rate and margin as functions of the step, decay, loss scale, moving average."""
 import math
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from training_data import make_args
 
 from nets.arcface import BACKBONES, ArcfaceNet
-from utils.training.optim import LIMITS, LearningRate, Margin, decay_groups, make_optimizer, scale_learning_rate
+from utils.training.optim import (
+    LIMITS,
+    LearningRate,
+    LossScale,
+    Margin,
+    MovingAverage,
+    decay_groups,
+    make_optimizer,
+    scale_learning_rate,
+)
 
 quick = settings(max_examples=60, derandomize=True, deadline=None)
 
@@ -18,7 +27,7 @@ quick = settings(max_examples=60, derandomize=True, deadline=None)
 @st.composite
 def schedules(draw, decay):
     """LearningRate of a run of at least 20 steps, the lowest rate at most a tenth of the highest."""
-    epochs, steps_per_epoch = draw(st.integers(1, 40)), draw(st.integers(20, 60))
+    epochs, steps_per_epoch = draw(st.integers(3, 40)), draw(st.integers(20, 60))
     peak = draw(st.floats(3e-4, 0.1))
     lowest = peak * draw(st.floats(1e-3, 0.1))
     return LearningRate(decay, peak, lowest, epochs * steps_per_epoch, steps_per_epoch)
@@ -60,10 +69,17 @@ def test_the_published_schedule_of_100_epochs():
     assert values[8500:] == [1e-4] * 1500                 # 15 epochs
 
 
-def test_the_warm_up_and_the_flat_end_of_a_short_run_are_a_tenth_and_three_tenths():
-    values = rates(LearningRate("cos", 0.01, 1e-4, total_steps=1000, steps_per_epoch=100))
-    assert values[99] < 0.01 == values[100]
-    assert values[699] > 1e-4 and values[700:] == [1e-4] * 300
+@pytest.mark.parametrize(("epochs", "warmup", "flat"), [(20, 2, 6), (10, 1, 3), (5, 1, 1.5), (3, 1, 1), (2, 1, 1)])
+def test_the_warm_up_and_the_flat_end_of_a_short_run_have_a_minimum_of_an_epoch(epochs, warmup, flat):
+    values = rates(LearningRate("cos", 0.01, 1e-4, total_steps=100 * epochs, steps_per_epoch=100))
+    end = round(100 * (epochs - flat))
+    assert values[100 * warmup - 1] < 0.01 and (values[100 * warmup] == 0.01 or epochs == 2)
+    assert values[end - 1] > 1e-4 and values[end:] == [1e-4] * round(100 * flat)
+
+
+def test_with_a_warm_up_of_its_own_a_run_of_one_epoch_still_decays():
+    values = rates(LearningRate("cos", 0.01, 1e-4, total_steps=100, steps_per_epoch=100, warmup_epochs=0.1))
+    assert max(values) == values[10] == 0.01 and values[69] > 1e-4 and values[70:] == [1e-4] * 30
 
 
 def test_the_rate_changes_within_an_epoch():
@@ -175,31 +191,67 @@ def test_frozen_weights_are_in_no_group():
     assert {"arcface.features.bias", "arcface.fc.bias"} <= rest
 
 
-def optimizer_settings(**changes):
-    return SimpleNamespace(**{"optimizer_type": "sgd", "weight_decay": 0.5, "head_weight_decay": None,
-                              "momentum": 0.9, "backbone": "mobilefacenet", "teacher": "", "fp16": False} | changes)
+def make(net, *flags):
+    return make_optimizer(net, make_args(*flags), 0.02)
 
 
-@pytest.mark.parametrize(("optimizer_type", "kind"), [
+@pytest.mark.parametrize(("name", "optimizer"), [
     ("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
-def test_the_optimizer_is_the_one_asked_for(optimizer_type, kind):
-    parameters = ArcfaceNet(3).named_parameters()
-    optimizer = make_optimizer(parameters, optimizer_settings(optimizer_type=optimizer_type), 0.02)
-    assert type(optimizer) is kind and [group["lr"] for group in optimizer.param_groups] == [0.02] * 3
-    first = optimizer.param_groups[0]
-    assert (first["momentum"], first["nesterov"]) == (0.9, True) if kind is torch.optim.SGD else \
-        first["betas"] == (0.9, 0.999)
+def test_the_optimizer_is_the_one_asked_for(name, optimizer):
+    found = make(ArcfaceNet(3), "--optimizer-type", name)
+    assert type(found) is optimizer and [group["lr"] for group in found.param_groups] == [0.02] * 3
+    first = found.param_groups[0]
+    assert (first["momentum"], first["nesterov"]) == (0.9, True) if name == "sgd" else first["betas"] == (0.9, 0.999)
 
 
-@pytest.mark.parametrize(("head_weight_decay", "on_head"), [(None, 0.5), (0, 0), (0.1, 0.1)])
-def test_a_step_without_gradient_shrinks_what_decays_and_nothing_else(head_weight_decay, on_head):
+@pytest.mark.parametrize(("weight_decay", "head_decay"), [(["0.5"], 0.5), (["0.5", "0"], 0), (["0.5", "0.1"], 0.1)])
+def test_a_step_without_gradient_shrinks_what_decays_and_nothing_else(weight_decay, head_decay):
     net = ArcfaceNet(3)
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
-    choices = optimizer_settings(momentum=0, head_weight_decay=head_weight_decay)
-    optimizer = make_optimizer(net.named_parameters(), choices, 0.1)
+    optimizer = make(net, "--momentum", 0, "--weight-decay", *weight_decay)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     for name, parameter in net.named_parameters():
-        decay = 0 if parameter.ndim < 2 else on_head if name in ("head.weight", "arcface.features.weight") else 0.5
-        torch.testing.assert_close(parameter.detach(), before[name] * (1 - 0.1 * decay), msg=name)
+        decay = 0 if parameter.ndim < 2 else head_decay if name in ("head.weight", "arcface.features.weight") else 0.5
+        torch.testing.assert_close(parameter.detach(), before[name] * (1 - 0.02 * decay), msg=name)
+
+
+def test_the_loss_scale_grows_after_many_finite_steps_and_resumes():
+    scale = LossScale(True, 1024.0)
+    scale.load_state_dict({"value": 512.0, "finite_steps": 1998})
+    values = []
+    for overflow in (False, False, False, True):
+        scale.update(overflow)
+        values.append(scale.value)
+    assert values == [512, 1024, 1024, 512] and scale.state_dict() == {"value": 512.0, "finite_steps": 0}
+    disabled = LossScale(False)
+    disabled.load_state_dict({})
+    disabled.update(False)
+    assert disabled.value == 1 and disabled.state_dict() == {}
+
+
+def test_the_average_forgets_the_start_and_then_moves_by_one_minus_the_decay():
+    net = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    average = MovingAverage(net, decay=0.25)
+    expected = None
+    for updates in range(5):
+        value = float(10 ** updates)
+        with torch.no_grad():
+            net[0].weight.fill_(value)
+            net[1].running_mean.fill_(value)
+            net[1].num_batches_tracked.fill_(updates)
+        average.update(net)
+        # The first update is a copy; the decay is (1 + n) / (10 + n) while that is smaller: 2/11, 3/12, then 0.25.
+        decay = min((1 + updates) / (10 + updates), 0.25)
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert average.net[0].weight.item() == pytest.approx(expected, rel=1e-5)
+        assert average.net[1].running_mean.item() == pytest.approx(expected, rel=1e-5)
+        assert average.net[1].num_batches_tracked.item() == updates
+
+
+def test_without_a_decay_the_average_is_the_network_itself():
+    net = nn.Linear(1, 1)
+    average = MovingAverage(net, decay=0)
+    average.update(net)
+    assert average.net is net and average.state_dict() == {}

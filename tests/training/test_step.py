@@ -1,0 +1,186 @@
+"""train.train_step, one step at a time in this process, and what belongs to a step: clipping, freezing, compiling."""
+import math
+
+import pytest
+import torch
+from torch import nn
+from training_data import FakeLoader, make_state, noise_batch
+
+from train import train_one_epoch, train_step
+from utils.common.errors import UserError
+from utils.faces.images import normalise
+from utils.training.checkpoint import save_checkpoint
+from utils.training.compilation import compile_if_it_pays
+from utils.training.optim import LossScale
+from utils.training.run import Run, StopRequest
+from utils.training.validation import validate
+
+
+def flat(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def test_clipping_bounds_the_step():
+    lengths = []
+    for clip in (0, 1e-3):
+        state, args = make_state("--grad-clip", clip, "--momentum", 0, "--weight-decay", 0, "--no-scale-lr")
+        before = flat(state.net)
+        train_step(state, [noise_batch()], args)
+        lengths.append((flat(state.net) - before).norm().item())
+    assert lengths[1] == pytest.approx(1e-3 * 1e-2, rel=1e-3) and lengths[0] > 100 * lengths[1]
+
+
+def test_a_step_that_overflows_the_loss_scale_is_not_taken_and_not_counted():
+    state, args = make_state("--ema", 0.9)
+    state.loss_scale = LossScale(True, 2.0 ** 126)
+    before = flat(state.net)
+    train_step(state, [noise_batch()], args)
+    assert state.step == 0 and torch.equal(flat(state.net), before)
+    assert state.ema.updates == 0 and state.loss_scale.value == 2.0 ** 125
+    state.loss_scale = LossScale(True, 1024.0)
+    train_step(state, [noise_batch()], args)
+    assert state.step == 1 and state.ema.updates == 1
+
+
+def test_a_loss_scale_at_its_minimum_is_a_user_error():
+    state, args = make_state()
+    state.loss_scale = LossScale(True, 1.0)
+    for parameter in state.net.parameters():
+        parameter.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    with pytest.raises(UserError, match=r"exceed fp16 at step 0 .*--bf16"):
+        train_step(state, [noise_batch()], args)
+
+
+@pytest.mark.parametrize("spoiled", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_not_taken(spoiled):
+    state, args = make_state()
+    before = flat(state.net)
+    if spoiled == "loss":
+        state.net.arcface.last_bn.register_forward_hook(lambda layer, inputs, output: output * torch.nan)
+    else:
+        state.net.head.weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    with pytest.raises(UserError, match=r"the loss is .* at step 0 \(epoch 1, learning rate .*--init-lr"):
+        train_step(state, [noise_batch()], args)
+    assert state.step == 0 and torch.equal(flat(state.net), before)
+
+
+def test_equal_embeddings_are_a_collapse():
+    state, args = make_state("--accumulate", 2)
+    images, labels, indices = noise_batch()
+    with pytest.raises(UserError, match=r"at step 0 .* the network has collapsed"):
+        train_step(state, [(images, labels, indices), (torch.zeros_like(images), labels, indices)], args)
+
+
+def test_a_label_out_of_range_is_an_error():
+    state, args = make_state()
+    with pytest.raises(ValueError, match=r"label 4 .* 4 classes"):
+        train_step(state, [noise_batch(labels=[0, 1, 2, 4])], args)
+
+
+def test_dropout_depends_on_seed_and_step_alone():
+    def loss(seed, step):
+        state, args = make_state("--backbone", "mobilenet", "--seed", seed, "--ema", 0)
+        state.step = step
+        torch.manual_seed(1)
+        state.net.load_state_dict(start)
+        return train_step(state, [noise_batch()], args)[0]
+
+    start = make_state("--backbone", "mobilenet")[0].net.state_dict()
+    losses = [loss(*choice) for choice in ((1, 0), (1, 0), (1, 1))]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_signal_ends_the_epoch_after_its_step_and_what_is_left_is_trained_next():
+    state, args = make_state()
+    stop = StopRequest()
+    stop.received = 15
+    loader = FakeLoader([noise_batch(), noise_batch(seed=2)])
+    train_one_epoch(state, loader, None, stop, args, "")
+    assert (state.step, state.batch, state.sums["images"]) == (1, 1, 4)
+    stop.received = 0
+    train_one_epoch(state, FakeLoader(loader[1:]), None, stop, args, "")
+    assert (state.step, state.batch, state.sums["images"]) == (2, 2, 8)
+    assert math.isfinite(state.epoch_metrics()["loss"]) and stop.received == 0
+
+
+def test_in_the_last_epochs_batch_norm_is_in_eval_mode_and_still_learns():
+    state, args = make_state()
+    for freeze in (False, True):
+        state.set_training_mode(freeze)
+        layer = state.net.arcface.last_bn
+        before = layer.running_mean.clone(), layer.running_var.clone(), layer.bias.detach().clone()
+        train_step(state, [noise_batch()], args)
+        same = [torch.equal(a, b) for a, b in zip(before, (layer.running_mean, layer.running_var, layer.bias))]
+        assert same == [freeze, freeze, False]
+    assert state.net.arcface.training
+
+
+def test_the_validation_loss_has_the_whole_margin_from_the_first_epoch_on():
+    images, labels, indices = noise_batch()
+    state, _ = make_state("--margin-warmup-epochs", 2)
+    assert state.margin(0) == 0
+    found = validate(state, FakeLoader([(images, labels, indices)]))
+    net = state.net.eval()
+    net.head.m = 0.5
+    expected = nn.functional.cross_entropy(net(normalise(images), labels), labels).item()
+    assert found["val_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_validation_loss_that_is_not_finite_is_a_user_error():
+    state, _ = make_state()
+    state.net.arcface.conv1.bn.weight.data.fill_(3e38)  # finite, and what comes out is not
+    state.net.arcface.conv1.bn.running_var.fill_(1e-9)
+    with pytest.raises(UserError, match=r"the validation loss is nan after epoch 0: lower --init-lr"):
+        validate(state, FakeLoader([noise_batch()]))
+
+
+@pytest.mark.parametrize(("backbone", "images", "compiled"), [
+    ("mobilefacenet", 0, False), ("mobilefacenet", 10 ** 6, True), ("mobilenet", 10 ** 6, False)])
+def test_by_default_only_long_runs_compile(backbone, images, compiled):
+    state, args = make_state("--backbone", backbone)
+    assert compile_if_it_pays(state, args, images).startswith(f"torch.compile: {'yes' if compiled else 'no'}")
+    assert (state.net.arcface._compiled_call_impl is not None) == compiled == args.compile
+
+
+def test_what_does_not_compile_runs_eagerly(monkeypatch):
+    def refuse(*given, **named):
+        raise RuntimeError("no compiler")
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", refuse)
+    losses = []
+    for flag in ("--compile", "--no-compile"):
+        state, args = make_state(flag)
+        compile_if_it_pays(state, args, 0)
+        losses.append(train_step(state, [noise_batch()], args)[0])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_network_starts_from_the_seed():
+    first, second, other = (flat(make_state("--seed", seed)[0].net) for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("flags", "limited"), [
+    (["--init-lr", 5], ["--init-lr is limited: scaled with the batch it gives 0.3125, and 0.1 is used (published "
+                        "limits of sgd: 0.0005 to 0.1", "--min-lr-ratio is limited"]),
+    (["--min-lr-ratio", 1], ["--min-lr-ratio is limited"]), ([], []), (["--init-lr", 5, "--no-scale-lr"], [])])
+def test_a_learning_rate_beyond_the_limits_is_a_line_of_its_own(flags, limited):
+    state, args = make_state("--batch-size", 4, "--init-lr", 0.1, *flags)
+    lines = [line for line in state.describe(FakeLoader([]).batch_sampler, None, args) if "is limited" in line]
+    assert len(lines) == len(limited) and all(line.startswith(words) for line, words in zip(lines, limited))
+
+
+@pytest.mark.parametrize("flags, spoil", [
+    ([], lambda state: state.net.arcface.last_bn.running_var.fill_(torch.inf)),
+    ([], lambda state: state.optimizer.state_dict()["state"][0]["momentum_buffer"].fill_(torch.nan)),
+    (["--ema", 0.9], lambda state: state.ema.net.head.weight.data.fill_(torch.nan))],
+    ids=["BatchNorm", "momentum", "average"])
+def test_a_state_that_is_not_finite_never_replaces_a_good_one(tmp_path, flags, spoil):
+    state, args = make_state(*flags)
+    train_step(state, [noise_batch()], args)
+    run = Run(tmp_path, {})
+    save_checkpoint(state, run, args, "hash")
+    good = (tmp_path / "last.pt").read_bytes()
+    spoil(state)
+    with pytest.raises(UserError, match=r"not finite or huge, .*last\.pt is not written \(step 1\): lower --init-lr"):
+        save_checkpoint(state, run, args, "hash")
+    assert (tmp_path / "last.pt").read_bytes() == good

@@ -1,0 +1,179 @@
+"""TrainState: everything that a training step reads and changes, and what last.pt holds of it."""
+import copy
+import math
+
+import torch
+from torch import nn
+
+from nets.arcface import ArcfaceNet
+from nets.partial_fc import UNSHARDED, Shard
+from utils.common import distributed
+from utils.common.device import describe_device
+from utils.common.errors import UserError, first_line
+from utils.common.files import locate
+from utils.training.optim import (
+    LIMITS,
+    REFERENCE_BATCH,
+    LearningRate,
+    LossScale,
+    Margin,
+    MovingAverage,
+    make_optimizer,
+    scale_learning_rate,
+)
+from utils.weights import checkpoint as weights
+
+MEMORY_FORMAT = torch.channels_last  # of networks and images: faster on CPUs and on tensor cores
+
+
+def make_net(args, num_classes, device):
+    """Return the network to train: with random weights, or from --model-path or --pretrained.
+
+    The weights of a resumed run come from its last.pt.
+    """
+    torch.manual_seed(args.seed)
+    shard = Shard(distributed.rank(), distributed.world_size()) if args.shard_head else UNSHARDED
+    net = ArcfaceNet(num_classes, args.backbone, m=args.m, head=args.head, shard=shard)
+    if args.sync_bn and distributed.world_size() > 1:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    if args.model_path and args.resume is None:
+        print(weights.load_for_training(net, args.model_path))
+    elif args.pretrained and args.resume is None:
+        print(weights.load_pretrained_backbone(net, locate(f"model_data/{args.backbone}_backbone_weights.pth")))
+    return net.to(device, memory_format=MEMORY_FORMAT)
+
+
+class TrainState:
+    """net: an ArcfaceNet. loss_fn: LabelLoss or DistillationLoss of it. batches: the EpochBatches to train on."""
+
+    def __init__(self, args, net, loss_fn, batches, device):
+        steps_per_epoch = math.ceil(len(batches) / args.accumulate)
+        peak, lowest = args.init_lr, args.init_lr * args.min_lr_ratio
+        if args.scale_lr:
+            peak, lowest = scale_learning_rate(args.init_lr, args.min_lr_ratio, batches.batch_size * args.accumulate,
+                                               args.optimizer_type)
+        self.net, self.loss_fn, self.device = net, loss_fn, device
+        # Each rank has its own rows of a sharded head; a head without labels to learn has no gradient.
+        local = ["net.head.weight"] if args.shard_head or not args.label_weight else []
+        self.model = distributed.wrap(loss_fn, device, local)
+        self.optimizer = make_optimizer(net, args, peak)
+        self.learning_rate = LearningRate(args.lr_decay_type, peak, lowest, args.epochs * steps_per_epoch,
+                                          steps_per_epoch, args.warmup_epochs, tuple(args.milestones))
+        self.margin = Margin(args.m, args.margin_warmup_epochs * steps_per_epoch)
+        self.loss_scale = LossScale(args.fp16)
+        self.ema = MovingAverage(net, args.ema)
+        self.autocast_dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
+        self.step = args.init_epoch * steps_per_epoch  # optimizer steps taken since the start of the run
+        self.epoch, self.batch = args.init_epoch, 0    # the current epoch, from 0, and its batches so far
+        self.sums = new_sums()                         # over the current epoch, of this rank
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def set_training_mode(self, freeze_bn):
+        """freeze_bn: keep BatchNorm in eval mode, with the running statistics of rank 0."""
+        self.model.train()
+        if freeze_bn:
+            distributed.copy_buffers_of_main(self.net)
+            for module in self.net.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def add_to_sums(self, seconds, data_wait, **counts):
+        main = distributed.is_main()  # seconds of rank 0 alone, so that they need no division by the number of ranks
+        for name, value in (counts | {"seconds": main * seconds, "data_wait": main * data_wait}).items():
+            self.sums[name] += value
+
+    def epoch_metrics(self):
+        """Return the means of the epoch so far, over all ranks; accuracy is without the margin, of labeled images."""
+        sums = dict(zip(self.sums, distributed.reduce(self.sums.values())))
+        return {"loss": sums["loss"] / sums["images"], "accuracy": sums["correct"] / (sums["labeled"] or math.nan),
+                "images_per_second": sums["images"] / sums["seconds"], "data_wait": sums["data_wait"] / sums["seconds"]}
+
+    def state_dict(self):
+        """Return the state as plain types and tensors. Every rank has to call it; that of rank 0 is complete."""
+        head, state = self.net.head, {
+            "model": self.net.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(), "projection": getattr(self.loss_fn, "projection", None),
+            "step": self.step, "epoch": self.epoch, "batch": self.batch,
+            "sums": dict(zip(self.sums, distributed.reduce(self.sums.values())))}
+        return self.map_head_rows(state, lambda rows: head.shard.collect_rows(rows, head.classes))
+
+    def load_state_dict(self, state):
+        """Continue from what `state_dict` returned, with any number of ranks. Raises UserError if it does not fit."""
+        head = self.net.head
+
+        def own_rows(rows):
+            if len(rows) != head.classes:
+                raise ValueError(f"{len(rows)} classes instead of {head.classes}")
+            return rows[slice(*head.shard.bounds(head.classes))]
+
+        settings = [{name: value for name, value in group.items() if name != "params"}
+                    for group in self.optimizer.param_groups]
+        try:
+            state = self.map_head_rows(state, own_rows)
+            self.net.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # the file's tensors stay on the disk
+            self.loss_scale.load_state_dict(state["loss_scale"])
+            if state["projection"] is not None:
+                self.loss_fn.projection.copy_(state["projection"])
+        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"last.pt does not fit what is to be trained ({first_line(error)}): start a new run, from "
+                            "its best.pth with --model-path") from None
+        for group, now in zip(self.optimizer.param_groups, settings):  # which --force may have changed
+            group.update(now)
+        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
+        self.sums = state["sums"] if distributed.is_main() else new_sums()
+
+    def map_head_rows(self, state, convert):
+        """Return a copy of the state in which `convert` has changed every tensor that has a row for each class."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        head = next(index for index, parameter in enumerate(parameters) if parameter is self.net.head.weight)
+        model, ema, optimizer = state["model"], state["ema"], state["optimizer"]
+        model = model | {"head.weight": convert(model["head.weight"])}
+        if ema:
+            ema = ema | {"net": ema["net"] | {"head.weight": convert(ema["net"]["head.weight"])}}
+        if head in optimizer["state"]:
+            of_head = {name: convert(value) if torch.is_tensor(value) and value.ndim == 2 else value
+                       for name, value in optimizer["state"][head].items()}
+            optimizer = optimizer | {"state": optimizer["state"] | {head: of_head}}
+        return state | {"model": model, "ema": ema, "optimizer": optimizer}
+
+    def exported_weights(self, args):
+        """Return the state dict of an epoch's weight file: the averaged network's. Every rank has to call it.
+
+        Left out is a head that has learned nothing, or of more than 100,000 classes: 205 MB at 512 dimensions.
+        """
+        head, state = self.ema.net.head, self.ema.net.state_dict()
+        if args.label_weight and head.classes <= 100_000:
+            return state | {"head.weight": head.shard.collect_rows(head.weight.detach(), head.classes)}
+        return {name: value for name, value in state.items() if not name.startswith("head.")}
+
+    def describe(self, batches, val_loader, args):
+        """Yield lines for the log: the data, the parameters, the device, the learning rate and the first loss."""
+        head, rate = self.net.head, self.learning_rate
+        held_out, = distributed.reduce([len(val_loader.dataset) if val_loader else 0])
+        yield (f"{head.classes} people, {batches.count} images to train on, {held_out:.0f} held out, "
+               f"{len(batches)} batches an epoch, {rate.total_steps} steps in all")
+        for name, group in zip(("body", "embedding layer and head", "BatchNorm, PReLU and biases"),
+                               self.optimizer.param_groups):
+            count = sum(parameter.numel() for parameter in group["params"])
+            yield f"{name}: {count:,} parameters, weight decay {group['weight_decay']:g}"
+        precision = str(self.autocast_dtype or "float32").removeprefix("torch.")
+        yield f"device: {describe_device(self.device, args.bf16)}, {distributed.world_size()} rank(s), {precision}"
+        yield f"learning rate: {rate.peak:g}, at the end {rate.lowest:g}"
+        scale = batches.batch_size * args.accumulate / REFERENCE_BATCH if args.scale_lr else 1
+        for flag, asked, used in (("--init-lr", args.init_lr * scale, rate.peak),
+                                  ("--min-lr-ratio", args.init_lr * args.min_lr_ratio * scale, rate.lowest)):
+            if not math.isclose(asked, used):
+                low, high = LIMITS[args.optimizer_type]
+                yield (f"{flag} is limited: scaled with the batch it gives {asked:g}, and {used:g} is used (published "
+                       f"limits of {args.optimizer_type}: {low:g} to {high:g}, a hundredth for the lowest rate; "
+                       "--no-scale-lr: no limits)")
+        if args.label_weight:
+            yield f"expected initial loss of the labels: {head.expected_initial_loss():.1f} (most of it the margin)"
+
+
+def new_sums():
+    return {"images": 0, "labeled": 0, "loss": 0.0, "correct": 0.0, "seconds": 0.0, "data_wait": 0.0}
