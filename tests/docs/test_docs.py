@@ -119,7 +119,7 @@ def parse(script, arguments):
 
 @functools.cache
 def flags(script):
-    found = re.findall(r"^  (?:-h, )?(--[\w-]+)(?:, (--[\w-]+))?", parse(script, ["--help"]), re.MULTILINE)
+    found = re.findall(r"^  (?:-h, )?(--[\w-]+)(?: [A-Z]+)?(?:, (--[\w-]+))?", parse(script, ["--help"]), re.MULTILINE)
     return {flag for pair in found for flag in pair if flag}
 
 
