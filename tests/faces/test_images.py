@@ -154,13 +154,8 @@ def test_path_string_pil_image_open_file_and_array_give_the_same(tmp_path):
                        EncodedImage(path.read_bytes(), "record 3")):
             assert (pixels(source) == array).all()
     assert (pixels(array[:, :, 0]) == array[:, :, :1]).all()
-
-
-def test_arrays_are_rgb_and_opencvs_can_be_reversed():
-    red = np.zeros((20, 30, 3), np.uint8)
-    red[..., 0] = 255
-    assert open_image(red).getpixel((0, 0)) == (255, 0, 0) == open_image(red[:, :, ::-1].copy()[:, :, ::-1]).getpixel(
-        (0, 0))
+    opencv = array[:, :, ::-1].copy()
+    assert (pixels(opencv[:, :, ::-1]) == array).all()
 
 
 def test_the_callers_image_is_left_as_it_was():
@@ -251,16 +246,6 @@ def test_pipes_sockets_and_devices_are_refused_without_waiting(tmp_path, monkeyp
                 open_image(path)
 
 
-def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
-    path = save(quadrants(), tmp_path / "large.bmp")
-    header = bytearray(path.read_bytes()[:54])
-    header[18:26] = np.array([16000, 16000], np.int32).tobytes()
-    path.write_bytes(header)
-    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it was decoded"))
-    with pytest.raises(UserError, match=r"large\.bmp does not decode \(Image size \(256000000 pixels\)"):
-        open_image(path)
-
-
 def make_truncated(path):
     Image.fromarray(noise(112, 112)).save(path)
     path.write_bytes(path.read_bytes()[:3000])
@@ -289,14 +274,6 @@ def test_what_does_not_open_is_a_user_error_of_one_line_that_names_it(tmp_path, 
 
 
 # To the network's input
-
-@pytest.mark.parametrize("size", [(2000, 3), (3, 2000), (1, 1), (1, 5000), (113, 112)])
-@pytest.mark.parametrize("letterbox", [True, False])
-def test_extreme_sizes_become_112_squares(size, letterbox):
-    found = preprocess(Image.new("RGB", size, RED), letterbox=letterbox)
-    assert found.shape == (112, 112, 3) and found.dtype == np.uint8
-    assert (found == RED).all(2).any(), "the image itself is lost"
-
 
 @pytest.mark.parametrize("size, inside", [
     ((200, 100), np.s_[28:84, :]), ((100, 200), np.s_[:, 28:84]), ((2000, 3), np.s_[55:56, :]), ((1, 1), np.s_[:, :])])
@@ -353,19 +330,12 @@ def test_input_shape_is_height_then_width():
     assert resize(image, (97, 112), letterbox=False).size == (112, 97)
 
 
-def test_normalise_is_exact_for_every_value():
-    values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
+def test_normalise_is_exact_and_channels_last():
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(2, 1, 1, 3)
     found = normalise(values)
     expected = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-    assert found.dtype == torch.float32 and (found[0, 1].flatten().numpy() == expected).all()
-    assert found.min() == -1 and found.max() == 1
-
-
-def test_normalise_moves_channels_first_and_keeps_channels_last_memory():
-    images = torch.from_numpy(np.stack([noise(11, 7, seed) for seed in range(4)]))
-    found = normalise(images)
-    assert found.shape == (4, 3, 7, 11) and found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found[2, 1, 3, 5], (images[2, 3, 5, 1].float() / 255 - 0.5) / 0.5)
+    assert found.dtype == torch.float32 and (found[1, 2].flatten().numpy() == expected).all()
+    assert found.shape == (2, 3, 16, 16) and found.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("shape", [[112, 112], [112, 112, 3], (97, 112), (112, 100, 3)])

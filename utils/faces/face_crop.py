@@ -21,11 +21,12 @@ NEAR_BLANK = 1.05
 LEAST_DEVIATION, LEAST_CORRELATION = 4, 0.6
 
 LEAST_EYE_DISTANCE = 18  # pixels, half of the crop's: a smaller face is enlarged more than twice
-LEAST_SCORE = 0.7        # of 2,320 LFW photos none scores below 0.87, of masked faces 1% score below 0.72
-LIKE_SIZE = 0.5          # of the area of the face that counts: another one so large may be the person that is meant
+LEAST_SCORE = 0.7        # of 387 LFW photos none scores below 0.87, of 120 masked faces 1% below 0.72
+LIKE_SIZE = 0.5          # of the area of the face that counts: a second face this large is in 9% of LFW photos
 
-# Mean distance of the landmarks from the template in pixels, the median over images: 2.9 (LFW) to 3.8 for aligned
-# sets, 5.9 with masks; 13.8 to 15.1 for MTCNN's crops of 112 to 182 pixels with any margin, 15.0 for raw LFW.
+# Mean distance of the landmarks from the template in pixels, the median over about 60 images of a set. Aligned sets:
+# 2.9 (LFW) to 3.8, 5.9 with masks. Not aligned: 13.9 to 15.1 for crops of 112 to 182 pixels as MTCNN makes them with
+# several margins, 15.0 for raw LFW, 8.9 for the middle of raw LFW.
 ALIGNED = 7.5
 
 
@@ -35,13 +36,18 @@ class NoDetector(UserError):
 
 class CroppedFace(NamedTuple):
     """One face of an image. An aligned crop is taken as it is: `crop` is `image`, and nothing was detected."""
-    image: object     # RGB PIL image, rotated so that its faces are upright
-    crop: object      # RGB PIL image for preprocess()
-    faces: list = []  # all faces of a photo, in the order in which --face counts them
-    number: int = 0   # of this face, from 1
+    image: object        # RGB PIL image, rotated so that its faces are upright
+    crop: object         # RGB PIL image for preprocess()
+    faces: list = []     # all faces of a photo, in the order in which --face counts them
+    number: int = 0      # of this face, from 1
     face: object = None  # this face with refined landmarks; None for an aligned crop
-    rotated: int = 0  # degrees clockwise, from the given image to `image`
+    rotated: int = 0     # degrees clockwise, from the given image to `image`
     name: str = "the image"  # in messages
+
+    def select(self, number):
+        """Return this photo with the face of that number, from 1."""
+        face = shared_detector().refine(self.image, self.faces[number - 1])
+        return self._replace(crop=align(self.image, face.landmarks), number=number, face=face)
 
     @property
     def box(self):
@@ -50,12 +56,12 @@ class CroppedFace(NamedTuple):
 
     @property
     def uncertain(self):
-        """Whether a verdict on this face must be "not sure"; `remarks` begins with the reasons."""
+        """Whether a verdict on this face must be "not sure"."""
         return bool(self.doubts)
 
     @property
     def doubts(self):
-        """Why a verdict on this face must be "not sure", a list of phrases."""
+        """The reasons for that, a list of phrases; `remarks` begins with them."""
         if self.face is None:
             return []
         eyes, score = eye_distance(self.face.landmarks), self.face.score
@@ -94,41 +100,40 @@ class FaceCrop:
         return self.find(source).crop
 
     def find(self, source):
-        """Return the CroppedFace of what open_image takes, or the source itself if it is one.
+        """Return the CroppedFace of what open_image takes. A CroppedFace is returned as it is.
 
         Raises UserError, which names the file, for a photo with too few faces, and NoDetector for a photo if there is
         no detector.
         """
         if isinstance(source, CroppedFace):
             return source
-        image, faces, rotated = self.detect(source)
-        if faces is None:
-            return CroppedFace(image, image, name=image_name(source))
-        if len(faces) < self.face:
-            shown, numbers = ("1 face", "1") if len(faces) == 1 else (f"{len(faces)} faces", f"1 to {len(faces)}")
-            raise UserError(f"{image_name(source)} shows {shown}, not {self.face}: give --face {numbers}")
-        return cropped(image, faces, self.face, rotated, image_name(source))
+        photo = self.detect(source)
+        if not photo.faces:
+            return photo
+        if len(photo.faces) < self.face:
+            count = len(photo.faces)
+            shown, numbers = ("1 face", "1") if count == 1 else (f"{count} faces", f"1 to {count}")
+            raise UserError(f"{photo.name} shows {shown}, not {self.face}: give --face {numbers}")
+        return photo.select(self.face)
 
     def find_all(self, source):
         """Return a CroppedFace for each face, from left to right. Raises as find()."""
-        image, faces, rotated = self.detect(source)
-        if faces is None:
-            return [CroppedFace(image, image, name=image_name(source))]
-        found = [cropped(image, faces, number, rotated, image_name(source)) for number in range(1, len(faces) + 1)]
+        photo = self.detect(source)
+        found = [photo.select(number) for number in range(1, len(photo.faces) + 1)] or [photo]
         return sorted(found, key=lambda face: face.box[0] + face.box[2] / 2)
 
     def detect(self, source):
-        """Return (upright RGB PIL image, faces, degrees it was rotated); faces is None for an aligned crop."""
+        """Return a CroppedFace in which no face is selected yet. It has no faces if the image is an aligned crop."""
         image, name = open_image(source), image_name(source)
         if self.align is False or (self.align == "auto" and has_crop_size(image.size)):
-            return image, None, 0
+            return CroppedFace(image, image, name=name)
         try:
             image, faces, rotated = shared_detector().detect_upright(image)
         except NoDetector as error:
             raise NoDetector(f"{name} is a photo; {error}, or give --align no if it is an aligned crop") from None
         if not faces:
             raise UserError(f"{name} shows no face: give another, or --align no if it is an aligned crop")
-        return image, faces, rotated
+        return CroppedFace(image, image, faces, rotated=rotated, name=name)
 
     def check_shows_face(self, source):
         """Raise UserError, which names the file, if its crop shows no face.
@@ -136,19 +141,13 @@ class FaceCrop:
         With align=False only blank and noise images are rejected; no detector runs.
         """
         face = self.find(source)
-        name, crop = face.name, face.crop
         try:
-            found = not is_blank_or_noise(crop) and (self.align is False or shared_detector().shows_face(crop))
+            found = not is_blank_or_noise(face.crop) and (self.align is False or shared_detector().shows_face(face.crop))
         except NoDetector as error:
-            raise UserError(f"{name} may show no face, the network sees little in it; {error}, or give --align no if "
+            raise UserError(f"{face.name} may show no face, the network sees little in it; {error}, or give --align no if "
                             "it is one") from None
         if not found:
-            raise UserError(f"{name} shows no face: give a photo of one, or one aligned to the 112x112 template")
-
-
-def cropped(image, faces, number, rotated, name):
-    face = shared_detector().refine(image, faces[number - 1])
-    return CroppedFace(image, align(image, face.landmarks), faces, number, face, rotated, name)
+            raise UserError(f"{face.name} shows no face: give a photo of one, or one aligned to the 112x112 template")
 
 
 @functools.cache
