@@ -125,7 +125,7 @@ class FaceCrop:
     def detect(self, source):
         """Return a CroppedFace in which no face is selected yet. It has no faces if the image is an aligned crop."""
         image, name = open_image(source), image_name(source)
-        if self.align is False or (self.align == "auto" and has_crop_size(image.size)):
+        if not self.align or (self.align == "auto" and has_crop_size(image.size)):
             return CroppedFace(image, image, name=name)
         try:
             image, faces, rotated = shared_detector().detect_upright(image)
@@ -142,11 +142,11 @@ class FaceCrop:
         """
         face = self.find(source)
         try:
-            found = not is_blank_or_noise(face.crop) and (self.align is False or shared_detector().shows_face(face.crop))
+            shown = not is_blank_or_noise(face.crop) and (not self.align or shared_detector().shows_face(face.crop))
         except NoDetector as error:
-            raise UserError(f"{face.name} may show no face, the network sees little in it; {error}, or give --align no if "
-                            "it is one") from None
-        if not found:
+            raise UserError(f"{face.name} may show no face, the network sees little in it; {error}, or give --align no "
+                            "if it is one") from None
+        if not shown:
             raise UserError(f"{face.name} shows no face: give a photo of one, or one aligned to the 112x112 template")
 
 
