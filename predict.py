@@ -22,7 +22,7 @@ from itertools import takewhile
 from tqdm import tqdm
 
 from arcface import Arcface
-from utils.common.device import DEVICES, describe_device, keep_freed_memory
+from utils.common.device import DEVICES, describe_device, describe_versions, keep_freed_memory
 from utils.common.errors import SettingsParser, UserError, number, positive_int, script
 from utils.common.files import REPOSITORY
 from utils.drawing.contact_sheets import draw_everybody, image_format, save_image, show_image
@@ -204,6 +204,8 @@ def main():
         return
     if args.weights == "published":
         args.model_path = str(published_weights(args.backbone))
+    if args.version:
+        print(describe_versions())  # first: the weights may be at fault
     arcface = Arcface(**{name: getattr(args, name) for name in
                          ("model_path", "backbone", "letterbox_image", "device", "cuda", "bf16", "align", "face",
                           "threshold", "operating_point")})
@@ -211,7 +213,9 @@ def main():
     print(f"{arcface.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device, args.bf16)}")
     if arcface.thresholds.note:
         print(arcface.thresholds.note)
-    if args.export:
+    if args.version:
+        print(f"SHA-256 {arcface.thresholds.weights_sha256}")
+    elif args.export:
         print(f"{args.export}: {export(arcface, args.export)}")
     elif args.fps:
         measure_speed(arcface, args)

@@ -109,3 +109,57 @@ def test_predict_on_photos_without_a_detector_gives_no_verdict(no_network, call_
 def test_images_may_follow_the_face_numbers(call_script):
     for arguments in (["--face", 1, *CROPS[:2]], ["--face", 1, 2, *CROPS[:2]], [*CROPS[:2], "--face", 1, 1]):
         assert "Verdict: same person" in call_script("predict.py", *WEIGHTS, *arguments).stdout
+
+
+@pytest.fixture
+def people(tmp_path):
+    """A gallery of photo_1's person, ann, and of photo_3's, bob."""
+    for name, photo in (("ann", PHOTOS[0]), ("bob", PHOTOS[2])):
+        (tmp_path / "people" / name).mkdir(parents=True)
+        shutil.copy(photo, tmp_path / "people" / name / "1.jpg")
+    return tmp_path / "people"
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """photo_2 with 14 pixels between the eyes."""
+    photo = open_image(PHOTOS[1])
+    photo.resize((photo.width // 7, photo.height // 7)).save(tmp_path / "tiny.png")
+    return tmp_path / "tiny.png"
+
+
+def test_a_gallery_photo_of_several_faces_is_left_out_or_remarked(face_model, arcface, people, group):
+    like = people / "bob" / "like.png"
+    side_by_side(PHOTOS[0], PHOTOS[1]).save(like)
+    shutil.move(group, people / "bob" / "group.png")  # in which another face is larger than bob's
+    for _ in range(2):
+        gallery = arcface.open_gallery(people)
+        assert gallery.paths == ["ann/1.jpg", "bob/1.jpg", "bob/group.png"]
+        assert gallery.skipped == [f"{like} shows 2 faces, two of like size: crop it to one person"]
+        found = {candidate.name: candidate for candidate in arcface.identify(PHOTOS[0], gallery)}
+        assert found["bob"].remarks == (f"{people / 'bob' / 'group.png'}: 2 faces, number 1 counts",)
+
+
+def test_a_tiny_face_makes_the_verdict_not_sure_and_says_why(face_model, arcface, people, tiny, call_script):
+    match = arcface.verify(PHOTOS[0], tiny)
+    assert match.verdict == "not sure"
+    assert str(tiny) in match.remarks[0] and "pixels between the eyes" in match.remarks[0]
+    printed = call_script("predict.py", PHOTOS[0], tiny, *WEIGHTS).stdout
+    assert f"Verdict: not sure: {tiny}: only " in printed
+    assert arcface.identify(tiny, people)[0].verdict == "not sure"
+    assert "Verdict: not sure: " in call_script("predict.py", tiny, "--gallery", people, *WEIGHTS).stdout
+    shutil.move(tiny, people / "cid.png")
+    found = {candidate.name: candidate for candidate in arcface.identify(PHOTOS[1], people)}
+    assert found["cid"].verdict == "not sure" and "people/cid.png: only" in found["cid"].remarks[0]
+    assert found["ann"].verdict == "same" and found["ann"].remarks == ()
+
+
+def test_every_face_of_a_photo_is_identified_from_left_to_right(face_model, arcface, people, tmp_path, run_script):
+    side_by_side(PHOTOS[2], PHOTOS[1]).save(tmp_path / "group.jpg")
+    assert [candidate.name for candidate in arcface.identify_all(tmp_path / "group.jpg", people)] == ["bob", "ann"]
+    result = run_script("predict.py", "group.jpg", "--gallery", "people", "--all-faces", *WEIGHTS, "--save", "all.jpg")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith("   ")]
+    assert [(row[0], row[-2]) for row in rows] == [("1", "bob"), ("2", "ann")]
+    with Image.open(tmp_path / "all.jpg") as drawing:
+        assert drawing.format == "JPEG" and max(drawing.size) >= 672

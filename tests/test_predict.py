@@ -158,6 +158,12 @@ def test_the_readme_command_tells_the_sample_people_apart(run_script):
     assert "Verdict: different people" in different.stdout, different.stderr
 
 
+def test_predict_prints_versions_the_device_and_the_weights_hash(call_script, published_weights):
+    printed = call_script("predict.py", "--version", "--model-path", published_weights, "--no-cuda").stdout
+    assert f"torch {torch.__version__.partition('+')[0]}" in printed and " on cpu" in printed
+    assert printed.splitlines()[-1] == "SHA-256 4c08e11a0a2bbf299910210da647c7d8105c348f4c533868e1710dbcf7b22480"
+
+
 # thresholds
 
 def test_what_eval_saves_predict_names(run_script, shared, published_weights, tmp_path, capsys):
