@@ -7,7 +7,8 @@
     python eval_LFW.py --json lfw.json --mistakes mistakes.png            all metrics; the worst errors
     python eval_LFW.py --bin faces_emore/agedb_30.bin                     insightface's file of another benchmark
     python eval_LFW.py --download                                         fetch LFW and align it into lfw/
-    python eval_LFW.py --align-from lfw_250                               align your own 250x250 images into lfw/
+    python eval_LFW.py --align-from lfw_250                               align the original images into lfw/ first
+    python eval_LFW.py --lfw-dir faces --lfw-pairs my_pairs.txt           your own pairs: lines of `path path 1` or 0
     python eval_LFW.py --save-threshold                                   thresholds for predict.py, beside the weights
 
 lfw/ holds the images, aligned to the 112x112 template, as <Person>/<Person>_0001.jpg.
@@ -49,7 +50,7 @@ def make_parser():
                         "for --weights published)")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth",
-                         help="the weights: a .pth file, or a run's folder for its best.pth")
+                         help="the weights: a .pth or .onnx file, or a run's folder for its best.pth")
     weights.add_argument("--weights", choices=("bundled", "published"), default="bundled",
                          help="published: those of the original repository, downloaded if they are missing")
     parser.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"),
@@ -63,7 +64,7 @@ def make_parser():
                         help="fetch the images of LFW as scikit-learn does, and align them into --lfw-dir")
     images.add_argument("--align-from", metavar="DIR", help="align the original 250x250 images in DIR into --lfw-dir")
     parser.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt",
-                        help="LFW's list of pairs, or your own: lines of `path path 1`, or 0 for two people")
+                        help="LFW's list, or your own: lines of `path path 1`, or 0 for two people")
     parser.add_argument("--batch-size", type=positive_int, default=256,
                         help="images decoded (on CUDA: embedded) at once")
     parser.add_argument("--flip", action=switch, default=False,
@@ -74,7 +75,7 @@ def make_parser():
     parser.add_argument("--save-threshold", action="store_true",
                         help="write the thresholds beside the weights, where predict.py finds them")
     parser.add_argument("--json", metavar="FILE", help="write all metrics")
-    parser.add_argument("--mistakes", metavar="FILE.png", help="write a contact sheet of the worst errors")
+    parser.add_argument("--mistakes", metavar="FILE", help="write a contact sheet of the worst errors")
     parser.add_argument("--device", default="auto", help=DEVICES)
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
     parser.add_argument("--num-workers", type=non_negative_int, default=4, help="threads that decode images")

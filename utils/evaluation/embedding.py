@@ -28,9 +28,9 @@ class InvalidEmbeddings(UserError):
 def inference_copy(net):
     """Return a copy of an ArcfaceNet for evaluation: no head, BatchNorm folded into the layer before, channels last.
 
-    The embeddings differ from the original's by float32 rounding (below 1e-6).
+    The embeddings differ from the original's by float32 rounding (below 1e-6). An OnnxModel is returned as it is.
     """
-    if not hasattr(net, "arcface"):  # an ONNX model (utils/weights/onnx_model.py)
+    if not hasattr(net, "arcface"):
         return net
     fast = copy.copy(net)
     fast._modules = {"arcface": fold_batch_norm(net.arcface).to(memory_format=torch.channels_last)}
@@ -56,7 +56,7 @@ def embed_images(net, sources, input_shape=(112, 112), letterbox=True, batch_siz
                  bf16=False, crop=None, progress=None):
     """Return the L2-normalised embeddings (N, D), float32 on the CPU, of images (anything open_image takes).
 
-    net: ArcfaceNet in eval mode; its device is used.
+    net: ArcfaceNet in eval mode, whose device is used, or an OnnxModel.
     workers: threads that decode.
     flip: add the embedding of the horizontally flipped image.
     bf16: run in bfloat16 (cosine to the float32 embedding: above 0.999).
@@ -89,7 +89,7 @@ def decode_ahead(batches, decode, workers):
 @torch.inference_mode()
 def embed_batch(net, images, flip=False, bf16=False):
     """Return the L2-normalised embeddings (B, D), float32 on the CPU, of uint8 images (B, H, W, 3)."""
-    device = next(net.parameters(), torch.empty(0)).device  # an ONNX model has no parameters
+    device = next(net.parameters(), torch.empty(0)).device  # an OnnxModel has no parameters
     embeddings = []
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for part in images.split(CPU_BATCH if device.type == "cpu" else len(images)):
