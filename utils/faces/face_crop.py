@@ -55,13 +55,8 @@ class CroppedFace(NamedTuple):
         return np.array((0, 0, *self.image.size), np.float64) if self.face is None else self.face.box
 
     @property
-    def uncertain(self):
-        """Whether a verdict on this face must be "not sure"."""
-        return bool(self.doubts)
-
-    @property
     def doubts(self):
-        """The reasons for that, a list of phrases; `remarks` begins with them."""
+        """Why a verdict on this face must be "not sure", a list of phrases; `remarks` begins with them."""
         if self.face is None:
             return []
         eyes, score = eye_distance(self.face.landmarks), self.face.score
@@ -117,10 +112,14 @@ class FaceCrop:
         return photo.select(self.face)
 
     def find_all(self, source):
-        """Return a CroppedFace for each face, from left to right. Raises as find()."""
+        """Return a CroppedFace for each face, from left to right, as if it were alone. Raises as find()."""
         photo = self.detect(source)
-        found = [photo.select(number) for number in range(1, len(photo.faces) + 1)] or [photo]
-        return sorted(found, key=lambda face: face.box[0] + face.box[2] / 2)
+        if not photo.faces:
+            return [photo]
+        found = [photo.select(number) for number in range(1, len(photo.faces) + 1)]
+        found.sort(key=lambda face: face.box[0] + face.box[2] / 2)
+        return [face._replace(faces=[face.face], number=1, name=f"{photo.name}, face {number}")
+                for number, face in enumerate(found, 1)]
 
     def detect(self, source):
         """Return a CroppedFace in which no face is selected yet. It has no faces if the image is an aligned crop."""
