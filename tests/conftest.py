@@ -4,7 +4,6 @@ import importlib
 import io
 import os
 import shutil
-import socket
 import sys
 import threading
 from contextlib import suppress
@@ -26,9 +25,9 @@ SHARED = Path(os.environ.get("ARCFACE_SHARED", ROOT.parent / "shared"))
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder of test data; without it a test is skipped, and fails where CI=true."""
+    """The folder of test data; without it a test is skipped, or fails if CI=true."""
     if not SHARED.is_dir():
-        reason = f"{SHARED} is not there: it holds the pictures and weights that this test reads"
+        reason = f"{SHARED} is not there: it holds the images and weights that this test reads"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     return SHARED
 
@@ -85,7 +84,7 @@ def run_script(runner, tmp_path):
 
 @pytest.fixture
 def call_script(tmp_path, monkeypatch, capfd):
-    """As run_script, but in this process, where torch is imported already; for what ends before it trains.
+    """As run_script, but in this process, where torch is imported already; for scripts that do not train.
 
     stdin: the answers to input(), each a line or an exception to raise.
     """
@@ -119,7 +118,7 @@ def call_script(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def server(monkeypatch):
-    """server.files: {"/name": bytes, or a function of the request's handler}; server.asked: what was asked for."""
+    """server.files: {"/name": bytes, or a function of the request's handler}; server.asked: the paths of requests."""
     server = SimpleNamespace(files={}, asked=[])
 
     class Handler(BaseHTTPRequestHandler):
@@ -158,9 +157,7 @@ def send(handler, content, headers):
 @pytest.fixture
 def nowhere():
     """An address where nothing listens: what a machine without a network finds."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+    return "http://127.0.0.1:9"
 
 
 @pytest.fixture(scope="session")
@@ -178,7 +175,7 @@ def pairs_path(tmp_path, lines):
 
 @pytest.fixture
 def tiny_lfw(tmp_path, shared, lines, pairs_path):
-    """That list, and a folder of just its pictures, made in tmp_path."""
+    """That list, and a folder of just its images, made in tmp_path."""
     for line in lines:
         fields = line.split()
         first, second = fields[:2], [fields[-2] if len(fields) == 4 else fields[0], fields[-1]]

@@ -1,4 +1,4 @@
-"""Trials in short, and under the mark `faults` at length: mutated lists, kills, and answers without end."""
+"""Short trials, and long ones under the mark `faults`: mutated lists, killed runs, and many answers in a row."""
 import os
 import random
 import signal
@@ -54,7 +54,7 @@ def test_a_damaged_list_is_one_line_or_a_list(shared, tmp_path, count):
             refused += 1
         else:
             assert len(paths) == len(labels) and set(map(int, labels)) == set(range(int(max(labels)) + 1)), seed
-            assert all(str(picture).strip() for picture in paths), seed
+            assert all(str(path).strip() for path in paths), seed
     assert count / 4 < refused < count
 
 
@@ -91,12 +91,12 @@ def wait_for_steps(process, folder, count):
         time.sleep(0.005)
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is told by /proc")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("count", [30, pytest.param(10_000, marks=faults)])
 def test_answers_are_the_same_and_take_no_more_memory(count):
     arcface = Arcface(model_path=ROOT / "model_data" / "arcface_mobilefacenet.pth", device="cpu")
-    pictures = sorted(ROOT.glob("img/?_00?.jpg"))
-    pairs = [(first, second) for first in pictures for second in pictures]
+    images = sorted(ROOT.glob("img/?_00?.jpg"))
+    pairs = [(first, second) for first in images for second in images]
     expected = [arcface.verify(*pair) for _ in range(2) for pair in pairs][-len(pairs):]
     before = resident_megabytes()
     for number in range(count):

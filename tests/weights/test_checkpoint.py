@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 
@@ -59,6 +60,25 @@ def test_equal_weights_make_equal_files(state, tmp_path):
     found = load(tmp_path / "first.pt", mmap=True)
     assert found["model"].keys() == state.keys() and found["step"] == 3
     assert torch.equal(found["model"][STEM], state[STEM])
+
+
+def test_safetensors_files_are_written_and_read(state, tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "weights.safetensors"
+    save(state, path)
+    found = load_embedder(path).state_dict()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    content = path.read_bytes()
+    for damaged in (content[:1000], b"", b"no such file" * 9, flip(content, 2, 5)):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"weights\.safetensors is not a file of weights") as caught:
+            load(path)
+        assert_one_line(caught)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for use in (lambda: load(path), lambda: save(state, path)):
+        with pytest.raises(UserError, match="needs the package safetensors: pip install"):
+            use()
+    assert path.read_bytes() == damaged
 
 
 @pytest.mark.parametrize("count", [1000, 1_000_000])

@@ -1,4 +1,4 @@
-"""predict.py --export: what the file answers, what it says of itself, and when it is not kept."""
+"""predict.py --export: the file's embeddings and metadata, and when it is not kept."""
 import json
 import sys
 from pathlib import Path
@@ -21,14 +21,14 @@ from utils.weights.export import describe_network, export
 
 @pytest.fixture(scope="module")
 def faces(shared):
-    """Five LFW pictures of four people."""
-    return [picture for person in ("Abel_Pacheco", "Aaron_Peirsol", "Adam_Scott", "Abdullah_Gul")
-            for picture in sorted((shared / "lfw" / "images" / person).glob("*.jpg"))][:5]
+    """Five LFW images of four people."""
+    return [image for person in ("Abel_Pacheco", "Aaron_Peirsol", "Adam_Scott", "Abdullah_Gul")
+            for image in sorted((shared / "lfw" / "images" / person).glob("*.jpg"))][:5]
 
 
 @pytest.fixture(scope="module")
 def arcface(published_weights):
-    return Arcface(model_path=published_weights, cuda=False, threshold=1.167)  # given, so that the file tells it
+    return Arcface(model_path=published_weights, cuda=False, threshold=1.167)  # given, so that it is in the metadata
 
 
 def random_weights(backbone, faces, path):
@@ -44,22 +44,22 @@ def random_weights(backbone, faces, path):
     return path
 
 
-def run_file(path, pictures):
-    """What another program does: preprocess as the file's metadata say, and run it. -> embeddings, metadata."""
+def run_file(path, images):
+    """Do what another program does: preprocess as the metadata say, and run it. Return embeddings and metadata."""
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
     size, mode = (int(metadata["width"]), int(metadata["height"])), metadata["colour"]
-    pixels = np.stack([np.asarray(Image.open(picture).convert(mode).resize(size)) for picture in pictures])
+    pixels = np.stack([np.asarray(Image.open(image).convert(mode).resize(size)) for image in images])
     scale, mean, std = (np.float32(metadata[name]) for name in ("scale", "mean", "std"))
-    images = (pixels * scale - mean) / std
+    inputs = (pixels * scale - mean) / std
     if metadata["layout"] == "NCHW":
-        images = images.transpose(0, 3, 1, 2)
-    return session.run(["embeddings"], {"images": np.ascontiguousarray(images, np.float32)})[0], metadata
+        inputs = inputs.transpose(0, 3, 1, 2)
+    return session.run(["embeddings"], {"images": np.ascontiguousarray(inputs, np.float32)})[0], metadata
 
 
-def assert_answers_as(arcface, path, faces):
-    """The file gives the predictor's embeddings, in a batch and alone. -> its metadata."""
+def assert_embeds_as(arcface, path, faces):
+    """Check that the file gives the predictor's embeddings, in a batch and alone. Return its metadata."""
     expected = arcface.embed(faces)
     assert np.ptp(expected, axis=0).max() > 0.01  # else every cosine is 1
     for batch in (faces, faces[:1]):
@@ -78,29 +78,29 @@ def test_the_script_writes_one_file_quietly_under_any_name_and_from_any_folder(
     assert result.stderr == "" and len(result.stdout.splitlines()) == 2
     assert "人 脸;.onnx: ONNX Runtime agrees with PyTorch on 6 images" in result.stdout
     assert [file.name for file in tmp_path.iterdir()] == ["人 脸;.onnx"]
-    metadata = assert_answers_as(arcface, tmp_path / "人 脸;.onnx", faces)
+    metadata = assert_embeds_as(arcface, tmp_path / "人 脸;.onnx", faces)
     assert metadata["threshold"] == "1.25" and "letterbox" not in metadata["resize"]
     assert str(ROOT).encode() not in (tmp_path / "人 脸;.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet", "iresnet18"])
-def test_an_onnx_file_of_any_backbone_answers_as_the_predictor_does(backbone, faces, tmp_path):
+def test_an_onnx_file_of_any_backbone_embeds_as_the_predictor_does(backbone, faces, tmp_path):
     pytest.importorskip("onnxscript")
     weights = random_weights(backbone, faces, tmp_path / "random.pth")
     arcface = Arcface(model_path=weights, backbone=backbone, cuda=False)
     assert "ONNX Runtime agrees" in export(arcface, tmp_path / "face.onnx")
-    metadata = assert_answers_as(arcface, tmp_path / "face.onnx", faces)
+    metadata = assert_embeds_as(arcface, tmp_path / "face.onnx", faces)
     assert "letterbox" in metadata["resize"]
-    assert "threshold" not in metadata  # the default is of other weights
+    assert "threshold" not in metadata  # the default was measured with other weights
 
 
-def test_the_measured_threshold_is_told_with_the_weights_it_is_of(monkeypatch):
+def test_the_measured_threshold_is_in_the_metadata(monkeypatch):
     monkeypatch.chdir(ROOT)
     measured = json.loads(Path("model_data/arcface_mobilefacenet.json").read_text(encoding="utf-8"))["thresholds"]
     assert float(describe_network(Arcface(cuda=False))["threshold"]) == measured["best accuracy"]
 
 
-# What is not kept, with a network so small that it exports in a moment.
+# Exports that are not kept, of a network so small that it exports in a moment.
 
 class Tiny(torch.nn.Module):
     backbone, embedding_size = "tiny", 8
@@ -122,8 +122,8 @@ class TinyPredictor:
         self.model_path.write_bytes(b"weights")
 
     @torch.no_grad()
-    def embed_anything(self, pictures):
-        pixels = torch.from_numpy(np.stack([preprocess(picture) for picture in pictures]))
+    def embed_anything(self, images):
+        pixels = torch.from_numpy(np.stack([preprocess(image) for image in images]))
         return self.answer(self.net(normalise(pixels)).numpy())
 
 

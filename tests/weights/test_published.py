@@ -91,7 +91,7 @@ def test_predict_downloads_and_uses_the_published_weights(call_script, publisher
 
 
 def test_eval_uses_the_published_weights_of_the_backbone(call_script, publisher, shared, tmp_path):
-    """Told by the line about the weights; the pictures, which are not there, are what ends the script."""
+    """The line about the weights shows it; then the script ends, as the folder of images does not exist."""
     save(ArcfaceNet(backbone="mobilenet").state_dict(), tmp_path / "made.pth")
     publisher.files["/arcface_mobilenet.pth"] = (tmp_path / "made.pth").read_bytes()
     for backbone in ("mobilefacenet", "mobilenet"):

@@ -1,4 +1,4 @@
-"""Mutated weight files: each loads as the weights that it was made of, or is a UserError of one line."""
+"""Mutated weight files: each loads as the original weights, or is a UserError of one line."""
 import random
 import warnings
 
@@ -22,7 +22,7 @@ def state():
 def flip_bits(content, rng):
     for _ in range(rng.choice((1, 1, 1, 8))):
         place = rng.randrange(len(content))
-        if rng.random() < 0.3:  # where the archive's own words are
+        if rng.random() < 0.3:  # in the directory of the archive
             place = rng.choice((place % 2000, len(content) - 1 - place % 60_000))
         content[place] ^= 1 << rng.randrange(8)
     return content

@@ -1,1 +1,1 @@
-"""What the other rooms stand on: devices, processes, signals, files, downloads and errors."""
+"""What the other packages use: devices, ranks, files, downloads and errors."""

@@ -20,10 +20,9 @@ A_DAY = 24 * 3600
 
 
 def locate(path):
-    """The path of a file, relative to the caller -> where it is.
+    """Return `path`, or the repository's file of that name if the working folder has no such file under model_data/.
 
-    What is under model_data/ and not there is the repository's own, beside the code: the scripts and Arcface work from
-    any folder.
+    So the scripts and Arcface work from any folder.
     """
     path = Path(path)
     if path.exists() or path.parts[:1] != ("model_data",) or Path.cwd() == REPOSITORY:
@@ -37,7 +36,7 @@ def identity_name(folder_name):
 
 
 def is_folder(entry):
-    """-> whether an entry of os.scandir is a folder, or a link to one; a link to itself is none."""
+    """Return whether an entry of os.scandir is a folder or a link to one. A link to itself is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -45,24 +44,22 @@ def is_folder(entry):
 
 
 @contextmanager
-def atomic_write(path, durable=True):
-    """Yield a temporary path beside `path`; when the block succeeds it becomes `path`, else it is removed.
+def atomic_write(path):
+    """Yield a temporary path beside `path`, which replaces `path` when the block succeeds and is removed if it fails.
 
-    The file that was at `path` stays whole until the new one is complete. Raises UserError where it cannot be
-    written. durable: wait until the new one is on the disk, so that not even a power cut leaves half of it.
+    The old file stays whole until the new one is on the disk, also through a power cut. Raises UserError if the file
+    cannot be written.
     """
     path = Path(path)
     if not path.name:
         raise UserError(f"cannot write {str(path)!r}: that is no file name")
-    # Not the process's number, which two computers or containers may share, as may threads.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # unique among computers and threads too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
         yield temporary
-        if durable:
-            with open(temporary, "r+b") as file:  # Windows does not sync a file that is open for reading
-                os.fsync(file.fileno())
+        with open(temporary, "r+b") as file:  # Windows does not sync a file that is open for reading
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
@@ -73,7 +70,7 @@ def atomic_write(path, durable=True):
 
 @functools.cache
 def remove_leftovers(folder):
-    """Remove the temporary files of killed processes from a folder: those older than a day, once per process."""
+    """Remove temporary files of killed processes that are older than a day from a folder, once per process."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if re.fullmatch(r"\..+\.[0-9a-f]+\.tmp(\.[0-9a-f]+\.partial)?", entry.name, re.DOTALL):
@@ -88,9 +85,8 @@ def write_text(path, text):
 
 
 def read_lines(path, remedy):
-    """The lines of a UTF-8 text file without their ends; a missing or unreadable one is a UserError."""
-    try:
-        # Not splitlines(): it also cuts at U+2028 and form feeds, which a file name may hold.
+    """Return the lines of a UTF-8 text file without their ends. Raises UserError if it cannot be read."""
+    try:  # splitlines() would also cut at U+2028 and form feeds, which a file name may hold
         return Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {remedy}") from None
@@ -107,8 +103,8 @@ def hash_file(path):
 def download(url, path, sha256=None, check=None):
     """Fetch `url` into `path` unless that file exists, and compare its SHA-256.
 
-    If the hash is not known, check(path of the temporary file) has to accept what was fetched: it raises UserError.
-    Raises UserError if the file cannot be fetched or is another one; `path` is then as it was.
+    check: for a file whose hash is not known; called with the temporary file's path, it raises UserError to reject it.
+    Raises UserError if the file cannot be fetched or is another one; `path` is then unchanged.
     """
     path = Path(path)
     if path.is_file():
@@ -122,6 +118,7 @@ def download(url, path, sha256=None, check=None):
         except (OSError, RuntimeError, ValueError, HTTPException) as error:
             raise UserError(f"cannot download {url} ({first_line(error)}): {remedy}") from None
         try:
-            check is None or check(temporary)
+            if check:
+                check(temporary)
         except UserError as error:
             raise UserError(f"what came from {url} is not the file ({first_line(error)}): {remedy}") from None

@@ -1,1 +1,1 @@
-"""Weight files in and out: read safely, loaded exactly, fetched where published, exported for other programs."""
+"""Weight files: read safely, loaded strictly, downloaded if published, exported to ONNX for other programs."""

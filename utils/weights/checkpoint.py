@@ -32,13 +32,17 @@ class InvalidWeights(UserError):
 def save(content, path):
     """Write a state dict, or a checkpoint of plain types and tensors, with all tensors on the CPU.
 
-    Equal weights make equal files. Raises InvalidWeights for values that no network has, and UserError if the file
-    cannot be written.
+    A name that ends in .safetensors takes a state dict, in that format. Equal weights make equal files. Raises
+    InvalidWeights for values that no network has, and UserError if the file cannot be written.
     """
     content = on_cpu(content)
     if name := find_invalid(content):
         raise InvalidWeights(f"{name} holds values that are not finite or huge, {path} is not written")
     with atomic_write(path) as temporary, open(temporary, "wb") as file:  # torch keeps a path's name in the file
+        if is_safetensors(path):
+            contiguous = {name: value.contiguous() for name, value in content.items()}
+            file.write(import_safetensors(path).save(contiguous))
+            return
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch's writer raises this on a full disk
@@ -86,11 +90,27 @@ def load(path, remedy="give the path of a .pth file", mmap=False):
         raise UserError(f"{path} does not exist: {remedy}")
     check_checksums(path)
     try:
+        if is_safetensors(path):
+            return import_safetensors(path).load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to load a plain pickle unsafely
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file may raise almost anything, IndexError and struct.error among it
         raise UserError(f"{path} is not a file of weights ({first_line(error)}): {remedy}") from None
+
+
+def is_safetensors(path):
+    return Path(path).suffix.lower() == ".safetensors"
+
+
+def import_safetensors(path):
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError:
+        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from None
+    return safetensors.torch
 
 
 def check_checksums(path):

@@ -13,9 +13,9 @@ SHA256 = {  # None: not known, so what is downloaded has to load as weights of t
 
 
 def published_weights(backbone=None):
-    """-> the path of a backbone's published weights, downloaded into model_data/ where they are not there yet.
+    """Return the path of a backbone's published weights, downloaded into model_data/ if they are not there yet.
 
-    None: the default backbone's. Raises UserError for a backbone without published weights, and as `download` does.
+    backbone: None is the default one. Raises UserError for one without published weights, and as `download` does.
     """
     try:
         backbone = backbone_name(backbone or DEFAULT_BACKBONE)
