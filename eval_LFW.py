@@ -125,7 +125,7 @@ def save_measurement(args, metrics, thresholds, counts, benchmark, aligned):
 
 def save_errors(args, pairs, distances, threshold, most=12):
     """Draw the genuine pairs furthest above the threshold and the impostor pairs furthest below it."""
-    def describe(index):
+    def pair_to_draw(index):
         sides = pairs.first[index], pairs.second[index]
         images = [preprocess(pairs.paths[side], args.input_shape, args.letterbox_image) for side in sides]
         names = [pairs.identities[side] if pairs.identities else image_name(pairs.paths[side]) for side in sides]
@@ -137,7 +137,7 @@ def save_errors(args, pairs, distances, threshold, most=12):
     for title, mask in wrong.items():
         indices = np.flatnonzero(mask)
         worst = indices[np.argsort(-np.abs(distances[indices] - threshold))][:most]
-        errors[title] = len(indices), [describe(index) for index in worst]
+        errors[title] = len(indices), [pair_to_draw(index) for index in worst]
     save_image(draw_errors(errors, threshold), args.mistakes)
     print(f"Mistakes: {args.mistakes}")
 

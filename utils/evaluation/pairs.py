@@ -218,7 +218,7 @@ def fetch_lfw():
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of each attempt that fails
-            # This also reads the images of people with so many. There are none, and it raises ValueError at once.
+            # It goes on to read the images of people with so many. There are none, which it reports as a ValueError.
             fetch_lfw_people(funneled=False, min_faces_per_person=100_000)
     except ValueError:
         pass
