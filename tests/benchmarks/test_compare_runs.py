@@ -26,13 +26,6 @@ def test_epochs_without_a_value_are_left_out_and_those_of_phases_are_counted_on(
     assert read_curves(str(tmp_path / "x.json"), "val_loss") == [("first", (), ()), ("second", (2, 4), (0.5, 0.25))]
 
 
-def test_the_weights_of_this_repository_have_values_for_every_epoch():
-    path = ROOT / "model_data" / "arcface_mobilefacenet.json"
-    phases = json.loads(path.read_text(encoding="utf-8"))["training"]["pieces"]
-    curves = read_curves(str(path), "lfw_accuracy")
-    assert curves[-1][1][-1] == sum(phase["epochs_done"] for phase in phases)
-
-
 @pytest.mark.parametrize(("runs", "columns", "colors"), [
     (["one=logs/a"], 1, {BLUE}), (["one=logs/a"], 2, {BLUE}),
     (["one=logs/a", "两 $\\frac$=logs/b"], 1, {BLUE, ORANGE})])
