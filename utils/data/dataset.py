@@ -134,10 +134,6 @@ class FaceDataset(Dataset):
     def load(self, index):
         return torch.from_numpy(preprocess(self.images[index], self.input_shape, self.letterbox))
 
-    def name(self, index):
-        """Return how messages call the image of this index in the whole set."""
-        return str(self.images[index])
-
 
 class EpochBatches:
     """A batch sampler whose order depends on (seed, epoch) alone, and which can start in the middle of an epoch.
