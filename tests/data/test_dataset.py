@@ -208,7 +208,7 @@ def test_unlabeled_images_follow_those_of_a_rec_file(tmp_path):
     records = write_set(tmp_path / "rec", [(number, record(label, jpeg(number), number))
                                            for number, label in enumerate([0, 0, 1, 1], 1)])
     folder = place(tmp_path / "more", "a.jpg", "b.jpg")
-    settings = SimpleNamespace(rec=str(records), annotation_path="", unlabeled=str(folder))
+    settings = SimpleNamespace(annotation_path=str(records), datasets_path=None, unlabeled=str(folder))
     found = read_training_set(settings)
     assert found.labels.tolist() == [0, 0, 1, 1, IGNORE, IGNORE] and found.class_names == ["0", "1"]
     dataset = FaceDataset(found.images, found.labels, torch.arange(6), (8, 8), True)
