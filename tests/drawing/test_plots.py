@@ -123,13 +123,13 @@ def test_a_series_without_numbers_is_left_out_and_one_with_gaps_is_drawn(figures
 def test_a_run_of_any_name_is_drawn(tmp_path, name, monkeypatch):
     monkeypatch.setattr(contact_sheets, "CJK_FONTS", ())
     contact_sheets.load_cjk_font.cache_clear()
-    picture = io.BytesIO()  # not every disk takes such a name
+    file = io.BytesIO()  # not every disk takes such a name
     monkeypatch.setattr(plots, "image_format", lambda path: "png")
-    monkeypatch.setattr(plots, "atomic_write", lambda path: contextlib.nullcontext(picture))
+    monkeypatch.setattr(plots, "atomic_write", lambda path: contextlib.nullcontext(file))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of letters that it cannot draw
         draw_history(history(2, train_loss=float), tmp_path / name)
-    Image.open(picture).verify()
+    Image.open(file).verify()
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "tkagg"])

@@ -53,8 +53,8 @@ def test_it_equals_umeyamas_formula():
     assert np.abs(similarity(source, target) - expected).max() < 1e-9
 
 
-@pytest.mark.parametrize("landmarks", [np.zeros((5, 2)), np.full((5, 2), np.nan), np.where(TEMPLATE > 90, np.inf,
-                                                                                         TEMPLATE)])
+@pytest.mark.parametrize("landmarks", [
+    np.zeros((5, 2)), np.full((5, 2), np.nan), np.where(TEMPLATE > 90, np.inf, TEMPLATE)])
 def test_landmarks_that_determine_no_crop_are_an_error(landmarks):
     with pytest.raises(ValueError, match="landmarks"):
         align(Image.new("RGB", (200, 200)), landmarks)

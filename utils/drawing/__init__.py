@@ -1,1 +1,1 @@
-"""Faces, verdicts and figures in, pictures out: contact sheets by Pillow, curves by matplotlib."""
+"""Contact sheets of faces and verdicts by Pillow, plots by matplotlib."""

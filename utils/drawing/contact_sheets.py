@@ -13,7 +13,7 @@ from utils.common.errors import UserError
 from utils.common.files import atomic_write
 from utils.evaluation.thresholds import WORDS
 
-INK, PAPER, GREEN, RED, GRAY, LIME = "#222222", "#ffffff", "#1a7f37", "#c62828", "#777777", "#30e060"
+INK, PAPER, GREEN, RED, FAINT, LIME = "#222222", "#ffffff", "#1a7f37", "#c62828", "#777777", "#30e060"
 AMBER = "#b26a00"
 COLORS = {"same": GREEN, "not sure": AMBER, "different": RED}
 IMAGE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -91,7 +91,7 @@ def draw_comparison(images, match, meaning="", photos=(None, None)):
         if photo:
             canvas.paste(photo, (middle - photo.width // 2, above - photo.height))
         elif above:
-            draw_text(canvas, (middle, above // 2), "taken as an aligned crop", 16, GRAY)
+            draw_text(canvas, (middle, above // 2), "taken as an aligned crop", 16, FAINT)
         left += column + gap
     middle, foot = canvas.width // 2, above + size + gap
     draw_text(canvas, (middle, foot + 30), WORDS[match.verdict].capitalize(), 26, color)
@@ -119,10 +119,10 @@ def draw_candidates(query, candidates, meaning, columns=5):
         canvas.paste(tile(image, size, color), (x, y))
         middle = x + size // 2
         draw_text(canvas, (middle, y + size + 16), candidate.name, 16, width=size)
-        draw_text(canvas, (middle, y + size + 38), f"{candidate.distance:.3f}", 15, GRAY)
+        draw_text(canvas, (middle, y + size + 38), f"{candidate.distance:.3f}", 15, FAINT)
         draw_text(canvas, (middle, y + size + 57), WORDS[candidate.verdict], 14, color)
     threshold = f"Threshold {candidates[0][1].threshold:.3f} {meaning}"
-    draw_text(canvas, (gap, canvas.height - foot // 2), threshold, 14, GRAY, "lm")
+    draw_text(canvas, (gap, canvas.height - foot // 2), threshold, 14, FAINT, "lm")
     return canvas
 
 
@@ -154,13 +154,13 @@ def draw_errors(errors, threshold):
         left = gap + index * block
         shown = f"{len(pairs)} of {count}" if pairs else "none"
         draw_text(canvas, (left, 22), f"{kind}: {shown}", 19, anchor="lm")
-        draw_text(canvas, (left, 46), f"L2 distance, threshold {threshold:.3f}", 13, GRAY, anchor="lm")
+        draw_text(canvas, (left, 46), f"L2 distance, threshold {threshold:.3f}", 13, FAINT, anchor="lm")
         for number, (first, second, distance, caption) in enumerate(pairs):
             x, y = left + number % columns * pair, head + number // columns * row
             canvas.paste(tile(first, size), (x, y))
             canvas.paste(tile(second, size), (x + size, y))
             draw_text(canvas, (x, y + size + 13), f"{distance:.3f}", 15, RED, anchor="lm")
-            draw_text(canvas, (x, y + size + 31), caption, 12, GRAY, "lm", width=2 * size)
+            draw_text(canvas, (x, y + size + 31), caption, 12, FAINT, "lm", width=2 * size)
     return canvas
 
 

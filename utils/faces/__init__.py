@@ -1,1 +1,1 @@
-"""A picture in, the pixels of one face out: decoded upright, detected, aligned to the template, resized."""
+"""An image in, the crop of one face out: decoded upright, detected, aligned to the template, resized."""

@@ -12,7 +12,7 @@ from utils.common.errors import UserError, first_line
 from utils.common.files import download, locate
 from utils.faces.images import open_image
 
-INSTALL = 'pip install "opencv-python-headless>=5"'
+GET_OPENCV = 'pip install "opencv-python-headless>=5"'
 MODEL_PATH = "model_data/face_detection_yunet_2026may.onnx"
 # By commit: OpenCV's model zoo removes a model from its main branch when the next one comes.
 MODEL_URL = ("https://media.githubusercontent.com/media/opencv/opencv_zoo/47534e27c9851bb1128ccc0102f1145e27f23f98/"
@@ -68,9 +68,9 @@ class FaceDetector:
             import cv2
             release = cv2.__version__
         except Exception as error:  # a missing library, a NumPy that it was not built for, a folder called cv2
-            raise UserError(f"no face detection without OpenCV 5 ({first_line(error)}): {INSTALL}") from None
+            raise UserError(f"no face detection without OpenCV 5 ({first_line(error)}): {GET_OPENCV}") from None
         if int(release.partition(".")[0]) < 5:
-            raise UserError(f"no face detection with OpenCV {release}, it needs 5: {INSTALL}")
+            raise UserError(f"no face detection with OpenCV {release}, it needs 5: {GET_OPENCV}")
         download(MODEL_URL, locate(model_path), MODEL_SHA256)
         self.model_path = str(locate(model_path))
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # else YuNet warns of its own defaults
@@ -78,7 +78,7 @@ class FaceDetector:
         try:
             self.networks()
         except cv2.error as error:
-            raise UserError(f"OpenCV {release} does not read {self.model_path} ({error.err}): {INSTALL}") from None
+            raise UserError(f"OpenCV {release} does not read {self.model_path} ({error.err}): {GET_OPENCV}") from None
 
     def networks(self):
         """Return two FaceDetectorYN for this thread: one with a box per face, and one with every box."""
