@@ -233,8 +233,9 @@ class Arcface:
         if top < 1:
             raise ValueError(f"identify(top={top}): give at least 1")
         face = self.find(image)
+        (embedding,) = self.embed([face])
         gallery = gallery if isinstance(gallery, Gallery) else self.open_gallery(gallery)
-        return self.candidates(face, self.embed([face])[0], gallery, top)
+        return self.candidates(face, embedding, gallery, top)
 
     def identify_all(self, image, gallery):
         """Return the nearest Candidate for each face of a photo, from left to right.
@@ -242,8 +243,9 @@ class Arcface:
         image: as everywhere, or what find_all() returned. gallery: as in identify().
         """
         faces = image if isinstance(image, list) else self.find_all(image)
+        embeddings = self.embed(faces)
         gallery = gallery if isinstance(gallery, Gallery) else self.open_gallery(gallery)
-        return [self.candidates(face, embedding, gallery, 1)[0] for face, embedding in zip(faces, self.embed(faces))]
+        return [self.candidates(face, embedding, gallery, 1)[0] for face, embedding in zip(faces, embeddings)]
 
     def candidates(self, face, embedding, gallery, top):
         threshold = self.gallery_threshold(gallery)

@@ -242,12 +242,14 @@ def test_an_image_that_failed_is_reported_again_and_tried_again_only_after_a_cha
 
 
 def test_an_emptied_gallery_keeps_no_embeddings(colors):
-    open_colors(colors)
-    for path in colors.rglob("*.png"):
-        path.unlink()
-    with pytest.raises(UserError, match="holds no image"):
+    for settings in (SETTINGS, SETTINGS | {"weights_sha256": "two"}):
+        draw(colors / "red.png", (255, 0, 0))
         open_colors(colors)
-    assert not (colors / CACHE_NAME).exists()
+        for path in colors.rglob("*.png"):
+            path.unlink()
+        with pytest.raises(UserError, match="holds no image"):
+            open_colors(colors, settings)
+        assert not (colors / CACHE_NAME).exists()
 
 
 def test_other_weights_or_preprocessing_embed_everything_again(colors, arcface, published_weights, people):

@@ -77,7 +77,7 @@ def open_gallery(folder, embed, settings, progress=None):
     cache = read_cache(cache_path, key)
     rows = find_rows(cache, paths, stamps)
     new = rows < 0
-    if new.any() or len(paths) != len(cache.paths):
+    if new.any() or len(paths) != len(cache.paths) or not paths:
         cache = update_cache(cache, folder, paths, stamps, rows, embed, progress)
         note = write_cache(cache_path, key, cache)
 
