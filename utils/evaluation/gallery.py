@@ -144,18 +144,17 @@ def find_rows(cache, paths, stamps):
 
 def update_cache(cache, folder, paths, stamps, rows, embed, progress):
     """Return the Cache of these images, with the rows of the old one that are still right (find_rows)."""
-    new, known = np.flatnonzero(rows < 0), np.flatnonzero(rows >= 0)
-    fresh, fresh_remarks, fresh_uncertain = embed([folder / paths[index] for index in new], progress)
-    embeddings, uncertain = np.empty((len(paths), fresh.shape[1]), np.float32), np.zeros(len(paths), bool)
-    embeddings[new], uncertain[new] = fresh, fresh_uncertain
-    if len(known):
-        embeddings[known], uncertain[known] = cache.embeddings[rows[known]], cache.uncertain[rows[known]]
-    remarks = [cache.remarks[row] if row >= 0 else "" for row in rows]
-    for index, remark in zip(new, fresh_remarks):
-        remarks[index] = remark.removeprefix(str(folder / paths[index]))  # the gallery may be moved
+    new = np.flatnonzero(rows < 0)
+    embeddings, remarks, uncertain = embed([folder / paths[index] for index in new], progress)
+    remarks = [remark.removeprefix(str(folder / paths[index])) for index, remark in zip(new, remarks)]  # it may move
+    remarks = [*cache.remarks, *remarks]
+    embeddings = np.concatenate([cache.embeddings.reshape(-1, embeddings.shape[1]), embeddings])
+    order = rows.copy()
+    order[new] = len(cache.paths) + np.arange(len(new))
+    embeddings, uncertain = embeddings[order], np.concatenate([cache.uncertain, np.array(uncertain, bool)])[order]
     usable = np.isfinite(embeddings[:, 0])
     tail = fit_gallery_tail(embeddings[usable], list_identities(compress(paths, usable))[1])
-    return Cache(paths, remarks, stamps, embeddings, uncertain, tail)
+    return Cache(paths, [remarks[row] for row in order], stamps, embeddings, uncertain, tail)
 
 
 def read_cache(path, key):

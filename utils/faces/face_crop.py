@@ -143,8 +143,8 @@ class FaceCrop:
         try:
             shown = not is_blank_or_noise(face.crop) and (not self.align or shared_detector().shows_face(face.crop))
         except NoDetector as error:
-            raise NoDetector(f"{face.name} may show no face, the network sees little in it; {error}, or give --align no "
-                             "if it is one") from None
+            raise NoDetector(f"{face.name} may show no face, the network sees little in it; {error}, or give --align "
+                             "no if it is one") from None
         if not shown:
             raise UserError(f"{face.name} shows no face: give a photo of one, or one aligned to the 112x112 template")
 
