@@ -174,7 +174,7 @@ class Arcface:
             if index not in errors:
                 attempt(index, lambda image: self.gallery_crop.check_shows_face(find(image)))
         embeddings[list(errors)] = np.nan
-        return embeddings, found, errors
+        return embeddings, found, dict(sorted(errors.items()))
 
     def embed_anything(self, images, batch_size=64, crop=None, progress=None):
         """Return the embeddings of images, whether they show faces or not.
