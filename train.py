@@ -64,30 +64,34 @@ def main():
     print("\n".join([f"run: {run.folder}", *state.describe(batches, val_loader, args), *batches.advice()]))
     draw_first_batch(train_loader, class_names, run, args)
     print(compile_if_it_pays(state, args, (args.epochs - state.epoch) * batches.count))
-    run.write_json("settings.json", vars(args))
+    run.write_json("settings.json", vars(args))  # here, because --compile and the defaults are decided
     stop = StopRequest()
     stop.listen()
 
     while state.epoch < args.epochs:
         try:
-            train_one_epoch(state, train_loader, run, stop, args, data_sha256)
+            train_one_epoch(state, train_loader, run, stop, args)
         except UserError:
             raise
         except Exception:  # such as a device out of memory; with several ranks the others cannot know of it
             if distributed.world_size() == 1:
-                save_checkpoint(state, run, args, data_sha256)
+                save_checkpoint(state, run, args)
             raise
-        save_checkpoint(state, run, args, data_sha256)  # also what an error in the evaluation would cost
+        save_checkpoint(state, run, args)  # also what an error in the evaluation would cost
         if stop.received:
-            print(f"stopped after step {state.step}, continue with: {run.resume_command()}", flush=True)
-            return 128 + stop.received
+            break
         finish_epoch(state, run, val_loader, benchmarks, args)
-        save_checkpoint(state, run, args, data_sha256)
-    run.print_best()
+        save_checkpoint(state, run, args)
+    stopped = state.epoch < args.epochs
+    if stopped:
+        print(f"stopped after step {state.step}, continue with: {run.resume_command()}", flush=True)
+    else:
+        run.print_best()
     distributed.stop()
+    return 128 + stop.received if stopped else 0
 
 
-def train_one_epoch(state, loader, run, stop, args, data_sha256):
+def train_one_epoch(state, loader, run, stop, args):
     """Train on what is left of the epoch, or until a signal has come to one of the ranks.
 
     loader: a DataLoader over EpochBatches.
@@ -117,7 +121,7 @@ def train_one_epoch(state, loader, run, stop, args, data_sha256):
             if received:
                 return
             if due:
-                save_checkpoint(state, run, args, data_sha256)
+                save_checkpoint(state, run, args)
                 saved = now
             began = now
 

@@ -213,7 +213,7 @@ def test_a_signal_to_the_whole_process_group_still_saves(annotation, tmp_path):
 @pytest.fixture
 def checkpoint(tmp_path):
     state, args = make_state()
-    save_checkpoint(state, Run(tmp_path, {}), args, "hash")
+    save_checkpoint(state, Run(tmp_path, {"data_sha256": ""}), args)
     return tmp_path / "last.pt"
 
 
@@ -247,5 +247,5 @@ def test_a_state_that_does_not_fit_is_a_user_error_of_one_line(checkpoint, chang
 def test_equal_states_are_equal_files(checkpoint):
     first = checkpoint.read_bytes()
     state, args = make_state()
-    save_checkpoint(state, Run(checkpoint.parent, {}), args, "hash")
+    save_checkpoint(state, Run(checkpoint.parent, {"data_sha256": ""}), args)
     assert checkpoint.read_bytes() == first

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.common.errors import UserError
 from utils.training import run as module
 from utils.training.run import COLUMNS, Run, make_folder
 
@@ -71,16 +70,6 @@ def test_what_cannot_be_written_costs_a_warning_and_the_rest_is_written(tmp_path
     assert not any(name.endswith(".tmp") for name in written)
 
 
-def test_the_next_epoch_tries_again(tmp_path, monkeypatch):
-    run = Run(tmp_path, {})
-    monkeypatch.setattr(module, "plot_history", lambda *arguments: None)
-    with monkeypatch.context() as context:
-        refuse(context, "log.csv", errno.EACCES)
-        run.log(row(1))
-    run.log(row(2))
-    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
-
-
 def test_a_plot_that_fails_in_its_library_costs_a_warning(tmp_path, monkeypatch, capsys):
     def fail(*arguments):
         raise ValueError("no such font")
@@ -97,12 +86,6 @@ def test_runs_that_start_in_one_second_have_a_folder_each(tmp_path, monkeypatch)
     assert len(set(folders)) == 24 == len(os.listdir(tmp_path / "logs"))
     args = SimpleNamespace(save_dir=str(tmp_path / "logs"), backbone="mobilefacenet", resume=None)
     assert Run.start(args).folder not in folders
-
-
-def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot make .*file"):
-        make_folder(tmp_path / "file", "mobilefacenet")
 
 
 def test_a_run_without_a_finite_epoch_has_no_best_one(tmp_path, capsys):

@@ -95,10 +95,10 @@ def test_a_signal_ends_the_epoch_after_its_step_and_what_is_left_is_trained_next
     stop = StopRequest()
     stop.received = 15
     loader = FakeLoader([noise_batch(), noise_batch(seed=2)])
-    train_one_epoch(state, loader, None, stop, args, "")
+    train_one_epoch(state, loader, None, stop, args)
     assert (state.step, state.batch, state.sums["images"]) == (1, 1, 4)
     stop.received = 0
-    train_one_epoch(state, FakeLoader(loader[1:]), None, stop, args, "")
+    train_one_epoch(state, FakeLoader(loader[1:]), None, stop, args)
     assert (state.step, state.batch, state.sums["images"]) == (2, 2, 8)
     assert math.isfinite(state.epoch_metrics()["loss"]) and stop.received == 0
 
@@ -177,10 +177,10 @@ def test_a_learning_rate_beyond_the_limits_is_a_line_of_its_own(flags, limited):
 def test_a_state_that_is_not_finite_never_replaces_a_good_one(tmp_path, flags, spoil):
     state, args = make_state(*flags)
     train_step(state, [noise_batch()], args)
-    run = Run(tmp_path, {})
-    save_checkpoint(state, run, args, "hash")
+    run = Run(tmp_path, {"data_sha256": ""})
+    save_checkpoint(state, run, args)
     good = (tmp_path / "last.pt").read_bytes()
     spoil(state)
     with pytest.raises(UserError, match=r"not finite or huge, .*last\.pt is not written \(step 1\): lower --init-lr"):
-        save_checkpoint(state, run, args, "hash")
+        save_checkpoint(state, run, args)
     assert (tmp_path / "last.pt").read_bytes() == good

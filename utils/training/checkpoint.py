@@ -37,13 +37,13 @@ def read_checkpoint(path):
     return content
 
 
-def save_checkpoint(state, run, args, data_sha256):
+def save_checkpoint(state, run, args):
     """Write last.pt. Every rank has to call it; rank 0 writes.
 
     Raises UserError for weights that are not finite or huge; last.pt stays as it was.
     """
     content = state.state_dict() | {
-        "rows": run.rows, "data_sha256": data_sha256, "classes": state.net.head.classes,
+        "rows": run.rows, "data_sha256": run.origin["data_sha256"], "classes": state.net.head.classes,
         "settings": {name: value for name, value in vars(args).items() if name not in NOT_SAVED}}
     if distributed.is_main():
         try:

@@ -48,12 +48,10 @@ class Run:
 
     @classmethod
     def start(cls, args, **origin):
-        """Return the Run of --resume, or a new one in <save_dir>/<time>_<backbone>/, and write settings.json."""
+        """Return the Run of --resume, or a new one in <save_dir>/<time>_<backbone>/."""
         folder = Path(args.resume).parent if args.resume else distributed.gather(
             make_folder(args.save_dir, args.backbone) if distributed.is_main() else None)[0]
-        run = cls(folder, {"commit": commit(), **origin, "settings": vars(args)})
-        run.write_json("settings.json", vars(args))
-        return run
+        return cls(folder, {"commit": commit(), **origin, "settings": vars(args)})
 
     @on_main
     def write_json(self, name, content):
