@@ -172,7 +172,10 @@ def plan(cuda):
 
 
 def measure_all(bench, only, budget, output):
-    """Take the measurements of the plan that fit into `budget` seconds. Return their rows."""
+    """Take the measurements of the plan that fit into `budget` seconds. Return a row for each.
+
+    A measurement yields its figures in parts, most important first, so that those before an error are kept.
+    """
     start, rows = time.perf_counter(), []
     for seconds, measure, arguments in plan(bench.cuda):
         name = measure.__name__.removeprefix("measure_")

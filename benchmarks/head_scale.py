@@ -1,6 +1,6 @@
 """CPU time and memory of the head's step against the number of classes; by formulas, of millions on many devices.
 
-    python benchmarks/head_scale.py                     measure, print, and draw img/head_scale.png
+    python benchmarks/head_scale.py                     measurements beside the formulas
     python benchmarks/head_scale.py --arithmetic        what 2 and 10 million classes take on 8 and 64 devices
 
 one-hot: the published head, which computes the margin for all classes. ours: nets/head.py. sharded: --shard-head over
@@ -26,11 +26,10 @@ from nets.partial_fc import UNSHARDED, Shard, sampled_head
 from nets.softmax import CHUNK
 from utils.common import distributed
 from utils.common.errors import SettingsParser, script
-from utils.drawing.plots import new_figure, save_figure
 
 DIMENSIONS, IMAGES, RANKS, RATE = 512, 64, 2, 0.1
 CLASSES = (50_000, 93_431, 200_000)  # the second is MS1MV3's
-SIDES = {"one-hot": "tab:red", "ours": "tab:blue", "sharded": "tab:green", "sampled": "tab:orange"}
+SIDES = "one-hot", "ours", "sharded", "sampled"
 
 
 def head_bytes(rows, images, rate=1.0):
@@ -91,33 +90,15 @@ def measure(side, classes, steps):
 
 
 def measure_all(args):
-    """Print and return (side, classes, seconds, bytes) of each measurement."""
-    torchrun, rows = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)), []
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)
     print("classes  head      s/step     MB   formula")
     for classes in args.classes:
         for side in SIDES:
             found = run_again("--side", side, "--classes", classes, "--steps", args.steps,
                               launcher=torchrun if side == "sharded" else (), MALLOC_MMAP_THRESHOLD_="1000000")
             expected = expected_bytes(side, classes)
-            rows.append((side, classes, found["seconds"], found["bytes"]))
             print(f"{classes:>7}  {side:8} {found['seconds']:7.3f} {found['bytes'] / 1e6:7.0f}  {expected / 1e6:7.0f} "
                   f"({expected / found['bytes'] - 1:+.1%})", flush=True)
-    return rows
-
-
-def draw(rows, path):
-    figure = new_figure(width=9, height=3.6)
-    times, memory = figure.subplots(1, 2)
-    for side, color in SIDES.items():
-        classes, seconds, peaks = zip(*(row[1:] for row in rows if row[0] == side))
-        thousands = [count / 1e3 for count in classes]
-        times.plot(thousands, seconds, "o-", color=color, label=side)
-        memory.plot(thousands, [peak / 1e9 for peak in peaks], "o", color=color, label=side)
-        memory.plot(thousands, [expected_bytes(side, count) / 1e9 for count in classes], color=color)
-    for axes, title in ((times, "CPU seconds of a step, per rank"), (memory, "GB at the peak; lines: formulas")):
-        axes.set(title=title, xlabel="thousand classes", xlim=(0, None), ylim=(0, None))
-        axes.legend(frameon=False)
-    save_figure(figure, path)
 
 
 def print_arithmetic():
@@ -138,13 +119,12 @@ def main():
     parser.add_argument("--steps", type=int, default=4, help="of a measurement; the first does not count")
     parser.add_argument("--side", choices=SIDES, help="one measurement of this head, as JSON")
     parser.add_argument("--arithmetic", action="store_true", help="only print what many devices need")
-    parser.add_argument("--output", default=str(Path(__file__).parents[1] / "img" / "head_scale.png"))
     args = parser.parse_args()
     if args.side:
         print(json.dumps(measure(args.side, args.classes[0], args.steps)), flush=True)
         return
     if not args.arithmetic:
-        draw(measure_all(args), args.output)
+        measure_all(args)
     print_arithmetic()
 
 
