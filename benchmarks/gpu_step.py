@@ -26,7 +26,8 @@ def capture_step(compute, warm_up=3):
 
     Limits: one shape; no synchronization, CPU tensor or pinned memory inside; Python numbers (margin, loss scale) and
     control flow stay as captured; gradients must not be set to None afterwards and never accumulate; one rank. The
-    optimizer stays outside. The graph keeps its peak memory. If the capture raises, set the gradients to None.
+    optimizer stays outside. The graph keeps its peak memory. If the capture raises, set the gradients to None and call
+    `compute`; the random generator then starts from its default seed. Not tested on CUDA.
     """
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     calls, inputs, outputs = 0, None, None
@@ -40,11 +41,18 @@ def capture_step(compute, warm_up=3):
                 results = compute(*tensors)
             torch.cuda.current_stream().wait_stream(stream)
             return results
-        if inputs is None:
+        if outputs is None:
             inputs = [tensor.clone() for tensor in tensors]
-            # "thread_local": the loader's thread pins memory meanwhile, which the default mode forbids.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                outputs = compute(*inputs)
+            try:
+                # After an error torch.cuda.graph leaves its stream current; the outer context restores the other one.
+                # "thread_local": the loader's thread pins memory meanwhile, which the default mode forbids.
+                with (torch.cuda.stream(torch.cuda.current_stream()),
+                      torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")):
+                    outputs = compute(*inputs)
+            except Exception:  # the generator would stay in capture mode, and dropout would raise: a fresh state
+                fresh = torch.Generator("cuda").graphsafe_get_state()
+                torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh)
+                raise
         for static, tensor in zip(inputs, tensors):
             static.copy_(tensor)
         graph.replay()
