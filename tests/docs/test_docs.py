@@ -20,9 +20,7 @@ ENGLISH = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs")
 CHINESE = ["README.zh-CN.md", *(f"docs/zh-CN/{Path(page).name}" for page in ENGLISH[1:])]
 PAGES = [*ENGLISH, *CHINESE, "CONTRIBUTING.md"]
 # English pages that are ahead of their translation. A page leaves the list as soon as it is translated.
-NOT_TRANSLATED_YET = {"README.md"} | {f"docs/{name}.md" for name in (
-    "architecture", "data", "distillation", "evaluation", "extending", "galleries", "predicting", "speed", "thresholds",
-    "training", "troubleshooting", "weights")}
+NOT_TRANSLATED_YET = set()
 SCRIPTS = ["txt_annotation.py", "train.py", "eval_LFW.py", "predict.py",
            *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py"))
              if "__main__" in path.read_text(encoding="utf-8"))]
