@@ -10,6 +10,7 @@ from conftest import ROOT
 from training_data import QUICK, only_run, weights, write_faces
 
 from nets.arcface import BACKBONES, HEADS, ArcfaceNet
+from utils.weights.checkpoint import load_for_training, save
 
 
 def code_blocks(page):
@@ -104,3 +105,14 @@ def test_adaface_is_what_the_paper_says(extended):
         head.losses(embeddings, labels)
     head.expected_initial_loss()
     assert torch.allclose(head.norm_mean, mean), "only training moves the statistics"
+
+
+def test_weights_of_another_head_start_a_head_with_statistics_of_its_own(extended, tmp_path):
+    save(ArcfaceNet(4, "tinynet", head="adaface").state_dict(), tmp_path / "adaface.pth")
+    for head in ("adaface", "cosface"):
+        net = ArcfaceNet(4, "tinynet", head=head)
+        assert load_for_training(net, tmp_path / "adaface.pth").startswith("loaded backbone and head")
+        save(net.state_dict(), tmp_path / f"{head}.pth")
+    net = ArcfaceNet(4, "tinynet", head="adaface")
+    load_for_training(net, tmp_path / "cosface.pth")
+    assert net.head.norm_mean == 20
