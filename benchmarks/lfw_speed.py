@@ -31,12 +31,14 @@ PLAIN_BATCH = 256  # pairs, as published
 
 @torch.no_grad()
 def measure_plain(net, pairs, args):
+    def embed_side(indices):
+        images = np.stack([preprocess(pairs.paths[index]) for index in indices])
+        return net(normalise(torch.from_numpy(images)).contiguous())
+
     distances = []
     for start in range(0, len(pairs.genuine), PLAIN_BATCH):
-        first, second = (net(normalise(torch.from_numpy(np.stack(
-            [preprocess(pairs.paths[index]) for index in side[start:start + PLAIN_BATCH]]))).contiguous())
-            for side in (pairs.first, pairs.second))
-        distances.append((first - second).norm(dim=1))
+        batch = slice(start, start + PLAIN_BATCH)
+        distances.append((embed_side(pairs.first[batch]) - embed_side(pairs.second[batch])).norm(dim=1))
     return verification_metrics(torch.cat(distances).numpy(), pairs.genuine, pairs.folds, args.far)
 
 
