@@ -31,7 +31,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def align(source, destination):
+def align_photos(source, destination):
     counts = align_folder(source, destination)
     print(f"{destination}: {counts['written']} crops written, {counts['kept']} kept, {counts['removed']} removed, as "
           f"their photo is gone, {counts['left out']} left out: {report_path(destination)}")
@@ -87,7 +87,7 @@ def print_hints(paths, labels, hashes):
 def main():
     args = parse_args()
     if args.align_to:
-        align(args.datasets_path, args.align_to)
+        align_photos(args.datasets_path, args.align_to)
     list_faces(os.path.abspath(args.align_to or args.datasets_path), args.output, args.check)
 
 

@@ -61,7 +61,7 @@ def main():
         axes.set_ylabel(label)
         number_epochs(axes)
         axes.grid(alpha=0.3)
-    add_legend(figure, panels[0], columns=1 + len(panels))
+    add_legend(figure, panels[0])
     save_figure(figure, args.output)
     print(f"Plot: {args.output}")
 

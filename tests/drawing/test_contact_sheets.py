@@ -89,7 +89,7 @@ def test_a_cut_text_fits_and_keeps_its_beginning(text, width):
 
 # Sheets
 
-@pytest.mark.parametrize("number", [1, 2, 5, 6, 11])
+@pytest.mark.parametrize("number", [1, 11])
 def test_every_accepted_candidate_has_a_green_frame_and_the_others_a_red_one(number):
     names = ["王小明", "José", "a name that does not end " * 4, "\udcff", "a;b", "Ann"]
     people = [candidate(names[index % 6], 0.9 if index % 2 else 1.3) for index in range(number)]
@@ -101,19 +101,16 @@ def test_every_accepted_candidate_has_a_green_frame_and_the_others_a_red_one(num
 
 
 def test_sheets_keep_a_margin_whatever_the_text():
-    threshold = "by default, not measured for these weights"
+    photos = [Image.new("RGB", (1008, 20)), Image.new("RGB", (90, 1008))]
     for drawn in (draw_candidates(face(), [(face(), candidate("W" * 90))] * 3, "= FAR 0.001 on LFW"),
-                  draw_comparison([face(), face()], candidate(), threshold),
-                  draw_comparison([face(), face()], candidate(), threshold,
-                                  [Image.new("RGB", (1008, 20)), Image.new("RGB", (90, 1008))]),
+                  draw_comparison([face(), face()], candidate(), "= FAR 0.001 on LFW", photos),
                   draw_errors({"One person, rejected": (3, [(face(), face(), 1.3, "W" * 90)] * 3),
                                "Two people, accepted": (0, [])}, 1.1)):
         paper = is_color(drawn, PAPER)
         assert paper[:, :8].all() and paper[:, -8:].all()
 
 
-@pytest.mark.parametrize("sizes", [
-    [(336, 336), (336, 200)], [(1008, 500), (100, 1008)], [(40, 30), None], [None, None]])
+@pytest.mark.parametrize("sizes", [[(1008, 500), (100, 1008)], [(40, 30), None], [None, None]])
 def test_photos_of_any_size_stand_whole_above_their_crops(sizes):
     colors = [(250, 0, 250), (0, 250, 250)]
     photos = [size and Image.new("RGB", size, color) for size, color in zip(sizes, colors)]
@@ -123,24 +120,13 @@ def test_photos_of_any_size_stand_whole_above_their_crops(sizes):
     assert drawn.height == 336 + 16 + 84 + (max(size[1] for size in sizes if size) + 16 if any(sizes) else 0)
 
 
-@pytest.mark.parametrize("number, shape", [(1, (1, 1)), (5, (5, 1)), (8, (8, 1)), (9, (8, 2)), (64, (8, 8))])
-def test_a_batch_is_a_grid_whose_captions_stay_below_their_own_images(number, shape):
-    drawn = draw_batch(np.full((number, 112, 112, 3), 255, np.uint8), ["王 Σ W" * 20] * number)
-    pixels = np.asarray(drawn.convert("L"))
-    columns, rows = shape
-    assert pixels.shape == (rows * 138 + 6, columns * 118 + 6)
-    inked = (pixels < 60).any(0)
+@pytest.mark.parametrize("number, columns, rows", [(1, 1, 1), (8, 8, 1), (9, 8, 2)])
+def test_a_batch_is_a_grid_whose_captions_stay_below_their_own_images(number, columns, rows):
+    pixels = np.asarray(draw_batch(np.full((number, 112, 112, 3), 255, np.uint8), ["王 Σ W" * 20] * number))
+    assert pixels.shape == (rows * 138 + 6, columns * 118 + 6, 3)
+    inked = (pixels < 60).any((0, 2))
     for column in range(columns):
         assert inked[6 + column * 118:][:112].any() and not inked[column * 118:][:6].any()
-
-
-def test_errors_are_counted(monkeypatch):
-    written, draw_text = [], contact_sheets.draw_text
-    monkeypatch.setattr(contact_sheets, "draw_text", lambda canvas, position, text, *rest, **named: (
-        written.append(text), draw_text(canvas, position, text, *rest, **named)))
-    pairs = [(face(), face(), 1.3, "Ann / 王")] * 12
-    draw_errors({"One person, rejected": (30, pairs), "Two people, accepted": (0, [])}, 1.1)
-    assert {"One person, rejected: 12 of 30", "Two people, accepted: none"} <= set(written)
 
 
 # Photos
@@ -186,14 +172,10 @@ def test_everybody_has_the_color_of_the_verdict_and_an_aligned_crop_too():
 
 # Files
 
-@pytest.mark.parametrize("name, kind", [("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.jpeg", "JPEG"), ("a.webp", "WEBP")])
-def test_a_file_has_the_format_of_its_extension(tmp_path, name, kind):
-    save_image(Image.new("RGB", (8, 8)), tmp_path / name)
-    assert Image.open(tmp_path / name).format == kind
-
-
-@pytest.mark.parametrize("name", ["a", "a.pdf", "a.heic", "png"])
-def test_another_extension_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match=rf"{name}: give a name that ends in \.png"):
+def test_a_file_has_the_format_of_its_extension(tmp_path):
+    for name, kind in (("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.jpeg", "JPEG"), ("a.webp", "WEBP")):
         save_image(Image.new("RGB", (8, 8)), tmp_path / name)
-    assert not list(tmp_path.iterdir())
+        assert Image.open(tmp_path / name).format == kind
+    for name in ("a", "a.pdf", "png"):
+        with pytest.raises(UserError, match=rf"{name}: give a name that ends in \.png"):
+            save_image(Image.new("RGB", (8, 8)), tmp_path / name)

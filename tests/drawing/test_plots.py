@@ -69,19 +69,8 @@ def test_the_roc_is_drawn_for_any_network_and_marks_every_operating_point(tmp_pa
 def test_the_legend_of_the_roc_covers_no_curve(figures, tmp_path):
     plot_roc(*make_pairs(1000, 0.3), THRESHOLDS, "title", tmp_path / "roc.png")
     assert_legend_beside_the_axes(figures[0])
-    assert len(legend_of(figures[0])) == 5
-
-
-@pytest.mark.parametrize("impostors, marked", [(20, []), (99, []), (100, ["FAR 0.01"]), (999, ["FAR 0.01"]),
-                                             (1000, ["FAR 0.01", "FAR 0.001"])])
-def test_a_far_that_the_impostor_pairs_cannot_measure_is_not_marked(figures, tmp_path, impostors, marked):
-    plot_roc(*make_pairs(impostors, 1.0), THRESHOLDS, "title", tmp_path / "roc.png")
-    points = legend_of(figures[0])[:-2]
-    assert [point.partition(":")[0] for point in points] == ["best accuracy", *marked]
-    assert all(point.endswith(f"at FAR below 1/{impostors}") for point in points)
-    curve, histogram = figures[0].axes
-    assert curve.get_xlim() == pytest.approx((1 / impostors, 1))
-    assert len(curve.lines) == 2 + len(marked) and len(histogram.lines) == 1 + len(marked)
+    names = [label.partition(":")[0] for label in legend_of(figures[0])]
+    assert names == [*THRESHOLDS, "genuine pairs", "impostor pairs"]
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 10, 100])
@@ -98,18 +87,6 @@ def test_curves_count_whole_epochs_and_mark_the_best(figures, tmp_path, epochs):
     assert axes.get_title() == folder.name and (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "loss")
     assert legend_of(figure) == ["train", "validation", f"best.pth: epoch {epochs}"]
     assert list(axes.lines[-1].get_xdata()) == [epochs, epochs]
-
-
-@pytest.mark.parametrize(("length", "rows"), [(5, 2), (40, 3), (60, 6)])
-def test_a_legend_of_long_names_has_fewer_columns(length, rows):
-    figure = plots.new_figure(width=11, height=4.6)
-    axes = figure.subplots()
-    for number in range(6):
-        axes.plot([1, 2], label=f"{number} {'x' * (length - 2)}")
-    plots.add_legend(figure, axes, columns=3)
-    assert_legend_beside_the_axes(figure)
-    places = {round(text.get_window_extent().y0) for text in figure.legends[0].get_texts()}
-    assert len(figure.legends) == 1 and len(places) == rows
 
 
 def test_a_series_without_numbers_is_left_out_and_one_with_gaps_is_drawn(figures, tmp_path):

@@ -1,6 +1,6 @@
 """utils/faces/face_crop.py: which face of an image counts, what is said about it, and what shows no face at all."""
-import builtins
 import pickle
+import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,15 +28,10 @@ def detected(detector, monkeypatch):
 @pytest.fixture(params=["OpenCV", "network"])
 def without(request, monkeypatch, tmp_path):
     """FaceCrop finds no detector; what is missing."""
-    def no_opencv(name, *arguments, original=builtins.__import__):
-        if name == "cv2":
-            raise ImportError("No module named 'cv2'")
-        return original(name, *arguments)
-
     def no_network(*arguments, **settings):
         raise urllib.request.URLError("no network")
     if request.param == "OpenCV":
-        monkeypatch.setattr(builtins, "__import__", no_opencv)
+        monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     monkeypatch.chdir(tmp_path)
     return request.param
@@ -95,10 +90,8 @@ def test_the_kth_face_of_a_photo(detected, tmp_path):
         face = FaceCrop(face=number).find(group)
         assert difference(face.crop, open_image(expected)) < 30
         assert face.remarks == [f"2 faces, number {number} counts"]
-    with pytest.raises(UserError, match=r"two faces\.png shows 2 faces, not 3: give --face 1 to 2"):
+    with pytest.raises(UserError, match=r"two faces\.png has no face 3: give --face 1 to 2"):
         FaceCrop(face=3)(group)
-    with pytest.raises(UserError, match=r"photo_1\.jpg shows 1 face, not 2: give --face 1$"):
-        FaceCrop(face=2)(PHOTOS[0])
 
 
 def test_a_photo_without_a_face_is_a_user_error(detected, tmp_path):
@@ -136,21 +129,12 @@ def test_what_the_detector_knows_is_said(face, remarks, uncertain, ambiguous):
     assert (face.remarks, bool(face.doubts), face.ambiguous) == (remarks, uncertain, ambiguous)
 
 
-def test_a_tiny_face_makes_the_verdict_uncertain(detected):
-    photo = open_image(PHOTOS[0])
-    for scale, uncertain in ((0.3, True), (0.6, False)):  # 44 pixels between the eyes
-        small = photo.resize([round(side * scale) for side in photo.size])
-        canvas = Image.new("RGB", (300, 400))
-        canvas.paste(small)
-        assert bool(FaceCrop().find(canvas).doubts) is uncertain
-
-
 # Settings, threads and processes
 
-@pytest.mark.parametrize("settings", [{"align": "yes"}, {"align": None}, {"align": 1.5}, {"face": 0}])
-def test_impossible_settings_are_refused(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        FaceCrop(**settings)
+@pytest.mark.parametrize("align", ["yes", None, 1.5])
+def test_an_unknown_align_is_refused(align):
+    with pytest.raises(ValueError, match="align"):
+        FaceCrop(align)
 
 
 @pytest.mark.parametrize("face", [0, True, 1.5, (1, 2, 3), (0, 1), ["1", "2"], ()])
@@ -174,11 +158,10 @@ def test_a_crop_can_be_pickled(face_model):
 
 
 def test_a_photo_without_a_detector_is_an_error_and_an_aligned_crop_is_none(without):
-    for crop in (FaceCrop(), FaceCrop(align=True)):
-        with pytest.raises(NoDetector, match=r"photo_1\.jpg is a photo;.*--align no if") as caught:
-            crop(PHOTOS[0])
-        assert {"OpenCV": "pip install", "network": MODEL_PATH}[without] in str(caught.value)
-        assert "\n" not in str(caught.value)
+    with pytest.raises(NoDetector, match=r"photo_1\.jpg needs face detection: .*--align no if") as caught:
+        FaceCrop()(PHOTOS[0])
+    assert {"OpenCV": "pip install", "network": MODEL_PATH}[without] in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert FaceCrop()(CROPS[0]).size == (112, 112) and FaceCrop(align=False)(PHOTOS[0]).size == (400, 500)
 
 
@@ -237,7 +220,7 @@ def test_every_face_is_embedded_even_if_covered_blurred_or_in_profile(predictor,
 def test_without_a_detector_only_what_needs_a_second_look_is_an_error(predictor, without):
     unaligned = Arcface(model_path=predictor.model_path, cuda=False, align=False)
     assert predictor.embed([CROPS[0]]).shape == (1, 128)
-    with pytest.raises(UserError, match=r"the image may show no face.*no face detection|model_data.*--align no"):
+    with pytest.raises(UserError, match=r"the image needs face detection: .*--align no"):
         predictor.embed([NOTHING["gradient"]])
     for kind in ("black", "white", "color", "noise", "text"):
         for embed in (predictor.embed, unaligned.embed):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import AvifImagePlugin, EpsImagePlugin, Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from utils.common.errors import UserError
 from utils.faces.images import EncodedImage, check_input_shape, normalise, open_image, preprocess, resize
@@ -53,11 +53,11 @@ def pixels(source):
 
 # Modes
 
-def test_gray_gets_three_equal_channels(tmp_path):
-    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-    expected = np.arange(256).reshape(16, 16, 1).repeat(3, 2)
-    assert (pixels(ramp) == expected).all()
-    assert (pixels(save(ramp, tmp_path / "gray.png")) == expected).all()
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK"])
+def test_gray_one_bit_and_cmyk_keep_their_colors(tmp_path, mode):
+    image = quadrants().convert(mode)
+    found = pixels(save(image, tmp_path / f"image.{'jpg' if mode == 'CMYK' else 'png'}"))
+    assert abs(found - np.asarray(image.convert("RGB")).astype(int)).mean() < 4
 
 
 @pytest.mark.parametrize("mode, clear, opaque", [("RGBA", (255, 0, 0, 0), (*RED, 255)), ("LA", (255, 0), (30, 255))])
@@ -77,18 +77,6 @@ def test_a_transparent_color_becomes_gray(tmp_path, mode, clear, key):
     image.paste(RED if mode == "RGB" else 1, (2, 0, 4, 2))
     found = pixels(save(image, tmp_path / "image.png", transparency=key))
     assert (found[:, :2] == 128).all() and (found[:, 2:] == RED).all()
-
-
-def test_a_cmyk_jpeg_keeps_its_colors(tmp_path):
-    found = pixels(save(quadrants().convert("CMYK"), tmp_path / "cmyk.jpg", quality=100))
-    assert abs(found - np.asarray(quadrants()).astype(int)).mean() < 4
-
-
-def test_one_bit_becomes_black_and_white(tmp_path):
-    image = Image.new("1", (4, 2), 0)
-    image.paste(1, (2, 0, 4, 2))
-    found = pixels(save(image, tmp_path / "bit.png"))
-    assert (found[:, :2] == 0).all() and (found[:, 2:] == 255).all()
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -227,14 +215,6 @@ def test_other_formats_are_refused_whatever_the_file_is_called(tmp_path, monkeyp
         open_image(tmp_path / "face.jpg")
 
 
-def test_avif_is_read_or_refused(tmp_path, monkeypatch):
-    path = save(quadrants(), tmp_path / "a.avif")
-    assert open_image(path).size == (48, 32)
-    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
-    with pytest.raises(UserError, match=r"a\.avif does not decode \(not an image, or in a format"):
-        open_image(path)
-
-
 @pytest.mark.skipif(os.name == "nt", reason="there are none there")
 def test_pipes_sockets_and_devices_are_refused_without_waiting(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -242,7 +222,7 @@ def test_pipes_sockets_and_devices_are_refused_without_waiting(tmp_path, monkeyp
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.jpg")
         for path in (tmp_path / "pipe.jpg", Path("socket.jpg"), Path("/dev/zero")):
-            with pytest.raises(UserError, match=f"{path.name} is a folder, pipe or device"):
+            with pytest.raises(UserError, match=f"{path.name} is not a file"):
                 open_image(path)
 
 
@@ -251,48 +231,38 @@ def make_truncated(path):
     path.write_bytes(path.read_bytes()[:3000])
 
 
-def test_an_image_opened_by_the_caller_is_named_too(tmp_path):
-    make_truncated(tmp_path / "cut.jpg")
-    with Image.open(tmp_path / "cut.jpg") as image, pytest.raises(UserError, match=r"cut\.jpg does not decode"):
-        open_image(image)
-    with pytest.raises(UserError, match="record 3 does not decode"):
-        open_image(EncodedImage((tmp_path / "cut.jpg").read_bytes(), "record 3"))
-    with pytest.raises(UserError, match="the image does not decode"):
-        open_image(io.BytesIO((tmp_path / "cut.jpg").read_bytes()))
-
-
 @pytest.mark.parametrize("make", [
     make_truncated, lambda path: path.touch(), lambda path: path.write_text("not an image"),
     lambda path: None, lambda path: path.mkdir()], ids=["truncated", "empty", "text", "missing", "folder"])
 def test_what_does_not_open_is_a_user_error_of_one_line_that_names_it(tmp_path, make):
     path = tmp_path / "face of 小明.jpg"
     make(path)
-    for source in (path, str(path)):
-        with pytest.raises(UserError) as caught:
-            open_image(source)
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        open_image(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_open_image_and_an_image_from_inside_a_file_are_named(tmp_path):
+    make_truncated(tmp_path / "cut.jpg")
+    content = (tmp_path / "cut.jpg").read_bytes()
+    with Image.open(tmp_path / "cut.jpg") as image:
+        for source, name in ((image, r"cut\.jpg"), (EncodedImage(content, "record 3"), "record 3"),
+                             (io.BytesIO(content), "the image")):
+            with pytest.raises(UserError, match=f"{name} does not decode"):
+                open_image(source)
 
 
 # To the network's input
 
 @pytest.mark.parametrize("size, inside", [
-    ((200, 100), np.s_[28:84, :]), ((100, 200), np.s_[:, 28:84]), ((2000, 3), np.s_[55:56, :]), ((1, 1), np.s_[:, :])])
+    ((200, 100), np.s_[28:84, :]), ((100, 200), np.s_[:, 28:84]), ((2000, 3), np.s_[55:56, :]), ((1, 1), np.s_[:, :]),
+    ((55, 55), np.s_[:, :])])
 def test_letterbox_keeps_the_aspect_between_exact_gray_bands(size, inside):
     found = preprocess(Image.new("RGB", size, RED))
     is_image = np.zeros((112, 112), bool)
     is_image[inside] = True
     assert (found[is_image] == RED).all()
     assert (found[~is_image] == 128).all()
-
-
-def test_letterbox_fills_the_longer_side_whatever_its_length():
-    short = []
-    for side in range(1, 1001):
-        row = preprocess(Image.new("RGB", (side, 1), RED))[55]
-        column = preprocess(Image.new("RGB", (1, side), RED))[:, 55]
-        if (row == 128).all(1).any() or (column == 128).all(1).any():
-            short.append(side)
-    assert short == [], "these lengths leave a gray line at the edge"
 
 
 @settings(max_examples=60, deadline=None)
@@ -309,16 +279,9 @@ def test_letterbox_centers_the_image(width, height):
     assert abs(inner_width - max(1, width * scale)) <= 1 and abs(inner_height - max(1, height * scale)) <= 1
 
 
-def test_letterbox_off_stretches_over_the_whole_square():
-    found = preprocess(quadrants(200, 20), letterbox=False).astype(int)
-    for (y, x), color in {(5, 5): (255, 0, 0), (5, 106): (0, 255, 0), (106, 5): (0, 0, 255),
-                          (106, 106): (255, 255, 255)}.items():
-        assert abs(found[y, x] - color).max() < 10
-
-
-@pytest.mark.parametrize("letterbox", [True, False])
-def test_resizing_is_bicubic_and_leaves_112_pixels_unchanged(letterbox):
-    image = Image.fromarray(noise(60, 60))
+@pytest.mark.parametrize("size, letterbox", [((60, 60), True), ((200, 20), False)])
+def test_resizing_is_bicubic_and_leaves_112_pixels_unchanged(size, letterbox):
+    image = Image.fromarray(noise(*size))
     expected = np.asarray(image.resize((112, 112), Image.Resampling.BICUBIC))
     assert (preprocess(image, letterbox=letterbox) == expected).all()
     assert (preprocess(noise(112, 112), letterbox=letterbox) == noise(112, 112)).all()
@@ -338,13 +301,8 @@ def test_normalise_is_exact_and_channels_last():
     assert found.shape == (2, 3, 16, 16) and found.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("shape", [[112, 112], [112, 112, 3], (97, 112), (112, 100, 3)])
-def test_input_shapes_that_end_in_7x7_are_accepted(shape):
-    check_input_shape(shape)
-
-
-@pytest.mark.parametrize("shape", [
-    [96, 112], [112, 113], [224, 224, 3], [0, 0], [-112, 112], [112], [], [112.0, 112.0]])
-def test_other_input_shapes_are_a_user_error_that_says_what_fits(shape):
+@pytest.mark.parametrize("shape", [[96, 112], [112, 113], [224, 224, 3], [0, 0], [112]])
+def test_input_shapes_that_do_not_end_in_7x7_are_a_user_error(shape):
+    check_input_shape((97, 112, 3))
     with pytest.raises(UserError, match="112x112"):
         check_input_shape(shape)

@@ -1,7 +1,7 @@
 """Images of faces, verdicts and candidates, drawn by Pillow alone, so that it needs no screen and starts fast."""
-import bisect
 import functools
 import importlib.util
+import math
 import os
 import sys
 from pathlib import Path
@@ -13,8 +13,8 @@ from utils.common.errors import UserError
 from utils.common.files import atomic_write
 from utils.evaluation.thresholds import WORDS
 
-INK, PAPER, GREEN, RED, FAINT, LIME = "#222222", "#ffffff", "#1a7f37", "#c62828", "#777777", "#30e060"
-AMBER = "#b26a00"
+INK, PAPER, FAINT, LIME = "#222222", "#ffffff", "#777777", "#30e060"
+GREEN, AMBER, RED = "#1a7f37", "#b26a00", "#c62828"
 COLORS = {"same": GREEN, "not sure": AMBER, "different": RED}
 IMAGE_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -52,10 +52,10 @@ def load_cjk_font(size):
 
 def fit_text(text, font, width):
     """Cut the text and end it in an ellipsis if it is wider than `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    kept = bisect.bisect(range(1, len(text) + 1), width, key=lambda kept: font.getlength(text[:kept] + "…"))
-    return text[:kept] + "…"
+    cut = text
+    while font.getlength(cut) > width and cut != "…":
+        cut = cut.removesuffix("…")[:-1] + "…"
+    return cut
 
 
 def draw_text(canvas, position, text, size, color=INK, anchor="mm", width=None):
@@ -64,20 +64,19 @@ def draw_text(canvas, position, text, size, color=INK, anchor="mm", width=None):
     ImageDraw.Draw(canvas).text(position, fit_text(text, font, width or canvas.width), color, font, anchor)
 
 
-def tile(image, size, frame=None):
-    """Resize an array or PIL image to (size, size). frame: the color of its edge."""
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image = image.resize((size, size), Image.Resampling.BICUBIC)
+def tile(pixels, size, frame=None):
+    """Return a PIL image (size, size) of a uint8 array (H, W, 3). frame: the color of its edge."""
+    image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
     if frame:
         ImageDraw.Draw(image).rectangle((0, 0, size - 1, size - 1), outline=frame, width=max(2, size // 60))
     return image
 
 
-def draw_comparison(images, match, meaning="", photos=(None, None)):
+def draw_comparison(images, match, meaning, photos):
     """Return a PIL image of two faces and the verdict below.
 
     images: two uint8 arrays. match: an arcface.Match. meaning: what its threshold is. photos: what draw_faces()
-    returned for each face that was cut from a photo; it stands above the face.
+    returned for each face, to stand above it, or None for an aligned crop.
     """
     size, gap, foot = 336, 16, 84
     columns = [max(size, photo.width if photo else 0) for photo in photos]
@@ -90,8 +89,6 @@ def draw_comparison(images, match, meaning="", photos=(None, None)):
         canvas.paste(tile(image, size, color), (middle - size // 2, above + gap))
         if photo:
             canvas.paste(photo, (middle - photo.width // 2, above - photo.height))
-        elif above:
-            draw_text(canvas, (middle, above // 2), "taken as an aligned crop", 16, FAINT)
         left += column + gap
     middle, foot = canvas.width // 2, above + size + gap
     draw_text(canvas, (middle, foot + 30), WORDS[match.verdict].capitalize(), 26, color)
@@ -101,16 +98,16 @@ def draw_comparison(images, match, meaning="", photos=(None, None)):
     return canvas
 
 
-def draw_candidates(query, candidates, meaning, columns=5):
-    """Return a PIL image of the query and its nearest people.
+def draw_candidates(query, candidates, meaning):
+    """Return a PIL image of the query and its nearest people, five in a row.
 
     query: a uint8 array. candidates: [(uint8 array, arcface.Candidate)]. meaning: what their threshold is.
     """
     size, gap, caption, foot = 168, 16, 78, 34
+    columns = min(5, max(2, len(candidates)))
     row, left = size + caption, size + 3 * gap
-    shown = min(columns, len(candidates))
-    rows = -(-len(candidates) // columns)
-    canvas = Image.new("RGB", (left + max(2, shown) * (size + gap), gap + rows * row + foot), PAPER)
+    rows = math.ceil(len(candidates) / columns)
+    canvas = Image.new("RGB", (left + columns * (size + gap), gap + rows * row + foot), PAPER)
     canvas.paste(tile(query, size, INK), (gap, gap))
     draw_text(canvas, (gap + size // 2, gap + size + 16), "Who is this?", 16)
     for index, (image, candidate) in enumerate(candidates):
@@ -126,11 +123,11 @@ def draw_candidates(query, candidates, meaning, columns=5):
     return canvas
 
 
-def draw_batch(images, names, columns=8):
-    """Return a PIL image of uint8 arrays (N, H, W, 3) in a grid, each with a caption."""
+def draw_batch(images, names):
+    """Return a PIL image of uint8 arrays (N, H, W, 3), eight in a row, each with a caption."""
     size, gap, caption = 112, 6, 20
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
+    columns = min(8, len(images))
+    rows = math.ceil(len(images) / columns)
     column, row = size + gap, size + caption + gap
     canvas = Image.new("RGB", (columns * column + gap, rows * row + gap), PAPER)
     for index, (image, name) in enumerate(zip(images, names)):
@@ -145,10 +142,10 @@ def draw_errors(errors, threshold):
 
     errors: {kind: (number of such pairs, the pairs to show as [(first array, second array, distance, caption)])}.
     """
-    size, gap, caption_height, head = 120, 20, 46, 66
-    pair, row, columns = 2 * size + gap, size + caption_height, 2
+    size, gap, caption_height, head, columns = 120, 20, 46, 66, 2
+    pair, row = 2 * size + gap, size + caption_height
     block = columns * pair + gap
-    rows = max(-(-len(pairs) // columns) for _, pairs in errors.values())
+    rows = max(math.ceil(len(pairs) / columns) for _, pairs in errors.values())
     canvas = Image.new("RGB", (block * len(errors), head + row * rows), PAPER)
     for index, (kind, (count, pairs)) in enumerate(errors.items()):
         left = gap + index * block
@@ -203,7 +200,7 @@ def enlarge(photo, boxes, legible, longest):
 
 
 def draw_labels(canvas, labels, size):
-    """Draw a box and a label above it for each face. A label that would cover an earlier one moves up or down.
+    """Draw a box and a label above it for each face. A label that would cover an earlier one moves down.
 
     labels: [(box (left, top, width, height), text, color of box and label, color of the text)]; the first is on top.
     """
@@ -216,11 +213,11 @@ def draw_labels(canvas, labels, size):
         font, text = font_for(text, size)
         text = fit_text(text, font, max(200, box[2]))
         width, height = round(font.getlength(text)) + 8, size + 4
-        left = int(np.clip(round(box[0]) - 1, 0, max(0, canvas.width - width)))
-        tops = sorted(range(max(1, canvas.height - height)), key=lambda top: abs(top - round(box[1]) + height))
-        top = next((top for top in tops if not any(
-            abs(top - other_top) <= height and -width <= left - other_left <= other_width
-            for other_left, other_top, other_width in taken)), tops[0])
+        left = max(0, min(round(box[0]) - 1, canvas.width - width))
+        top = max(0, min(round(box[1]), canvas.height) - height)
+        while any(abs(top - other_top) <= height and -width <= left - other_left <= other_width
+                  for other_left, other_top, other_width in taken):
+            top += 1
         taken.append((left, top, width))
         draw.rectangle((left, top, left + width, top + height), fill=color, outline=INK)
         draw_text(canvas, (left + width / 2 + 0.5, top + height / 2 + 1), text, size, ink)

@@ -7,45 +7,36 @@ import numpy as np
 
 from utils.common.files import atomic_write
 from utils.drawing.contact_sheets import font_for, image_format
-from utils.evaluation.metrics import can_measure_far, roc
-from utils.evaluation.thresholds import OPERATING_FARS
+from utils.evaluation.metrics import roc
 
 
 def new_figure(width=7.0, height=5.0):
     """Return a matplotlib Figure. It needs no backend: neither pyplot nor a window system is used."""
-    os.environ["MPLBACKEND"] = "agg"  # notebooks set another one, which matplotlib may refuse to import with
+    os.environ.pop("MPLBACKEND", None)  # without a notebook's package matplotlib fails to import with its backend
     from matplotlib.figure import Figure
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def save_figure(figure, path):
     """Write a Figure in the format of the path's extension. Raises UserError."""
+    from matplotlib.text import Text
     file_format = image_format(path)
-    fit_fonts(figure)
+    for text in figure.findobj(Text):
+        if not text.get_text().isascii():  # a name: give it a font that has its letters
+            font, letters = font_for(text.get_text(), 12)
+            text.set_text(letters)
+            text.get_fontproperties().set_file(font.path)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format=file_format)
 
 
-def fit_fonts(artist):
-    """Give names of people and folders a font that has their letters."""
-    from matplotlib.text import Text
-    for text in artist.findobj(lambda item: isinstance(item, Text) and not item.get_text().isascii()):
-        font, letters = font_for(text.get_text(), 12)
-        text.set_text(letters)
-        text.get_fontproperties().set_file(font.path)
-
-
-def add_legend(figure, *panels, columns=1):
-    """Add a legend of the curves of these axes below all axes, with at most `columns` columns that fit."""
+def add_legend(figure, *panels):
+    """Add a legend of the curves of these axes below all axes."""
     curves = [curve for axes in panels for curve in zip(*axes.get_legend_handles_labels())]
-    for count in range(columns, 0, -1) if curves else ():
-        legend = figure.legend(*zip(*curves), loc="outside lower center", ncols=count)
+    if curves:
+        legend = figure.legend(*zip(*curves), loc="outside lower center")
         for text in legend.get_texts():
             text.set_parse_math(False)  # a name may hold $
-        fit_fonts(legend)
-        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            return
-        legend.remove()
 
 
 def number_epochs(axes):
@@ -58,10 +49,8 @@ def plot_roc(distances, genuine, thresholds, title, path):
     """Plot the ROC curve and a histogram of distances, both with the thresholds marked.
 
     distances, genuine: (N,). thresholds: {operating point: threshold}. The FAR axis is logarithmic and begins where one
-    impostor pair is accepted; a lower FAR cannot be measured and is not marked.
+    impostor pair is accepted.
     """
-    too_low = {f"FAR {far:g}" for far in OPERATING_FARS if not can_measure_far(genuine, far)}
-    thresholds = {name: threshold for name, threshold in thresholds.items() if name not in too_low}
     figure = new_figure(width=13, height=5.6)
     curve, histogram = figure.subplots(1, 2)
     impostors = (~genuine).sum()
@@ -85,7 +74,7 @@ def plot_roc(distances, genuine, thresholds, title, path):
     histogram.set(xlabel="L2 distance of the embeddings", ylabel="pairs", title="Distances, and the same thresholds")
     for axes in (curve, histogram):
         axes.grid(alpha=0.3, which="both")
-    add_legend(figure, curve, histogram, columns=2)
+    add_legend(figure, curve, histogram)
     save_figure(figure, path)
 
 
@@ -99,8 +88,7 @@ def plot_history(rows, columns, best_epoch, path):
     figure = new_figure()
     axes = figure.add_subplot(ylabel=path.stem)
     for column, label in columns.items():
-        points = [(row["epoch"], row[column]) for row in rows
-                  if math.isfinite(row.get(column, math.nan))]
+        points = [(row["epoch"], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
         if points:
             axes.plot(*zip(*points), marker="." if len(points) < 40 else "", label=label)
     if best_epoch is not None:
@@ -108,5 +96,5 @@ def plot_history(rows, columns, best_epoch, path):
     axes.set_title(path.parent.name, parse_math=False)  # a folder's name may hold $
     number_epochs(axes)
     axes.grid(alpha=0.3)
-    add_legend(figure, axes, columns=3)
+    add_legend(figure, axes)
     save_figure(figure, path)

@@ -6,14 +6,13 @@ import numpy as np
 
 from utils.common.errors import UserError
 from utils.faces.alignment import TEMPLATE, TEMPLATE_SIZE, align, eye_distance
+from utils.faces.detector import FaceDetector
 from utils.faces.images import image_name, open_image
 
 # A network has much the same embedding for everything that is no face, so a black image and noise are "one person".
-# L2 distance to the nearest of the embeddings of blank_images(), by model_data/arcface_mobilefacenet.pth and by the
-# published weights: at least 1.13 and 1.14 for all 7,701 images of LFW (a helmet with goggles: 0.76). Below NEAR_BLANK
-# are all of 1,500 images of one color, gradients, noise, checkerboards, stripes, text, shapes and landscapes, 99% of
-# blurred noise, 90% and 97% of 1/f noise, 99% of patches of background, but also 2% of 5,900 harder faces and a quarter
-# of those with masks. So these are looked at again: is_blank_or_noise(), then FaceDetector.shows_face().
+# This is an L2 distance to the nearest of the embeddings of blank_images(). All images of LFW are further from them (a
+# helmet with goggles: 0.76). Nearer are all of 1,500 images of one color, noise, text, shapes and landscapes, but also
+# 2% of 5,900 harder faces. So these are looked at again: is_blank_or_noise(), then FaceDetector.shows_face().
 NEAR_BLANK = 1.05
 
 # The gray levels of a face have a standard deviation of at least 19, and its neighboring pixels correlate by at least
@@ -25,8 +24,7 @@ LEAST_SCORE = 0.7        # of 387 LFW photos none scores below 0.87, of 120 mask
 LIKE_SIZE = 0.5          # of the area of the face that counts: a second face this large is in 9% of LFW photos
 
 # Mean distance of the landmarks from the template in pixels, the median over about 60 images of a set. Aligned sets:
-# 2.9 (LFW) to 3.8, 5.9 with masks. Not aligned: 13.9 to 15.1 for crops of 112 to 182 pixels as MTCNN makes them with
-# several margins, 15.0 for raw LFW, 8.9 for the middle of raw LFW.
+# 2.9 (LFW) to 5.9 (with masks). Not aligned: 8.9 (the middle of raw LFW) to 15.1 (crops as MTCNN makes them).
 ALIGNED = 7.5
 
 
@@ -60,8 +58,8 @@ class CroppedFace(NamedTuple):
         if self.face is None:
             return []
         eyes, score = eye_distance(self.face.landmarks), self.face.score
-        return ([f"only {eyes:.0f} pixels between the eyes"] if eyes < LEAST_EYE_DISTANCE else []) + (
-            [f"perhaps no face (detector score {score:.2f})"] if score < LEAST_SCORE else [])
+        small = [f"only {eyes:.0f} pixels between the eyes"] if eyes < LEAST_EYE_DISTANCE else []
+        return small + ([f"perhaps no face (detector score {score:.2f})"] if score < LEAST_SCORE else [])
 
     @property
     def remarks(self):
@@ -82,13 +80,13 @@ class FaceCrop:
 
     align: True: every image is a photo. False: none is. "auto": all but those that has_crop_size().
     face: which face of a photo, 1 for the main one (FaceDetector.detect).
-    Raises ValueError for other settings. The detector is made for the first photo, so aligned crops never wait for
-    OpenCV.
+    The detector is made for the first photo, so aligned crops never wait for OpenCV. Raises ValueError for another
+    `align`.
     """
 
     def __init__(self, align="auto", face=1):
-        if align not in ("auto", True, False) or face < 1:
-            raise ValueError(f"align={align!r}, face={face!r}: choose 'auto', True or False, and a face from 1")
+        if align not in ("auto", True, False):
+            raise ValueError(f"align={align!r}: choose 'auto', True or False")
         self.align, self.face = align, face
 
     def __call__(self, source):
@@ -106,9 +104,7 @@ class FaceCrop:
         if not photo.faces:
             return photo
         if len(photo.faces) < self.face:
-            count = len(photo.faces)
-            shown, numbers = ("1 face", "1") if count == 1 else (f"{count} faces", f"1 to {count}")
-            raise UserError(f"{photo.name} shows {shown}, not {self.face}: give --face {numbers}")
+            raise UserError(f"{photo.name} has no face {self.face}: give --face 1 to {len(photo.faces)}")
         return photo.select(self.face)
 
     def find_all(self, source):
@@ -116,20 +112,16 @@ class FaceCrop:
         photo = self.detect(source)
         if not photo.faces:
             return [photo]
-        found = [photo.select(number) for number in range(1, len(photo.faces) + 1)]
-        found.sort(key=lambda face: face.box[0] + face.box[2] / 2)
-        return [face._replace(faces=[face.face], number=1, name=f"{photo.name}, face {number}")
-                for number, face in enumerate(found, 1)]
+        faces = sorted(photo.faces, key=lambda face: face.box[0] + face.box[2] / 2)
+        return [photo._replace(faces=[face], name=f"{photo.name}, face {number}").select(1)
+                for number, face in enumerate(faces, 1)]
 
     def detect(self, source):
         """Return a CroppedFace in which no face is selected yet. It has no faces if the image is an aligned crop."""
         image, name = open_image(source), image_name(source)
         if not self.align or (self.align == "auto" and has_crop_size(image.size)):
             return CroppedFace(image, image, name=name)
-        try:
-            image, faces, rotated = shared_detector().detect_upright(image)
-        except NoDetector as error:
-            raise NoDetector(f"{name} is a photo; {error}, or give --align no if it is an aligned crop") from None
+        image, faces, rotated = detector_for(name).detect_upright(image)
         if not faces:
             raise UserError(f"{name} shows no face: give another, or --align no if it is an aligned crop")
         return CroppedFace(image, image, faces, rotated=rotated, name=name)
@@ -140,23 +132,25 @@ class FaceCrop:
         With align=False only blank and noise images are rejected; no detector runs.
         """
         face = self.find(source)
-        try:
-            shown = not is_blank_or_noise(face.crop) and (not self.align or shared_detector().shows_face(face.crop))
-        except NoDetector as error:
-            raise NoDetector(f"{face.name} may show no face, the network sees little in it; {error}, or give --align "
-                             "no if it is one") from None
-        if not shown:
+        if is_blank_or_noise(face.crop) or (self.align and not detector_for(face.name).shows_face(face.crop)):
             raise UserError(f"{face.name} shows no face: give a photo of one, or one aligned to the 112x112 template")
 
 
 @functools.cache
 def shared_detector():
     """Return the FaceDetector of this process. Raises NoDetector."""
-    from utils.faces.detector import FaceDetector  # here: aligned crops need neither it nor what it imports
     try:
         return FaceDetector()
     except UserError as error:
         raise NoDetector(error) from None
+
+
+def detector_for(name):
+    """Return the FaceDetector of this process. Raises NoDetector, which names the image that needs it."""
+    try:
+        return shared_detector()
+    except NoDetector as error:
+        raise NoDetector(f"{name} needs face detection: {error}, or give --align no if it is an aligned crop") from None
 
 
 def face_numbers(face):
@@ -170,8 +164,7 @@ def face_numbers(face):
 def has_crop_size(size):
     """Return whether an image of (width, height) is small and square enough for an aligned crop.
 
-    Common crops are 112x112, 96x112, 96x96 and 128x128. Larger ones, such as those of LFW, CASIA-WebFace and VGGFace2,
-    show more than the template and are aligned like photos.
+    Larger crops, such as those of LFW, CASIA-WebFace and VGGFace2, show more than the template and are aligned.
     """
     return max(size) <= 128 and max(size) <= 1.25 * min(size)
 
@@ -187,9 +180,8 @@ def are_aligned(sources, most=24):
         image = open_image(sources[index])
         for face in shared_detector().detect(image)[:1]:
             landmarks = shared_detector().refine(image, face).landmarks + 0.5 - np.divide(image.size, 2)
-            template = (TEMPLATE + 0.5 - TEMPLATE_SIZE / 2) * (max(image.size) / TEMPLATE_SIZE)
-            offset = np.linalg.norm(landmarks - template, axis=1).mean()
-            offsets.append(offset * TEMPLATE_SIZE / max(image.size))
+            scale = TEMPLATE_SIZE / max(image.size)
+            offsets.append(np.linalg.norm(landmarks * scale - (TEMPLATE + 0.5 - TEMPLATE_SIZE / 2), axis=1).mean())
     return not offsets or bool(np.median(offsets) < ALIGNED)
 
 

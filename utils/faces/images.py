@@ -3,7 +3,6 @@ import io
 import logging
 import math
 import os
-import stat
 import threading
 import warnings
 
@@ -49,7 +48,8 @@ def open_image(source):
                             f"{source.dtype} {source.shape}; for OpenCV's BGR give image[:, :, ::-1]")
         source = Image.fromarray(source)
     if isinstance(source, (str, os.PathLike)):
-        check_is_file(source)
+        if not os.path.isfile(source):  # a pipe would block when opened
+            raise UserError(f"{source} is not a file: give the path of an image")
     elif not isinstance(source, Image.Image) and not hasattr(source, "read"):
         raise TypeError(f"an image is a path, an open file, a PIL image or an array, not {shorten(repr(source), 200)}")
     try:
@@ -61,9 +61,11 @@ def open_image(source):
         Image.preinit()
         with Image.open(read_all(source) if hasattr(source, "read") else source, formats=FORMATS) as image:
             return to_rgb(image)
+    except Image.UnidentifiedImageError:
+        reason = "not an image, or in a format that is not read, such as HEIC"
     except Exception as error:  # Pillow raises almost anything for a damaged image
-        reason = decoding_error(error)
-        raise UserError(f"{image_name(source)} does not decode ({reason}): replace or remove it") from None
+        reason = first_line(error)
+    raise UserError(f"{image_name(source)} does not decode ({reason}): replace or remove it")
 
 
 def read_all(file):
@@ -79,31 +81,11 @@ def image_name(source):
     return str(source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", None) or "the image")
 
 
-def check_is_file(path):
-    """Raise UserError unless the path is a file. A pipe would block when opened."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give the path of an image") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character
-        reason = getattr(error, "strerror", error)
-        raise UserError(f"{path} cannot be read ({reason}): give the path of an image") from None
-    if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is a folder, pipe or device: give the path of an image")
-
-
-def decoding_error(error):
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image, or in a format that is not read, such as HEIC"
-    return first_line(error)
-
-
 def to_rgb(image):
     """Return any PIL image as RGB, upright. 16-bit gray is scaled to 8 bits and transparency becomes gray."""
     image.load()  # before its EXIF is read: TIFF transposes itself, and a PNG's EXIF may follow its pixels
-    transpose = exif_transpose(image) if isinstance(image, ImageFile.ImageFile) else None
-    if transpose is not None:
-        image = image.transpose(transpose)
+    if isinstance(image, ImageFile.ImageFile):
+        image = transpose_by_exif(image)
     if image.mode.startswith("I"):  # convert() would clip 16 bits to white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -112,12 +94,12 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-def exif_transpose(image):
-    """Return the Image.Transpose that a loaded image's EXIF or XMP asks for, or None."""
+def transpose_by_exif(image):
+    """Return a loaded image, transposed by the orientation in its EXIF or XMP."""
     try:
-        return EXIF_TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # a damaged block raises almost anything, and other programs show such an image as it is
-        return None
+        return image.transpose(EXIF_TRANSPOSES[image.getexif()[ExifTags.Base.Orientation]])
+    except Exception:  # there is none, or a damaged block: other programs show such an image as it is
+        return image
 
 
 def resize(image, input_shape, letterbox):
@@ -148,7 +130,7 @@ def normalise(images):
 
 def check_input_shape(input_shape):
     """Raise UserError unless (height, width) ends as the 7x7 feature map that the networks embed."""
-    if not all(isinstance(size, int) and math.ceil(size / 16) == 7 for size in input_shape[:2]) or len(input_shape) < 2:
+    if [math.ceil(size / 16) for size in input_shape[:2]] != [7, 7]:
         raise UserError(f"input shape {list(input_shape)}: the networks take 112x112 images (97 to 112 a side)")
 
 
