@@ -27,11 +27,9 @@ SCRIPTS = ["txt_annotation.py", "train.py", "eval_LFW.py", "predict.py",
 # Files that the user brings or a command writes.
 MADE = {
     "cls_train.txt", "cls_classes.txt", "datasets/", "lfw/", "people/", "people/.embeddings.npz",
-    "people/.embeddings.1.npz", "datasets_alignment.csv", "best.pth", "best.json", "last.pt",
-    "log.csv", "loss.png", "accuracy.png", "batch.png", "settings.json", "diverged.json", "metadata.json",
-    "model_data/roc_test.png",
-    "model_data/face_detection_yunet_2026may.onnx", "arcface.pt2", "train.rec", "train.idx", "agedb_30.bin",
-    "cfp_fp.bin", "calfw.bin", "cplfw.bin", "vgg2_fp.bin", "lfw.bin", "nets/tinynet.py"}
+    "datasets_alignment.csv", "best.pth", "best.json", "last.pt", "log.csv", "loss.png", "accuracy.png", "batch.png",
+    "settings.json", "model_data/roc_test.png", "model_data/face_detection_yunet_2026may.onnx", "train.rec",
+    "train.idx", "agedb_30.bin", "cfp_fp.bin", "calfw.bin", "cplfw.bin", "vgg2_fp.bin", "lfw.bin", "nets/tinynet.py"}
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
@@ -77,10 +75,6 @@ def commands(page):
         if language == "console":
             lines += re.findall(r"^\$ (.*)$", text, re.MULTILINE)
         elif language == "bash":
-            variables = dict(re.findall(r'^(\w+)="([^"]*)"$', text, re.MULTILINE))
-            text = re.sub(r'^\w+="[^"]*"$', "", text, flags=re.MULTILINE)
-            for name, value in variables.items():
-                text = text.replace(f"${name}", " ".join(value.split()))
             lines += COMMENT.sub("", text.replace("\\\n", " ")).splitlines()
     lines += [re.sub(r"[][]", "", code) for code in INLINE.findall(prose(page))
               if re.match(r"(time )?(python|pip|torchrun|\w+\.py) ", code)]
@@ -96,18 +90,17 @@ def parse(script, arguments):
         patch.syspath_prepend(str((ROOT / script).parent))  # as if the script were run
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
         try:
-            if script == "train.py":  # parse_settings() would read the run of --resume
+            if script == "train.py":  # its parse_args() would read the run of --resume
                 parser = make_parser()
                 args = parser.parse_args()
                 bundled = str(ROOT / "model_data/arcface_mobilefacenet.pth")
                 args.model_path, args.teacher = args.model_path and bundled, [bundled for _ in args.teacher]
                 check_args(args, parser)
             else:
-                function = getattr(module, "parse_args", None) or getattr(module, "parse_settings", None)
-                if not function:  # main() itself parses: end it there
-                    function, parse_args = module.main, ArgumentParser.parse_args
-                    patch.setattr(SettingsParser, "parse_args", lambda self: (parse_args(self), sys.exit(0)))
-                function()
+                if not hasattr(module, "parse_args"):  # main() itself parses: end it there
+                    patch.setattr(SettingsParser, "parse_args",
+                                  lambda self: (ArgumentParser.parse_args(self), sys.exit(0)))
+                getattr(module, "parse_args", module.main)()
         except SystemExit as end:
             if end.code:
                 raise AssertionError(f"{shlex.join([script, *arguments])}: {output.getvalue()}") from None
@@ -172,7 +165,7 @@ def test_flags_and_files_exist(page):
     for code in INLINE.findall(prose(page)):
         for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
             assert flag in known, f"{page}: {code}"
-        if re.fullmatch(r"[\w./-]+(/|\.(py|md|txt|png|jpg|json|csv|pth|pt|pt2|onnx|npz|bin|rec|idx))", code):
+        if re.fullmatch(r"[\w./-]+(/|\.(py|md|txt|png|jpg|json|csv|pth|pt|onnx|npz|bin|rec|idx))", code):
             assert code in MADE or (ROOT / code).exists() or code.startswith("."), f"{page}: {code}"
 
 

@@ -13,16 +13,13 @@ from nets.arcface import BACKBONES, HEADS, ArcfaceNet
 from utils.weights.checkpoint import load_for_training, save
 
 
-def code_blocks(page):
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-
-
 @pytest.fixture
 def extended():
-    """What the page adds, for this test alone. -> the names that its code defines."""
+    """Run the page's code for one test. Return the names that it defines."""
     before = [dict(table) for table in (BACKBONES, HEADS)]
     names = {}
-    for block in code_blocks("docs/extending.md"):
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
         exec(block, names)
     yield names
     for table, entries in zip((BACKBONES, HEADS), before):
@@ -38,13 +35,9 @@ def signals_restored():
         signal.signal(number, handler)
 
 
-def test_both_languages_show_the_same_code():
-    assert code_blocks("docs/extending.md") == code_blocks("docs/zh-CN/extending.md")
-
-
 @pytest.fixture
 def train_here(extended, signals_restored, call_script, shared, tmp_path):
-    """train_here(flags) -> the folder of a run of the new backbone, in this process."""
+    """`train_here(*flags)` trains the new backbone in this process and returns the folder of the run."""
     def train(*flags):
         annotation = write_faces(shared, tmp_path / "cls_train.txt", people=4, pictures=6)
         result = call_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
