@@ -35,8 +35,6 @@ def align_photos(source, destination):
     counts = align_folder(source, destination)
     print(f"{destination}: {counts['written']} crops written, {counts['kept']} kept, {counts['removed']} removed, as "
           f"their photo is gone, {counts['left out']} left out: {report_path(destination)}")
-    if counts["other"]:
-        print(f"{counts['other']} files in {destination} are not by --align-to and stay as they are")
 
 
 def print_skipped(skipped):
@@ -47,8 +45,6 @@ def print_skipped(skipped):
 
 def list_faces(root, output, check):
     """Scan the folder of faces, write the annotation and print what looks wrong."""
-    if os.path.isdir(output):  # reported now, not after an hour
-        raise UserError(f"cannot write {output}: it is a folder")
     identities, skipped = list_root(root)
     print_skipped(skipped)
     hashes = []

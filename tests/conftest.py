@@ -226,10 +226,3 @@ def is_png(path):
     with Image.open(path) as image:
         image.load()
         return image.format == "PNG" and min(image.size) > 60
-
-
-def pytest_collection_modifyitems(items):
-    """Fast tests first: those that start training processes come last."""
-    slow = ("test_help", "test_predict", "test_eval_LFW", "test_train", "test_training", "test_resume",
-            "test_distributed")
-    items.sort(key=lambda item: slow.index(item.path.stem) + 1 if item.path.stem in slow else 0)

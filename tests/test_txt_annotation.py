@@ -86,25 +86,18 @@ def test_a_name_that_is_not_valid_unicode_is_printed(run_script, tmp_path, monke
     assert "not valid Unicode" in result.stdout and "1 people, 2 images" in result.stdout
 
 
-def test_without_a_folder_of_faces_it_is_a_user_error(call_script, tmp_path):
-    assert_user_error(call_script("txt_annotation.py"), tmp_path / "datasets", "--datasets-path")
-    (tmp_path / "file").write_text("x")
-    assert_user_error(call_script("txt_annotation.py", "--datasets-path", "file"), "file", "folder")
-
-
 def test_the_old_list_stays_when_no_person_is_found(call_script, tmp_path):
     (tmp_path / "cls_train.txt").write_text("0;/precious.jpg\n")
+    assert_user_error(call_script("txt_annotation.py"), tmp_path / "datasets", "--datasets-path")
     draw(tmp_path / "datasets" / "face beside the folders.png")
     assert_user_error(call_script("txt_annotation.py"), "datasets", "one folder per person")
     assert (tmp_path / "cls_train.txt").read_text() == "0;/precious.jpg\n"
 
 
-@pytest.mark.parametrize("output, named", [
-    (".", "."), ("", ""), ("a file/list.txt", "a file/list.txt"), ("datasets", "datasets"), ("x" * 300, "xxx")],
-    ids=["dot", "empty", "in a file", "folder", "long"])
-def test_an_output_that_cannot_be_written_is_a_user_error(call_script, tmp_path, output, named):
+@pytest.mark.parametrize("output", ["datasets", "a file/list.txt"])
+def test_an_output_that_cannot_be_written_is_a_user_error(call_script, tmp_path, output):
     make_identities(tmp_path / "datasets", ann=1)
     (tmp_path / "a file").write_text("kept")
-    assert_user_error(call_script("txt_annotation.py", "--output", output), named)
+    assert_user_error(call_script("txt_annotation.py", "--output", output), f"cannot write {output}")
     assert sorted(os.listdir(tmp_path)) == ["a file", "datasets"]
     assert (tmp_path / "a file").read_text() == "kept"

@@ -57,12 +57,11 @@ def test_the_versions_of_python_and_of_installed_packages_are_listed():
     assert lines[0].startswith("Python 3.") and f"torch {torch.__version__.partition('+')[0]}" in "\n".join(lines)
 
 
-@pytest.mark.parametrize("name, words", [("cuda", "4 ranks for 1 CUDA device"), ("mps", "need cuda or cpu")])
-def test_more_ranks_than_gpus_are_a_user_error_before_they_wait_for_each_other(card, monkeypatch, name, words):
+def test_more_ranks_than_gpus_are_a_user_error_before_they_wait_for_each_other(card, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with pytest.raises(UserError, match=words):
-        distributed.start(torch.device(name))
+    with pytest.raises(UserError, match="4 ranks for 1 CUDA device"):
+        distributed.start(torch.device("cuda"))
 
 
 def test_without_torchrun_there_is_one_rank(monkeypatch, capsys):

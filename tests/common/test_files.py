@@ -1,7 +1,6 @@
 """utils/common/files.py: a file is written whole or not at all."""
 import hashlib
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,12 @@ def test_a_file_is_replaced_only_when_the_block_has_ended(tmp_path):
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error), atomic_write(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
         temporary.write_text("half")
-        raise error
+        raise KeyboardInterrupt
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
@@ -36,39 +34,13 @@ def test_text_keeps_its_letters_and_line_ends(tmp_path):
     assert read_lines(tmp_path / "a.txt", "") == ["王;a b", "\u2028"]
 
 
-def test_a_place_that_cannot_be_written_is_a_user_error_that_names_it(tmp_path):
+@pytest.mark.parametrize("name", ["file/x.txt", "folder", "", "x" * 300])
+def test_a_place_that_cannot_be_written_is_a_user_error_that_names_it(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file.x\.txt"):
-        write_text(tmp_path / "file" / "x.txt", "")
-
-
-def test_the_new_file_is_synced_through_a_handle_that_may_write(tmp_path, monkeypatch):
-    """On Windows fsync of another is an error."""
-    synced = []
-    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.write(number, b"")))
-    write_text(tmp_path / "a.txt", "x")
-    assert synced == [0]
-
-
-def test_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
-    """Two computers that share a folder may give their processes the same number."""
-    monkeypatch.setattr(os, "getpid", lambda: 7)
-    with atomic_write(tmp_path / "a.txt") as first, atomic_write(tmp_path / "a.txt") as second:
-        assert first != second
-        first.write_text("first")
-        second.write_text("second")
-    assert (tmp_path / "a.txt").read_text() == "first" and os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_what_killed_processes_left_goes_after_a_day_and_nothing_else(tmp_path):
-    old = [".a.pth.0123456789abcdef.tmp", ".a.pth.4711.tmp", "a.tmp", ".hidden.tmp", ".a.pth.mine.tmp", "a.pth"]
-    for name in (*old, ".b.pth.fedcba9876543210.tmp"):
-        (tmp_path / name).write_text("")
-    for name in old:
-        os.utime(tmp_path / name, (time.time() - 90_000,) * 2)
-    write_text(tmp_path / "c.txt", "")
-    assert sorted(os.listdir(tmp_path)) == [
-        ".a.pth.mine.tmp", ".b.pth.fedcba9876543210.tmp", ".hidden.tmp", "a.pth", "a.tmp", "c.txt"]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / name}: "):
+        write_text(tmp_path / name, "")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
 def test_model_data_is_beside_the_code_unless_the_caller_has_its_own(tmp_path, monkeypatch):
@@ -112,9 +84,8 @@ def send_nonsense(handler):
 
 
 @pytest.mark.parametrize("answer, words", [
-    (None, "404"), (lambda handler: handler.send_error(503), "503"), (cut_short, "hash"), (send_nonsense, ""),
-    (b"<html>log in</html>", "hash"), (CONTENT + b"!", "hash")],
-    ids=["missing", "busy", "cut", "nonsense", "page", "longer"])
+    (None, "404"), (cut_short, "hash"), (send_nonsense, ""), (b"<html>log in</html>", "hash")],
+    ids=["missing", "cut", "nonsense", "page"])
 def test_a_failed_download_is_one_line_with_the_remedy_and_leaves_nothing(server, tmp_path, answer, words):
     server.files["/a"] = answer
     with pytest.raises(UserError) as caught:
@@ -122,16 +93,3 @@ def test_a_failed_download_is_one_line_with_the_remedy_and_leaves_nothing(server
     for part in (f"cannot download {server.address}/a", words, f"put it at {tmp_path / 'a.pth'}"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value) and files(tmp_path) == []
-
-
-def test_a_file_of_unknown_hash_has_to_pass_its_check(server, tmp_path):
-    def check(path):
-        if path.read_bytes() != CONTENT:
-            raise UserError("is no such file")
-    server.files["/a"] = b"<html>log in</html>"
-    with pytest.raises(UserError, match=r"what came from .*/a is not the file \(is no such file\).*put it at .*a\.pth"):
-        download(f"{server.address}/a", tmp_path / "a.pth", check=check)
-    assert files(tmp_path) == []
-    server.files["/a"] = CONTENT
-    download(f"{server.address}/a", tmp_path / "a.pth", check=check)
-    assert files(tmp_path) == ["a.pth"]

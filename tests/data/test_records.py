@@ -35,18 +35,13 @@ def contents(found):
 def test_the_images_and_labels_are_those_of_the_records(images, rec, monkeypatch, block):
     monkeypatch.setattr(module, "BLOCK_RECORDS", block)
     folder = rec(insightface_set(images))
+    lines = (folder / "train.idx").read_text().splitlines(keepends=True)
+    (folder / "train.idx").write_text("".join(reversed(lines)))  # the order is that of train.rec all the same
     found, labels, _ = read_records(folder)
     assert contents(found) == images[1:6]
     assert labels.tolist() == [0, 0, 0, 1, 1] and labels.dtype == torch.int32
     assert str(found[3]) == f"{folder / 'train.rec'}, byte {found.offsets[3]}"
     assert contents(pickle.loads(pickle.dumps(found))) == contents(found)
-
-
-def test_an_index_in_another_order_gives_the_order_of_the_file(images, rec):
-    folder = rec(insightface_set(images))
-    lines = (folder / "train.idx").read_text().splitlines(keepends=True)
-    (folder / "train.idx").write_text("".join(reversed(lines)))
-    assert contents(read_records(folder)[0]) == images[1:6]
 
 
 def test_records_in_parts_several_labels_and_png_are_read(images, rec):
@@ -61,11 +56,6 @@ def test_records_in_parts_several_labels_and_png_are_read(images, rec):
     assert FaceDataset(found, labels, torch.arange(5), [112, 112], True)[3][0].shape == (112, 112, 3)
 
 
-def test_labels_without_images_leave_no_gap(images, rec):
-    labels = read_records(rec([(n, record(label, images[n])) for n, label in enumerate([7, 7, 900, 8])]))[1]
-    assert labels.tolist() == [0, 0, 2, 1]
-
-
 @pytest.mark.parametrize("change", [lambda images: [(1, record(0, images[0])), (2, record(0, images[1]))],
                                     lambda images: [(1, record(0, images[0])), (2, record(1, images[2]))]])
 def test_the_hash_differs_by_labels_and_by_images(images, rec, change):
@@ -73,7 +63,7 @@ def test_the_hash_differs_by_labels_and_by_images(images, rec, change):
     assert before != read_records(rec(change(images)))[2]
 
 
-@pytest.mark.parametrize("label", [1.5, -1, 2 ** 24, float("nan"), [-2., 1.]])
+@pytest.mark.parametrize("label", [1.5, -1, 2 ** 24, float("nan")])
 def test_a_record_whose_label_is_invalid_is_left_out_and_printed(images, rec, capsys, label):
     folder = rec([(10, record(0, images[0])), (11, record(label, images[2])), (12, record(1, images[1]))])
     found, labels, _ = read_records(folder)
@@ -84,14 +74,10 @@ def test_a_record_whose_label_is_invalid_is_left_out_and_printed(images, rec, ca
 @pytest.mark.parametrize("damage, words", [
     (lambda rec, idx: rec.write_bytes(rec.read_bytes()[:-8]), "train.rec, byte"),
     (lambda rec, idx: rec.write_bytes(b"JUNK" + rec.read_bytes()[4:]), "train.rec, byte 0"),
-    (lambda rec, idx: rec.write_bytes(rec.read_bytes() + b"more"), "train.rec, byte"),
     (lambda rec, idx: rec.write_bytes(b""), "train.rec, byte 0"),
-    (lambda rec, idx: rec.unlink(), "train.rec does not exist: give --rec"),
     (lambda rec, idx: idx.unlink(), "train.idx does not exist: give --rec"),
     (lambda rec, idx: idx.write_text(idx.read_text()[:-8]), "byte"),
     (lambda rec, idx: idx.write_text("0\t0\n1\t999999999\n"), "byte"),
-    (lambda rec, idx: idx.write_text("0\t0\n1\t8\n"), "byte"),
-    (lambda rec, idx: idx.write_text("0,0\n"), "train.idx is not one"),
     (lambda rec, idx: idx.write_bytes(b"\xff\xfe"), "train.idx is not one")])
 def test_files_that_are_damaged_or_do_not_fit_are_a_user_error(images, rec, damage, words):
     folder = rec([(number, record(number, images[number])) for number in range(3)])

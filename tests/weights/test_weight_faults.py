@@ -17,7 +17,7 @@ def state():
     return torch.load(BUNDLED, weights_only=True)
 
 
-# What may happen to the bytes of a file: (content, random numbers) -> content.
+# What may happen to the bytes of a file: functions of (content, random numbers).
 
 def flip_bits(content, rng):
     for _ in range(rng.choice((1, 1, 1, 8))):
@@ -39,13 +39,7 @@ def overwrite(content, rng):
     return content
 
 
-def lose(content, rng):
-    start = rng.randrange(len(content) - 5000)
-    del content[start:start + rng.choice((1, 512, 4096))]
-    return content
-
-
-# What may be wrong within a file that is whole: (state dict, random numbers) -> state dict.
+# What may be wrong within a file that is whole: functions of (state dict, random numbers).
 
 def swap_names(state, rng):
     """Of two tensors of different shapes."""
@@ -54,29 +48,17 @@ def swap_names(state, rng):
     return state | {first: state[second], second: state[first]}
 
 
-def spoil_values(state, rng):
-    name = rng.choice([name for name in state if state[name].is_floating_point()])
-    spoiled = state[name].clone().reshape(-1)
-    spoiled[rng.randrange(len(spoiled))] = rng.choice((torch.nan, torch.inf, -torch.inf, 1e20, -3e38))
-    return state | {name: spoiled.reshape(state[name].shape)}
-
-
 def lose_names(state, rng):
     gone = rng.sample(list(state), rng.choice((1, 5, 100)))
     return {name: value for name, value in state.items() if name not in gone}
 
 
-def reshape(state, rng):
-    name = rng.choice([name for name in state if state[name].ndim])
-    return state | {name: state[name][:-1] if rng.random() < 0.5 else state[name].flatten()[None]}
-
-
-OF_BYTES = (flip_bits, flip_bits, cut, overwrite, lose)
-OF_NAMES = (swap_names, spoil_values, lose_names, reshape)
+OF_BYTES = (flip_bits, cut, overwrite)
+OF_NAMES = (swap_names, lose_names)
 
 
 def outcome(path, state, mutation, seed):
-    """Write a mutated file and read it. -> "the same", "refused", or what is wrong about the answer."""
+    """Write a mutated file and read it. Return "the same", "refused", or what is wrong about the answer."""
     rng = random.Random(seed)
     if mutation in OF_BYTES:
         path.write_bytes(mutation(bytearray(BUNDLED.read_bytes()), rng))
@@ -93,17 +75,8 @@ def outcome(path, state, mutation, seed):
     return "the same" if all(torch.equal(found[name], value) for name, value in state.items()) else "other weights"
 
 
-def wrong(state, path, seeds):
-    """-> {(mutation, seed): what is wrong}."""
-    outcomes = {(mutation.__name__, seed): outcome(path, state, mutation, seed)
-                for seed in seeds for mutation in OF_BYTES + OF_NAMES}
-    return {which: what for which, what in outcomes.items() if what not in ("the same", "refused")}
-
-
-def test_a_mutated_file_loads_as_it_was_or_is_refused(state, tmp_path):
-    assert wrong(state, tmp_path / "mutated.pth", range(2)) == {}
-
-
-@pytest.mark.faults
-def test_three_hundred_mutated_files_load_as_they_were_or_are_refused(state, tmp_path):
-    assert wrong(state, tmp_path / "mutated.pth", range(30)) == {}
+@pytest.mark.parametrize("count", [2, pytest.param(60, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("mutation", OF_BYTES + OF_NAMES)
+def test_a_mutated_file_loads_as_it_was_or_is_refused(state, tmp_path, mutation, count):
+    outcomes = {seed: outcome(tmp_path / "mutated.pth", state, mutation, seed) for seed in range(count)}
+    assert set(outcomes.values()) <= {"the same", "refused"}, outcomes

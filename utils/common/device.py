@@ -23,35 +23,30 @@ def choose_device(name):
     A CUDA device always has its index, which several functions of torch.cuda need. Raises UserError if the device does
     not exist.
     """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = next(kind for kind, found in available.items() if found)
     try:
         device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"--device {name}: choose auto, cpu, cuda, cuda:N or mps")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"--device {name}: PyTorch sees no GPU of a Mac here, use --device cpu")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if not torch.cuda.is_available():
-            raise UserError(f"--device {name}: PyTorch sees no CUDA device here, use --device cpu")
-        if device.index is not None and device.index >= count:
-            raise UserError(f"--device {name}: there are {count} CUDA devices, 0 to {count - 1}")
-        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-    return device
+        found = available[device.type]
+    except (RuntimeError, KeyError):
+        raise UserError(f"--device {name}: choose auto, cpu, cuda, cuda:N or mps") from None
+    if not found:
+        raise UserError(f"--device {name}: PyTorch sees no {device.type.upper()} device here, use --device cpu")
+    if device.type != "cuda":
+        return device
+    index, count = torch.cuda.current_device() if device.index is None else device.index, torch.cuda.device_count()
+    if index >= count:
+        raise UserError(f"--device {name}: there are {count} CUDA devices, 0 to {count - 1}")
+    return torch.device("cuda", index)
 
 
 def emulates_bf16(device):
-    """Return whether the device has no bfloat16 instructions, so that --bf16 is slower than float32.
-
-    Measured on such CPUs: 1.5 to 2.4 times slower. A CPU is only asked on Linux.
-    """
+    """Return whether --bf16 is slower than float32: 1.5 to 2.4 times, measured on CPUs without the instructions."""
     if device.type == "cuda":
         return not torch.cuda.is_bf16_supported(including_emulation=False)
     with suppress(OSError):
-        instructions = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        instructions = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")  # Linux
         return device.type == "cpu" and not re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", instructions)
     return False
 
@@ -103,11 +98,9 @@ def available_cores():
 def keep_freed_memory(device):
     """Stop glibc from returning freed memory to the kernel: on a CPU that is the largest single cost of a step.
 
-    Every tensor would be faulted in again a step later, with twice as much system time as user time. The process keeps
-    its peak memory until it ends. Does nothing on another device or C library.
+    The process keeps its peak memory until it ends. Does nothing on another device or C library.
     """
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        m_trim_threshold, m_mmap_max = -1, -4  # the names and numbers of malloc.h
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, -1)
+        libc.mallopt(-4, 0)   # M_MMAP_MAX of malloc.h
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD

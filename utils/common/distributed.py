@@ -15,8 +15,8 @@ TIMEOUT = timedelta(minutes=20)  # long enough for rank 0 to write a head of mil
 def start(device):
     """Join the ranks that torchrun started, if it did. Return this rank's device.
 
-    CPU tensors, and the numbers of `reduce`, use gloo; CUDA tensors use NCCL, or gloo if there is none (Windows). From
-    here on only rank 0 prints to stdout. Raises UserError if there are too few GPUs.
+    CPU tensors use gloo, and CUDA tensors NCCL. From here on only rank 0 prints to stdout. Raises UserError if there
+    are too few GPUs.
     """
     if "LOCAL_RANK" not in os.environ:
         return device
@@ -27,15 +27,10 @@ def start(device):
             raise UserError(f"{local_ranks} ranks for {count} CUDA device(s): torchrun --nproc-per-node {count}")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    elif device.type != "cpu":
-        raise UserError(f"torchrun and --device {device.type}: several ranks need cuda or cpu")
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT, device_id=device)
     else:
         torch.set_num_threads(max(1, available_cores() // local_ranks))  # torchrun sets one thread per rank
-    nccl = device.type == "cuda" and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=TIMEOUT,
-                            device_id=device if nccl else None)
-    if device.type == "cuda" and not nccl:
-        print("this PyTorch has no NCCL: the ranks use gloo, which is slower and cannot --shard-head")
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
     return device
@@ -74,10 +69,7 @@ def wrap(objective, device, own=()):
 
 
 def copy_buffers_of_main(net):
-    """Give every rank the running statistics of rank 0, whose network is the one that is saved.
-
-    Each rank has updated its own with its part of the batches.
-    """
+    """Give every rank the running statistics of rank 0, whose network is the one that is saved."""
     if world_size() > 1:
         for buffer in net.buffers():
             dist.broadcast(buffer, 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 class UserError(Exception):
     """A mistake of the user's, who can fix it: the message is one line that names the file and the remedy.
 
-    What it quotes may be long, such as an image given as base64 text; each line is cut to a readable length.
+    Each line is cut to a readable length: it may quote an image given as base64 text.
     """
 
     def __init__(self, message):
@@ -55,10 +55,8 @@ def number(kind=float, minimum=-math.inf, maximum=math.inf, above=-math.inf, bel
 
 positive_int = number(int, minimum=1)
 non_negative_int = number(int, minimum=0)
-finite_float = number()
 positive_float = number(above=0)
 non_negative_float = number(minimum=0)
-fraction = number(minimum=0, maximum=1)
 
 
 def script(main):
@@ -80,12 +78,11 @@ def script(main):
         except UserError as error:
             # An error raised in a DataLoader worker arrives with the worker's traceback above its own last line.
             message = str(error).strip().splitlines()[-1].removeprefix("utils.common.errors.UserError: ")
+            print_error(f"{Path(sys.argv[0]).name}: {message}")
             status = 2
         except KeyboardInterrupt:
             status = 130
         gc.collect()  # the traceback is gone, so DataLoaders that it held end their workers in order
-        if status == 2:
-            print_error(f"{Path(sys.argv[0]).name}: {message}")
         if status:
             sys.exit(status)
     return run

@@ -1,11 +1,8 @@
 """Finding, reading, writing, hashing and downloading files. An interrupted run never leaves half of one."""
-import functools
 import hashlib
 import os
-import re
 import secrets
 import sys
-import time
 import unicodedata
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
@@ -16,14 +13,10 @@ import torch
 from utils.common.errors import UserError, first_line
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-A_DAY = 24 * 3600
 
 
 def locate(path):
-    """Return `path`, or the repository's file of that name if the working folder has no such file under model_data/.
-
-    So the scripts and Arcface work from any folder.
-    """
+    """Return `path`, or the repository's file of that name if the working folder has no such file under model_data/."""
     path = Path(path)
     if path.exists() or path.parts[:1] != ("model_data",) or Path.cwd() == REPOSITORY:
         return path
@@ -31,16 +24,8 @@ def locate(path):
 
 
 def identity_name(folder_name):
-    """Return the name of an identity, in Unicode's NFC: two folders whose names differ in NFC and NFD alone are one."""
+    """Return a name in Unicode's NFC: two folders whose names differ in NFC and NFD alone are one identity."""
     return unicodedata.normalize("NFC", folder_name)
-
-
-def is_folder(entry):
-    """Return whether an entry of os.scandir is a folder or a link to one. A link to itself is not."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 @contextmanager
@@ -51,12 +36,11 @@ def atomic_write(path):
     cannot be written.
     """
     path = Path(path)
-    if not path.name:
-        raise UserError(f"cannot write {str(path)!r}: that is no file name")
+    if os.path.isdir(path):
+        raise UserError(f"cannot write {path}: it is a folder")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # unique among computers and threads too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent)
         yield temporary
         with open(temporary, "r+b") as file:  # Windows does not sync a file that is open for reading
             os.fsync(file.fileno())
@@ -66,17 +50,6 @@ def atomic_write(path):
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-@functools.cache
-def remove_leftovers(folder):
-    """Remove temporary files of killed processes that are older than a day from a folder, once per process."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if re.fullmatch(r"\..+\.[0-9a-f]+\.tmp(\.[0-9a-f]+\.partial)?", entry.name, re.DOTALL):
-                with suppress(OSError):
-                    if time.time() - entry.stat().st_mtime > A_DAY:
-                        os.unlink(entry)
 
 
 def write_text(path, text):
@@ -96,14 +69,17 @@ def read_lines(path, remedy):
 
 def hash_file(path):
     """Return the SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def download(url, path, sha256=None, check=None):
     """Fetch `url` into `path` unless that file exists, and compare its SHA-256.
 
-    check: for a file whose hash is not known; called with the temporary file's path, it raises UserError to reject it.
+    check: called with the path of the new file, it raises UserError to reject one whose hash is not known.
     Raises UserError if the file cannot be fetched or is another one; `path` is then unchanged.
     """
     path = Path(path)
@@ -111,14 +87,11 @@ def download(url, path, sha256=None, check=None):
         if sha256 and hash_file(path) != sha256:
             raise UserError(f"{path} is not the published file (its SHA-256 is not {sha256}): remove it and try again")
         return
-    remedy = f"try again with a network, or download {url} elsewhere and put it at {path}"
     with atomic_write(path) as temporary:
         try:
             torch.hub.download_url_to_file(url, temporary, hash_prefix=sha256, progress=sys.stderr.isatty())
-        except (OSError, RuntimeError, ValueError, HTTPException) as error:
-            raise UserError(f"cannot download {url} ({first_line(error)}): {remedy}") from None
-        try:
             if check:
                 check(temporary)
-        except UserError as error:
-            raise UserError(f"what came from {url} is not the file ({first_line(error)}): {remedy}") from None
+        except (OSError, RuntimeError, ValueError, HTTPException, UserError) as error:
+            raise UserError(f"cannot download {url} ({first_line(error)}): try again with a network, or download it "
+                            f"elsewhere and put it at {path}") from None

@@ -23,20 +23,17 @@ def align_folder(source, destination):
     A crop's JPEG comment is the SHA-256 of its photo and the remark on it. Run again, a crop is kept if its photo is
     unchanged, and removed if its photo is gone. Files without such a comment are never touched.
 
-    Returns the numbers of "written", "kept", "removed", "other" and "left out" files.
+    Returns the numbers of "written", "kept", "removed" and "left out" files.
     Raises UserError if one folder is inside the other, if there is no photo, and if there is no face detector.
     """
     source, destination = Path(os.path.abspath(source)), Path(os.path.abspath(destination))
     first, second = source.resolve(), destination.resolve()
-    if first == second or first in second.parents or second in first.parents:
+    if first.is_relative_to(second) or second.is_relative_to(first):
         raise UserError(f"--align-to {destination} and {source} are inside one another: give a folder apart from the "
                         "photos")
     photos, remarks = list_photos(source)
-    crops = {}
-    for photo in photos:
-        crop = destination / photo.parent.name / (photo.name if photo.suffix == ".jpg" else f"{photo.name}.jpg")
-        if crops.setdefault(crop, photo) != photo:
-            remarks[photo] = f"left out: {crop.name} is the crop of another photo"
+    crops = {destination / photo.parent.name / (photo.name if photo.suffix == ".jpg" else f"{photo.name}.jpg"): photo
+             for photo in photos}
     counts = Counter({"left out": len(remarks)})
     shared_detector()  # raises here, and not for each photo
     pool = ThreadPoolExecutor(available_cores())  # Pillow and OpenCV release the interpreter lock
@@ -49,8 +46,8 @@ def align_folder(source, destination):
     finally:
         pool.shutdown(cancel_futures=True)  # also after Ctrl-C
 
-    removed, other = remove_orphans(destination, crops)
-    counts.update({"removed": len(removed), "other": other})
+    removed = remove_orphans(destination, crops)
+    counts["removed"] = len(removed)
     remarks |= {source / crop.relative_to(destination): "the photo is gone, its crop is removed" for crop in removed}
     write_report(remarks, source, destination)
     return counts
@@ -70,23 +67,20 @@ def list_photos(source):
 
 
 def remove_orphans(destination, crops):
-    """Remove the crops without a photo. Return their paths, and how many other files there are.
-
-    crops: those with a photo. A Mac's disk may list them in another Unicode form.
-    """
-    expected = {identity_name(str(crop)) for crop in crops}
-    orphans = [path for path in destination.glob("*/*") if identity_name(str(path)) not in expected]
-    removed = [path for path in orphans if read_comment(path)]
-    for path in removed:
+    """Remove the crops without a photo, and return their paths. crops: those with a photo."""
+    expected = {identity_name(str(crop)) for crop in crops}  # a Mac's disk may list them in another Unicode form
+    orphans = [path for path in destination.glob("*/*")
+               if identity_name(str(path)) not in expected and read_comment(path)]
+    for path in orphans:
         path.unlink()
-    return removed, len(orphans) - len(removed)
+    return orphans
 
 
 def align_photo(photo, crop):
     """Write the crop of one photo if needed. Return what was done, see align_folder, and a remark or ""."""
     written_from, remark = read_comment(crop) or (None, "")
     if not written_from and crop.is_file():
-        return "other", ""
+        return "left out", f"left out: {crop} is not by --align-to"
     try:
         sha256 = hash_file(photo)
         if sha256 == written_from:

@@ -167,13 +167,11 @@ class EpochBatches:
 
     def advice(self):
         """Return [a line that advises a smaller batch size] if an epoch has few batches, else []."""
-        if self.count >= MIN_BATCHES * self.batch_size:
+        batches, left_out = divmod(self.count, self.batch_size)
+        if batches >= MIN_BATCHES:
             return []
-        world_size = distributed.world_size()
-        fitting = max(2, self.count // MIN_BATCHES // world_size) * world_size
-        remedy = f"use --batch-size {fitting}" if fitting < self.batch_size else "add images"
-        return [f"{self.count} images in batches of {self.batch_size} are {self.count // self.batch_size} batch(es) an "
-                f"epoch, and {self.count % self.batch_size} images are left out: {remedy}"]
+        return [f"{self.count} images in batches of {self.batch_size} are {batches} batch(es) an epoch, and {left_out} "
+                "images are left out: use a smaller --batch-size, or add images"]
 
 
 def mix_seeds(*numbers):

@@ -3,15 +3,16 @@ import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.common.device import available_cores
 from utils.common.errors import UserError
-from utils.common.files import hash_file, identity_name, is_folder
+from utils.common.files import hash_file, identity_name
 from utils.faces.images import EXTENSIONS, UNREAD_EXTENSIONS, extension, open_image
+
+NOT_UNICODE = "a name that is not valid Unicode"
 
 
 class Identity(NamedTuple):
@@ -30,20 +31,18 @@ def list_root(root):
     """
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder: make one folder per person in it, or give --datasets-path")
-    if reason := why_unwritable(str(root)):
-        raise UserError(f"{str(root)!a} has {reason}: rename the folder")
     identities, skipped = {}, []
     for entry in sorted(os.scandir(root), key=lambda entry: (identity_name(entry.name), entry.name)):
-        if not is_folder(entry):
+        if not entry.is_dir():
             reason = "a file beside the person folders"
         elif entry.name.startswith("."):
             reason = "a hidden folder"
-        else:
-            reason = why_unwritable(entry.name)
-        if reason:
-            skipped.append((entry.path, reason))
+        elif not is_unicode(entry.name):
+            reason = NOT_UNICODE
         else:
             identities.setdefault(identity_name(entry.name), []).append(entry.path)
+            continue
+        skipped.append((entry.path, reason))
     return identities, skipped
 
 
@@ -55,29 +54,24 @@ def list_folder(folder):
     except OSError as error:
         return [], [(folder, f"cannot be read ({error.strerror})")]
     for entry in entries:
-        if is_folder(entry):
+        if entry.is_dir():
             reason = "a folder inside a person's folder; if it is a person's, give --datasets-path the folder around it"
         elif extension(entry.name) in UNREAD_EXTENSIONS:
             reason = "a format that is not read: save it as .jpg or .png"
         elif entry.name.startswith(".") or extension(entry.name) not in EXTENSIONS:
             reason = "not an image by its extension"
-        else:
-            reason = why_unwritable(entry.name)
-        if reason:
-            skipped.append((entry.path, reason))
+        elif not is_unicode(entry.name):
+            reason = NOT_UNICODE
         else:
             images.append(entry.path)
+            continue
+        skipped.append((entry.path, reason))
     return images, skipped
 
 
-def why_unwritable(name):
-    """Return why a name cannot be in a line of UTF-8 text, or None."""
-    if "\n" in name or "\r" in name:
-        return "a line break in the name"
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return "a name that is not valid Unicode"
+def is_unicode(name):
+    """Return whether a name can be in a file of UTF-8 text."""
+    return name == name.encode("utf-8", "ignore").decode()
 
 
 def scan_identities(identities, check=True):
@@ -86,37 +80,33 @@ def scan_identities(identities, check=True):
     check: decode and hash every image, on all cores, and skip those that do not decode.
     Raises UserError if a process that decodes is killed.
     """
-    scan = partial(scan_identity, check=check)
     if not check:
-        yield from map(scan, identities.items())
+        yield from (scan_identity(item, check=False) for item in identities.items())
         return
     try:
         with ProcessPoolExecutor(available_cores(), initializer=signal.signal,
                                  initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is for the main process
-            yield from pool.map(scan, identities.items(), chunksize=1 + len(identities) // 10_000)
+            yield from pool.map(scan_identity, identities.items(), chunksize=1 + len(identities) // 10_000)
     except BrokenProcessPool:
         raise UserError("a process that decodes images was killed, most often because memory ran out: run it again, "
                         "with --no-check if the images are known to be valid") from None
 
 
-def scan_identity(item, check):
+def scan_identity(item, check=True):
     """Return the Identity of (name, folders)."""
     name, folders = item
     found = Identity(name, [], [], [])
     for folder in folders:
         paths, skipped = list_folder(folder)
         found.skipped.extend(skipped)
-        if not check:
-            found.images.extend(paths)
-            continue
         for path in paths:
             try:
-                open_image(path)
-                found.hashes.append(int(hash_file(path)[:16], 16))
+                if check:
+                    open_image(path)
+                    found.hashes.append(int(hash_file(path)[:16], 16))
+                found.images.append(path)
             except UserError as error:
                 found.skipped.append((path, reason_of(error, path)))
-                continue
-            found.images.append(path)
     if not found.images:
         found.skipped.append((folders[0], "a person with no image"))
     return found

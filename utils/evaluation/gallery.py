@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.common.errors import UserError
-from utils.common.files import atomic_write, identity_name, is_folder
+from utils.common.files import atomic_write, identity_name
 from utils.evaluation.thresholds import count_impostors, fit_tail
 from utils.faces.images import EXTENSIONS, describe_unread
 
@@ -110,7 +110,7 @@ def list_images(folder):
             extension = name[name.rfind("."):].lower()
             if name[0] == ".":
                 continue
-            if is_folder(entry):
+            if entry.is_dir():
                 nested.append(entry.path) if prefix else folders.append((f"{name}/", entry.path))
             elif extension in EXTENSIONS:
                 try:

@@ -1,9 +1,6 @@
 """Weight files (bare state dicts, the published format) and training checkpoints: read and written safely."""
-import copy
 import functools
-import json
 import re
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import torch
 from nets.arcface import BACKBONES, ArcfaceNet
 from utils.common.errors import UserError, first_line
 from utils.common.files import atomic_write, hash_file, locate
-from utils.evaluation.thresholds import thresholds_path
+from utils.evaluation.thresholds import read_record, thresholds_path
 from utils.weights.onnx_model import OnnxModel
 
 # A flip of the highest exponent bit turns nearly every float32 below 1 into one above 1e9. The published networks hold
@@ -51,14 +48,11 @@ def save(content, path):
 
 def on_cpu(content):
     """Return a copy of nested dicts and lists with every tensor on the CPU."""
-    if isinstance(content, torch.Tensor):
-        return content.cpu()
-    if not isinstance(content, dict | list):
-        return content
-    moved = copy.copy(content)  # a state dict keeps its class
-    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-        moved[key] = on_cpu(value)
-    return moved
+    if isinstance(content, dict):
+        return {key: on_cpu(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [on_cpu(value) for value in content]
+    return content.cpu() if isinstance(content, torch.Tensor) else content
 
 
 def find_invalid(content):
@@ -89,14 +83,11 @@ def load(path, remedy="give the path of a .pth file", mmap=False):
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: {remedy}")
     check_checksums(path)
+    safetensors = import_safetensors(path) if is_safetensors(path) else None
     try:
-        if is_safetensors(path):
-            return import_safetensors(path).load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice to load a plain pickle unsafely
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except UserError:
-        raise
+        if safetensors:
+            return safetensors.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file may raise almost anything, IndexError and struct.error among it
         raise UserError(f"{path} is not a file of weights ({first_line(error)}): {remedy}") from None
 
@@ -121,25 +112,19 @@ def check_checksums(path):
     """
     with open(path, "rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"  # as torch.load decides
-    record = thresholds_path(path)
-    if not is_zip and recorded_hash(record) not in (None, hash_file(path)):
-        raise UserError(f"{path} is damaged, or not the file that {record} is about (the SHA-256 differs): {AGAIN}, "
-                        f"or remove {record.name} if it is another one")
-    if is_zip:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except Exception as error:  # a damaged directory of the archive may raise almost anything
-            raise UserError(f"{path} is damaged or cut short ({first_line(error)}): {AGAIN}") from None
-        if damaged:
-            raise UserError(f"{path} is damaged ({damaged} does not fit its checksum): {AGAIN}")
-
-
-def recorded_hash(record):
+    if not is_zip:
+        record = thresholds_path(path)
+        if read_record(record).get("weights_sha256") not in (None, hash_file(path)):
+            raise UserError(f"{path} is damaged, or not the file that {record} is about (the SHA-256 differs): "
+                            f"{AGAIN}, or remove {record.name} if it is another one")
+        return
     try:
-        return json.loads(record.read_text(encoding="utf-8-sig"))["weights_sha256"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return None
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged directory of the archive may raise almost anything
+        damaged = first_line(error)
+    if damaged:
+        raise UserError(f"{path} is damaged or cut short ({damaged}): {AGAIN}")
 
 
 def read_weights(path, remedy="give the path of a .pth file"):
@@ -184,11 +169,7 @@ def rename_layers(state):
 
 
 def find_weights(path):
-    """Return the weight file that `path` means: itself, or the best.pth of a run's folder.
-
-    If the caller has no such file under model_data/, the repository's is returned. Raises UserError for a folder
-    without best.pth.
-    """
+    """Return the weight file that `path` means: itself, or the best.pth of a run's folder."""
     path = locate(path)
     if not path.is_dir():
         return path
@@ -237,7 +218,7 @@ def load_for_training(net, path):
 def load_pretrained_backbone(net, path):
     """Load the backbone's entries of a file that may lack some, such as ImageNet weights without embedding layers.
 
-    Return one sentence on what stays random. Raises UserError for a missing file, and if shapes differ.
+    Return one sentence on what stays random.
     """
     state = read_weights(path, "put the backbone's weights there, or leave out --pretrained")
     expected = net.state_dict()
