@@ -63,7 +63,7 @@ def test_what_is_no_image_is_skipped_with_its_reason(tmp_path):
             "cy": "no image", "ann/README.md": "extension", "ann/.DS_Store": "extension",
             "ann/.hidden.png": "extension", "ann/nested": "--datasets-path",
             "ann/phone.HEIC": "save it as", "bob/empty.jpg": "decode",
-            "bob/text.jpg": "decode", "bob/gone.jpg": "not exist", "bob/truncated.jpg": "truncated"}.items():
+            "bob/text.jpg": "decode", "bob/gone.jpg": "not a file", "bob/truncated.jpg": "truncated"}.items():
         assert reason in scanned.skipped.pop(name), name
     assert not scanned.skipped
 

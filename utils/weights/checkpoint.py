@@ -1,6 +1,7 @@
 """Weight files (bare state dicts, the published format) and training checkpoints: read and written safely."""
 import functools
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def load(path, remedy="give the path of a .pth file", mmap=False):
     try:
         if safetensors:
             return safetensors.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice to load a plain pickle unsafely
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file may raise almost anything, IndexError and struct.error among it
         raise UserError(f"{path} is not a file of weights ({first_line(error)}): {remedy}") from None
 
