@@ -39,7 +39,6 @@ def align_photos(source, destination):
 
 def print_skipped(skipped):
     for path, reason in skipped:
-        path = str(path).encode(errors="backslashreplace").decode()  # a name may not be valid Unicode
         tqdm.write(f"skipped {path}: {reason}")
 
 

@@ -56,8 +56,9 @@ def test_a_damaged_list_is_one_line_or_a_list(shared, tmp_path, count):
 
 @faults
 def test_a_run_that_is_killed_fifty_times_ends_as_one_that_is_not(shared, tmp_path):
-    arguments = [*QUICK, "--annotation-path", write_faces(shared, tmp_path / "cls_train.txt", people=8), "--epochs", 12,
-                 "--val-split", 0.1, "--checkpoint-every", 0.0001, "--num-workers", 1, "--ema", 0.9]
+    annotation = write_faces(shared, tmp_path / "cls_train.txt", identities=8)
+    arguments = [*QUICK, "--annotation-path", annotation, "--epochs", 12, "--val-split", 0.1,
+                 "--checkpoint-every", 0.0001, "--num-workers", 1, "--ema", 0.9]
     subprocess.run(train_command(*arguments, "--save-dir", "whole"), cwd=tmp_path, check=True, capture_output=True)
     generator, kills, command = random.Random(1), 0, train_command(*arguments)
     while True:

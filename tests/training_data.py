@@ -50,12 +50,12 @@ class FakeDataset(list):
     input_shape = (112, 112)
 
 
-def write_faces(shared, path, people=4, pictures=10, skip=0):
-    """Write an annotation of the first pictures of some people of shared/faces_train. -> its path."""
+def write_faces(shared, path, identities=4, images=10, skip=0):
+    """Write an annotation of the first images of some identities of shared/faces_train. Return its path."""
     folders = sorted(shared.joinpath("faces_train").iterdir())
-    folders = [folder for folder in folders if len(list(folder.iterdir())) >= pictures]
-    lines = [f"{label};{image}" for label, folder in enumerate(folders[skip:skip + people])
-             for image in sorted(folder.iterdir())[:pictures]]
+    folders = [folder for folder in folders if len(list(folder.iterdir())) >= images]
+    lines = [f"{label};{image}" for label, folder in enumerate(folders[skip:skip + identities])
+             for image in sorted(folder.iterdir())[:images]]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import assert_user_error, jpeg
+from conftest import jpeg
 from PIL import Image
 from recording import record, write_set
 from torch.utils.data import DataLoader, Dataset
@@ -190,13 +190,6 @@ def test_unlabeled_images_are_found_however_deep(tmp_path, capsys):
             read_unlabeled(tmp_path / name)
 
 
-def test_the_hash_of_unlabeled_images_is_of_their_paths_in_the_folder(tmp_path):
-    first, moved = place(tmp_path / "1", "a/x.jpg", "y.jpg"), place(tmp_path / "2", "a/x.jpg", "y.jpg")
-    other = place(tmp_path / "3", "a/x.jpg", "z.jpg")
-    sha256 = [read_unlabeled(folder)[1] for folder in (first, moved, other)]
-    assert sha256[0] == sha256[1] != sha256[2]
-
-
 def test_unlabeled_images_follow_those_of_a_rec_file(tmp_path):
     records = write_set(tmp_path / "rec", [(number, record(label, jpeg(number), number))
                                            for number, label in enumerate([0, 0, 1, 1], 1)])
@@ -219,7 +212,7 @@ def test_identities_that_are_in_a_benchmark_too_are_reported(capsys):
 
 def test_a_student_learns_from_them_and_its_accuracy_is_of_the_labeled_alone(
         run_script, shared, published_weights, tmp_path):
-    annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=6)
+    annotation = write_faces(shared, tmp_path / "cls_train.txt", identities=2, images=6)
     source = next(path for path in sorted((shared / "faces_unlabelled").iterdir()) if path.is_dir())
     for path in sorted(source.rglob("*.jpg"))[:12]:
         (tmp_path / "more" / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -234,13 +227,3 @@ def test_a_student_learns_from_them_and_its_accuracy_is_of_the_labeled_alone(
     # 12 of 24 images have labels: if all counted, no accuracy could be above a half.
     assert 0.6 < float(rows[-1]["train_accuracy"]) <= 1
     assert weights(run)["head.weight"].shape[0] == 2
-
-
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--unlabeled", "."], ["--unlabeled", "--teacher"]),
-    (["--unlabeled", "missing", "--teacher", "{}"], ["missing", "--unlabeled"])])
-def test_unlabeled_images_need_a_teacher_and_a_folder(call_script, shared, published_weights, tmp_path, arguments,
-                                                     words):
-    annotation = write_faces(shared, tmp_path / "cls_train.txt")
-    arguments = [argument.format(published_weights) for argument in arguments]
-    assert_user_error(call_script("train.py", *QUICK, "--annotation-path", annotation, *arguments), *words)

@@ -39,7 +39,7 @@ def signals_restored():
 def train_here(extended, signals_restored, call_script, shared, tmp_path):
     """`train_here(*flags)` trains the new backbone in this process and returns the folder of the run."""
     def train(*flags):
-        annotation = write_faces(shared, tmp_path / "cls_train.txt", people=4, pictures=6)
+        annotation = write_faces(shared, tmp_path / "cls_train.txt", identities=4, images=6)
         result = call_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
                              "--backbone", "tinynet", "--val-split", 0, *flags)
         assert result.returncode == 0, result.stderr

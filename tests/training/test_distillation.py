@@ -45,6 +45,13 @@ def test_the_table_is_what_the_teacher_gives_each_image_and_is_read_again(
     assert teacher_embeddings([published_weights] * 2, dataset, False, tmp_path, CPU).shape == (40, 256)
 
 
+def test_an_image_that_cannot_be_read_does_not_stop_the_teacher(dataset, published_weights, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    paths = [dataset.images[0], str(tmp_path / "gone.jpg"), str(tmp_path / "text.jpg"), dataset.images[1]]
+    broken = FaceDataset(paths, torch.zeros(4), torch.arange(4), (112, 112), True)
+    assert teacher_embeddings([published_weights], broken, False, tmp_path, CPU).shape == (4, 128)
+
+
 def test_the_projection_keeps_cosines_and_meets_the_student(dataset, teacher, published_weights, tmp_path):
     table = teacher_embeddings([published_weights], dataset, False, tmp_path, CPU).float()
     turned = table @ torch.linalg.qr(torch.randn(128, 128, generator=torch.Generator().manual_seed(2)))[0]
@@ -117,5 +124,5 @@ def test_a_student_run_writes_weights_without_the_head_that_learned_nothing(
     (["--unlabeled", "."], ["--teacher"]),
     (["--teacher", "cls_train.txt", "--shard-head"], ["--shard-head", "--teacher"])])
 def test_a_mistake_about_the_teacher_is_one_line(call_script, shared, tmp_path, arguments, words):
-    write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=4)
+    write_faces(shared, tmp_path / "cls_train.txt", identities=2, images=4)
     assert_user_error(call_script("train.py", *QUICK, *arguments), *words)

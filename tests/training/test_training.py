@@ -27,7 +27,7 @@ def trained(shared, tmp_path_factory):
 
     from training_data import train_command
     folder = tmp_path_factory.mktemp("trained")
-    annotation = write_faces(shared, folder / "cls_train.txt", people=PEOPLE, pictures=8)
+    annotation = write_faces(shared, folder / "cls_train.txt", identities=PEOPLE, images=8)
     command = train_command(*QUICK, "--batch-size", 16, "--init-lr", 0.1, "--annotation-path", annotation,
                             "--epochs", 4, "--save-dir", folder / "logs", "--num-workers", 2,
                             "--val-split", 0.05, "--save-period", 2)
@@ -84,7 +84,7 @@ def test_weights_are_a_bare_state_dict_of_the_published_names(trained):
 
 
 def test_people_never_trained_on_separate_better_than_before(trained, shared, tmp_path):
-    paths, labels = read_annotation(write_faces(shared, tmp_path / "held_out.txt", people=24, pictures=8, skip=100))
+    paths, labels = read_annotation(write_faces(shared, tmp_path / "held_out.txt", identities=24, images=8, skip=100))
     first, second = np.triu_indices(len(paths), 1)
     genuine = np.array(labels)[first] == np.array(labels)[second]
 
@@ -123,7 +123,7 @@ def test_records_train_as_the_folder_of_their_pictures_does(run_script, shared, 
 
 def test_two_people_with_two_pictures_are_enough_and_published_weights_start_them(
         run_script, shared, published_weights, tmp_path):
-    annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=2)
+    annotation = write_faces(shared, tmp_path / "cls_train.txt", identities=2, images=2)
     result = run_script("train.py", "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
                         "--model-path", published_weights)
     assert result.returncode == 0, result.stderr

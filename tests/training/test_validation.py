@@ -25,7 +25,7 @@ def packed(shared, tmp_path):
 
 
 def test_each_benchmark_has_its_columns_and_the_mean_if_asked_for(run_script, shared, packed, tmp_path):
-    annotation = write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=4)
+    annotation = write_faces(shared, tmp_path / "cls_train.txt", identities=2, images=4)
     result = run_script("train.py", "--device", "cpu", "--batch-size", 4, "--annotation-path", annotation,
                         "--epochs", 1, "--num-workers", 0, "--val-split", 0, "--eval", *packed, "--best-by", "mean")
     assert result.returncode == 0, result.stderr
@@ -77,7 +77,7 @@ def test_no_file_shares_a_column_with_lfw_or_with_the_run():
     (["--eval", "agedb_30.bin", "agedb_30.bin"], ["agedb_30", "twice"]),
     (["--eval", "cls_train.txt"], ["cls_train.txt"])])
 def test_a_benchmark_that_does_not_read_is_a_user_error(call_script, shared, packed, tmp_path, flags, words):
-    write_faces(shared, tmp_path / "cls_train.txt", people=2, pictures=4)
+    write_faces(shared, tmp_path / "cls_train.txt", identities=2, images=4)
     quick = [flag for flag in QUICK if flag != "--no-lfw-eval"]
     assert_user_error(call_script("train.py", *quick, *flags), *words)
     assert not (tmp_path / "logs").exists()

@@ -4,7 +4,6 @@ import io
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 
 from PIL import Image
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from utils.common.device import available_cores
 from utils.common.errors import UserError
 from utils.common.files import atomic_write, hash_file, identity_name, write_text
-from utils.data.scan import list_folder, list_root, reason_of
+from utils.data.scan import list_root, reason_of, scan_identities
 from utils.faces.face_crop import FaceCrop, shared_detector
 
 
@@ -57,10 +56,9 @@ def list_photos(source):
     """Return (sorted paths of the photos, {path: why it is left out} of everything else)."""
     identities, skipped = list_root(source)
     photos = []
-    for folder in chain.from_iterable(identities.values()):
-        found, others = list_folder(folder)
-        photos += map(Path, found)
-        skipped += others
+    for identity in scan_identities(identities, check=False):
+        photos += map(Path, identity.images)
+        skipped += identity.skipped
     if not photos:
         raise UserError(f"{source} holds no photo: make one folder of photos per person in it")
     return photos, {Path(path): f"left out: {reason}" for path, reason in skipped}

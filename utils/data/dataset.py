@@ -139,7 +139,7 @@ class EpochBatches:
     """A batch sampler whose order depends on (seed, epoch) alone, and which can start in the middle of an epoch.
 
     Set `epoch` and `start` (in batches) before iterating. batch_size: over all ranks; each rank gets its part of every
-    batch. The last incomplete batch is dropped, because BatchNorm needs more than one image, unless it is the only one.
+    batch. The last incomplete batch is dropped, unless it is the only one.
     """
 
     def __init__(self, count, batch_size, seed):

@@ -20,11 +20,8 @@ from utils.faces.images import EncodedImage
 
 MAGIC = 0xCED7230A
 WHOLE, FIRST, MIDDLE, LAST = range(4)  # kinds of parts
-HEAD = np.dtype([("magic", "<u4"), ("kind_and_length", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2),
-                 ("first_of_labels", "<f4")])
 HEADER_BYTES = 24  # IRHeader
 MAX_LABEL = 1 << 24  # float32 cannot count further
-BLOCK_RECORDS = 1 << 16  # whose heads are read at once
 
 
 class Records:
@@ -67,18 +64,19 @@ def read_records(folder):
     """Read <folder>/train.rec, by its index, into (Records, int32 tensor of labels 0..C-1, SHA-256 of the set).
 
     Only the heads of the records are read. Prints how many records are left out because their label is invalid.
-    Raises UserError if a file is missing, if the two do not belong together, and if there is no image.
+    Raises UserError if the two files do not belong together, and if there is no image.
     """
     path, index_path = Path(folder, "train.rec"), Path(folder, "train.idx")
-    for part in (path, index_path):
-        if not part.is_file():
-            raise UserError(f"{part} does not exist: give --rec the folder of insightface's train.rec and train.idx")
-    offsets = read_index(index_path)
-    content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
-    sizes = np.diff(offsets, append=len(content))
-    blocks = [slice(begin, begin + BLOCK_RECORDS) for begin in range(0, len(offsets), BLOCK_RECORDS)]
-    labels, empty = map(np.concatenate, zip(*(read_heads(content, offsets[block], sizes[block], path)
-                                              for block in blocks)))
+    try:
+        size = path.stat().st_size
+        words = np.memmap(path, "<u4", "r", shape=size // 4)
+        _, offsets = np.loadtxt(index_path, np.int64, delimiter="\t", ndmin=2).T
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} does not hold insightface's train.rec and train.idx, one `number<TAB>offset` line "
+                        f"per record ({error}): download both again") from None
+    offsets = np.sort(offsets)
+    sizes = np.diff(offsets, append=size)
+    labels, empty = read_heads(words, offsets, sizes, path)
     with np.errstate(invalid="ignore"):
         valid = (labels == np.floor(labels)) & (labels >= 0) & (labels < MAX_LABEL) & ~empty
     invalid = np.flatnonzero(~valid & ~empty)
@@ -93,28 +91,18 @@ def read_records(folder):
     return Records(str(path), offsets, sizes), labels, sha256
 
 
-def read_index(path):
-    """Return the offsets of the records, int64 (N,), in the order of the file."""
-    try:
-        _, offsets = np.loadtxt(path, np.int64, delimiter="\t", ndmin=2).T
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not one `number<TAB>offset` line per record ({error}): download it again") from None
-    return np.sort(offsets)
-
-
-def read_heads(content, offsets, sizes, path):
+def read_heads(words, offsets, sizes, path):
     """Return the labels of the records at these offsets, float32, and whether each has no image.
 
-    Raises UserError, which names the byte, if the index does not fit the file.
+    words: the file as uint32. Raises UserError, which names the byte, if the index does not fit the file.
     """
-    places = (offsets[:, None] + np.arange(HEAD.itemsize)).clip(0, len(content) - 1)
-    heads = np.ascontiguousarray(content[places]).view(HEAD)[:, 0] if len(content) else np.zeros(len(offsets), HEAD)
-    kinds, lengths = np.divmod(heads["kind_and_length"].astype(np.int64), 1 << 29)
+    magic, kind_and_length, flags, label, first_of_labels = (
+        np.asarray(words[(offsets // 4 + word).clip(0, len(words) - 1)]) for word in (0, 1, 2, 3, 8))
+    kinds, lengths = np.divmod(kind_and_length.astype(np.int64), 1 << 29)
     ends = 8 + lengths + -lengths % 4
     fits = np.where(kinds == WHOLE, ends == sizes, (kinds == FIRST) & (ends < sizes))
-    for offset in offsets[(heads["magic"] != MAGIC) | ~fits | (lengths < HEADER_BYTES)][:1]:
+    for offset in offsets[(magic != MAGIC) | ~fits | (lengths < HEADER_BYTES)][:1]:
         raise UserError(f"{path}, byte {offset}: the record is not as long as train.idx says, one of the two files is "
                         "incomplete or of another set: download both again")
-    flags = heads["flag"].astype(np.int64)
-    labels = np.where(flags > 0, heads["first_of_labels"], heads["label"])
-    return labels, (kinds == WHOLE) & (lengths <= HEADER_BYTES + 4 * flags)
+    labels = np.where(flags > 0, first_of_labels, label).view("<f4")
+    return labels, (kinds == WHOLE) & (lengths <= HEADER_BYTES + 4 * flags.astype(np.int64))

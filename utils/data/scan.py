@@ -12,8 +12,6 @@ from utils.common.errors import UserError
 from utils.common.files import hash_file, identity_name
 from utils.faces.images import EXTENSIONS, UNREAD_EXTENSIONS, extension, open_image
 
-NOT_UNICODE = "a name that is not valid Unicode"
-
 
 class Identity(NamedTuple):
     """What is in the folders of one identity."""
@@ -37,8 +35,6 @@ def list_root(root):
             reason = "a file beside the person folders"
         elif entry.name.startswith("."):
             reason = "a hidden folder"
-        elif not is_unicode(entry.name):
-            reason = NOT_UNICODE
         else:
             identities.setdefault(identity_name(entry.name), []).append(entry.path)
             continue
@@ -60,18 +56,13 @@ def list_folder(folder):
             reason = "a format that is not read: save it as .jpg or .png"
         elif entry.name.startswith(".") or extension(entry.name) not in EXTENSIONS:
             reason = "not an image by its extension"
-        elif not is_unicode(entry.name):
-            reason = NOT_UNICODE
+        elif entry.path != entry.path.encode("utf-8", "ignore").decode():
+            reason = "a name that is not valid Unicode"
         else:
             images.append(entry.path)
             continue
         skipped.append((entry.path, reason))
     return images, skipped
-
-
-def is_unicode(name):
-    """Return whether a name can be in a file of UTF-8 text."""
-    return name == name.encode("utf-8", "ignore").decode()
 
 
 def scan_identities(identities, check=True):

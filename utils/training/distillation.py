@@ -4,6 +4,7 @@ Teachers embed every training image once, before training starts, so a step cost
 (CVPR 2022, arXiv 2106.05237), where the teacher sees the augmented image, the target of an image is always the same.
 """
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from utils.common import distributed
 from utils.common.device import send
+from utils.common.errors import UserError
 from utils.common.files import hash_file
 from utils.data.dataset import FaceDataset
 from utils.evaluation.embedding import check_embeddings, embed_batch, inference_copy
@@ -102,10 +104,13 @@ def teacher_embeddings(paths, dataset, flip, folder, device):
 
 
 def hash_images(dataset):
-    """Return the SHA-256 of the files of a FaceDataset."""
+    """Return the SHA-256 of the files of a FaceDataset. One that cannot be read counts as an empty file."""
     digest = hashlib.sha256()
-    for source in dataset.images:
-        content = source.getvalue() if hasattr(source, "getvalue") else Path(source).read_bytes()
+    for index in range(len(dataset.images)):
+        content = b""
+        with suppress(OSError, UserError):
+            source = dataset.images[index]
+            content = source.getvalue() if hasattr(source, "getvalue") else Path(source).read_bytes()
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 

@@ -174,11 +174,7 @@ def rename_layers(state):
 def find_weights(path):
     """Return the weight file that `path` means: itself, or the best.pth of a run's folder."""
     path = locate(path)
-    if not path.is_dir():
-        return path
-    if not (path / "best.pth").is_file():
-        raise UserError(f"{path} holds no best.pth: give a weight file, or the folder of a run that has ended an epoch")
-    return path / "best.pth"
+    return path / "best.pth" if path.is_dir() else path
 
 
 def load_embedder(path, backbone=None):
