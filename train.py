@@ -139,7 +139,7 @@ def train_step(state, batches, args):
     torch.manual_seed(seed + distributed.rank())  # of dropout: a resumed run draws the same
     state.optimizer.zero_grad(set_to_none=True)
     for _, labels, _ in batches:
-        state.net.head.check_labels_or_ignored(labels)  # here, while they are on the CPU
+        state.net.head.check_labels(labels[labels != IGNORE])  # here, while they are on the CPU
     labels = [send(labels, state.device) for _, labels, _ in batches]
     outcomes = []
     with sampled_head(state.net.head, state.optimizer, torch.cat(labels), args.sample_rate, seed):

@@ -26,18 +26,14 @@ class MarginHead(nn.Module):
     m: margin, in radians if it is an angle, 0 <= m < pi.
     easy_margin: apply the margin only if cos(theta) > 0.
     shard: the rank's part of the classes; `forward` needs all of them.
-    After a forward pass `target_cosine` (B, 1) holds the targets' cosines before the margin, for `correct`.
     """
 
     def __init__(self, in_features, out_features, s, m, easy_margin=False, shard=UNSHARDED):
         super().__init__()
-        if not 0 < s < math.inf or not 0 <= m < math.pi:
-            raise ValueError(f"the scale s must be positive and the margin m in [0, pi): s={s}, m={m}")
         self.s, self.m, self.easy_margin = s, m, easy_margin
         self.classes, self.shard = out_features, shard
         self.weight = nn.Parameter(init_rows(out_features, in_features, *shard.bounds(out_features)))
         self.sample = None  # ascending rows that `weight` holds inside sampled_head (nets/partial_fc.py)
-        self.target_cosine = None
 
     def margin(self, cosine, norm):
         """Return what replaces the targets' cosines, differentiable.
@@ -54,19 +50,19 @@ class MarginHead(nn.Module):
             embeddings, norm = self.normalize(embeddings)
             cosine = F.linear(embeddings, F.normalize(self.weight))
             target = cosine.gather(1, labels[:, None])
-            self.target_cosine = target.detach()
             # Only the B target entries change, so the margin costs B numbers and no one-hot matrix.
             return (cosine * self.s).scatter_(1, labels[:, None], self.add_margin(target, norm) * self.s)
 
     def losses(self, embeddings, labels, lam=None):
-        """Return (losses (B,), correct (B,) bool): the cross-entropy of each image's logits, and as `correct`.
+        """Return (losses (B,), correct (B,) bool): the cross-entropy of each image's logits, and the predictions.
 
+        A prediction is correct if the target's cosine, without the margin, is the largest.
         lam: (B,) or None. Image i is lam * itself + (1 - lam) * image i-1 (mixup); the loss is weighted likewise.
         Unlabeled images add no loss to a mixed one; the loss of an image that is itself unlabeled has no meaning.
         One backward pass: another one, or a gradient of the gradient, raises RuntimeError.
         """
         if labels.is_cpu:  # on a device the check would wait for it
-            self.check_labels_or_ignored(labels)
+            self.check_labels(labels[labels != IGNORE])
         targets = labels[:, None] if lam is None else torch.stack([labels, labels.roll(1)], 1)
         target_rows = self.rows_of(self.shard.gather(targets).flatten(0, 1))
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -109,20 +105,11 @@ class MarginHead(nn.Module):
             invalid = labels[(labels < 0) | (labels >= self.classes)][0].item()
             raise ValueError(f"label {invalid} is outside 0..{self.classes - 1}: the head has {self.classes} classes")
 
-    def check_labels_or_ignored(self, labels):
-        self.check_labels(labels.where(labels != IGNORE, 0))
-
-    def correct(self, logits, labels):
-        """Return (B,) bool for the last forward pass: whether the target's cosine, without margin, is the largest."""
-        others = logits.detach().scatter(1, labels[:, None], -torch.inf).amax(1)
-        return self.target_cosine[:, 0] * self.s > others
-
     def expected_initial_loss(self):
         """Return the cross-entropy before anything is learned, when every cosine is N(0, 1/in_features).
 
         log(C) for the guess, s^2 / 2d for the spread of the C exponentials, and the margin's part, taken at the mean
         positive and negative cosine. For ArcFace that part is about s sin(m): 28.6 in all for s=32, d=128, C=10575.
-        A loss of 44 at the start of iResNet-50 on CASIA is right.
         """
         dimensions = self.weight.shape[1]
         mean = math.sqrt(2 / (math.pi * dimensions))

@@ -35,15 +35,10 @@ class Bottleneck(nn.Module):
         return x + out if self.residual else out
 
 
-class Stage(nn.Module):
+def bottlenecks(channels, expanded, count):
     """`count` residual bottlenecks at one resolution."""
-
-    def __init__(self, channels, expanded, count):
-        super().__init__()
-        self.model = nn.Sequential(*(Bottleneck(channels, channels, expanded) for _ in range(count)))
-
-    def forward(self, x):
-        return self.model(x)
+    model = nn.Sequential(*(Bottleneck(channels, channels, expanded) for _ in range(count)))
+    return nn.Sequential(OrderedDict(model=model))
 
 
 class MobileFaceNet(nn.Module):
@@ -58,11 +53,11 @@ class MobileFaceNet(nn.Module):
         self.conv1 = conv_bn_prelu(nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False))   # 112 -> 56
         self.conv2_dw = conv_bn_prelu(DepthwiseConv2d(64, 3, padding=1))
         self.conv_23 = Bottleneck(64, 64, expanded=128, stride=2)             # 56 -> 28
-        self.conv_3 = Stage(64, expanded=128, count=4)
+        self.conv_3 = bottlenecks(64, expanded=128, count=4)
         self.conv_34 = Bottleneck(64, 128, expanded=256, stride=2)            # 28 -> 14
-        self.conv_4 = Stage(128, expanded=256, count=6)
+        self.conv_4 = bottlenecks(128, expanded=256, count=6)
         self.conv_45 = Bottleneck(128, 128, expanded=512, stride=2)           # 14 -> 7
-        self.conv_5 = Stage(128, expanded=256, count=2)
+        self.conv_5 = bottlenecks(128, expanded=256, count=2)
         self.sep = pointwise(128, 512)
         self.sep_bn = nn.BatchNorm2d(512)
         self.prelu = nn.PReLU(512)

@@ -41,20 +41,13 @@ class Shard(NamedTuple):
         count = len(tensor) // self.world_size
         return tensor[self.rank * count:(self.rank + 1) * count]
 
-    def collect_rows(self, rows, classes):
+    def collect_rows(self, rows):
         """Return the rows (C, D) of all ranks, on the CPU of rank 0; None on the other ranks."""
         if self.world_size == 1:
             return rows.cpu()
-        if self.rank:
-            dist.send(rows.contiguous(), 0)
-            return None
-        parts = [rows.cpu()]
-        for rank in range(1, self.world_size):
-            first, last = self._replace(rank=rank).bounds(classes)
-            part = rows.new_empty(last - first, rows.shape[1])
-            dist.recv(part, rank)
-            parts.append(part.cpu())
-        return torch.cat(parts)
+        parts = None if self.rank else [None] * self.world_size
+        dist.gather_object(rows.cpu(), parts)
+        return None if self.rank else torch.cat(parts)
 
 
 UNSHARDED = Shard()
@@ -65,13 +58,11 @@ def init_rows(classes, dimensions, first, last):
 
     The other rows are drawn too, a few at a time, so that neither they nor the generator depend on the sharding.
     """
-    rows, bound = torch.empty(last - first, dimensions), math.sqrt(6 / (classes + dimensions))
+    bound, parts = math.sqrt(6 / (classes + dimensions)), []
     for start in range(0, classes, ROWS_AT_ONCE):
         drawn = torch.empty(min(ROWS_AT_ONCE, classes - start), dimensions).uniform_(-bound, bound)
-        begin, end = max(first, start), min(last, start + len(drawn))
-        if begin < end:
-            rows[begin - first:end - first] = drawn[begin - start:end - start]
-    return rows
+        parts.append(drawn[max(0, first - start):max(0, last - start)].clone())
+    return torch.cat(parts)
 
 
 @contextmanager
@@ -84,9 +75,7 @@ def sampled_head(head, optimizer, labels, rate, seed):
 
     Rows that are not drawn keep their weight and their optimizer state: neither momentum nor weight decay moves them.
     """
-    if rate == 1 or not len(head.weight):
-        if rate < 1:
-            head.shard.gather(labels)  # the other ranks wait for it
+    if rate == 1:
         yield
         return
     weight, state = head.weight.data, optimizer.state[head.weight]

@@ -18,7 +18,7 @@ SMALL = ("mobilefacenet", "mobilenet", "iresnet18")  # one of each kind
 
 @pytest.fixture(scope="session")
 def fill(shared):
-    """The module with the weights and images behind reference/forward.npz."""
+    """Return the module with the weights and images behind reference/forward.npz."""
     specification = importlib.util.spec_from_file_location("fill", shared / "reference" / "fill.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -37,7 +37,7 @@ def published(published_weights):
 
 
 def meta_net(backbone, num_classes=None):
-    """A network without memory behind its weights, made in no time."""
+    """Return a network without memory behind its weights."""
     with torch.device("meta"):
         return ArcfaceNet(num_classes, backbone)
 
@@ -81,19 +81,15 @@ def test_size_work_and_default_scale_are_those_of_the_table(backbone, millions, 
 
 
 @pytest.mark.parametrize(("alias", "name"), [
-    ("mobilenetv1", "mobilenet"), ("arcface_mobilenetv1", "mobilenet"),
-    *((f"arcface_{name}", name) for name in BACKBONES), *((name, name) for name in BACKBONES)])
-def test_every_spelling_of_a_backbone_is_understood(alias, name):
-    assert backbone_name(alias) == name
-    assert meta_net(alias).backbone == name
+    ("mobilenetv1", "mobilenet"), ("arcface_mobilenetv1", "mobilenet"), ("arcface_iresnet50", "iresnet50")])
+def test_aliases_of_backbones_are_understood(alias, name):
+    assert backbone_name(alias) == name == meta_net(alias).backbone
 
 
-@pytest.mark.parametrize("name", ["resnet50", "", "arcface_", "MobileFaceNet", "arcface_arcface_mobilenet"])
+@pytest.mark.parametrize("name", ["resnet50", "", "MobileFaceNet"])
 def test_an_unknown_backbone_is_an_error_that_lists_the_known_ones(name):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=rf"{name!r}.*{', '.join(BACKBONES)}"):
         ArcfaceNet(backbone=name)
-    assert repr(name) in str(error.value)
-    assert all(known in str(error.value) for known in BACKBONES)
 
 
 @pytest.mark.parametrize("backbone", SMALL)
@@ -109,12 +105,10 @@ def test_embeddings_are_float32_of_unit_length_also_under_bf16_autocast(backbone
     assert not torch.equal(plain, mixed)  # bf16 was on
 
 
-@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name.startswith("iresnet")])
-def test_the_scale_behind_the_embedding_of_iresnet_is_frozen_at_one(backbone):
-    net = meta_net(backbone)
+def test_the_scale_of_the_embedding_of_iresnet_is_frozen_at_one():
+    net = ArcfaceNet(backbone="iresnet18")
     assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["arcface.features.weight"]
-    if backbone == "iresnet18":
-        assert torch.equal(ArcfaceNet(backbone=backbone).arcface.features.weight.detach(), torch.ones(512))
+    assert net.arcface.features.weight.eq(1).all()
 
 
 def test_labels_turn_embeddings_into_margin_logits():
@@ -138,42 +132,30 @@ def test_the_loss_reaches_every_parameter():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
-def assert_same_embeddings(net, images):
+@pytest.mark.parametrize("backbone", SMALL)
+def test_the_copy_for_inference_gives_the_same_embeddings(backbone, fill):
+    net, images = filled_net(backbone, fill), fill.images(2)
     with torch.inference_mode():
-        expected, found = net(images), inference_copy(net)(images)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(inference_copy(net)(images), net(images), rtol=0, atol=1e-5)
 
 
-def test_the_copy_for_inference_embeds_as_the_published_network_does(published):
-    assert_same_embeddings(published, noise(2))
-    assert not [module for module in inference_copy(published).modules() if isinstance(module, nn.BatchNorm2d)]
-
-
-@pytest.mark.parametrize("backbone", ["mobilenet", "iresnet18"])
-def test_the_copy_for_inference_embeds_as_the_network_does(backbone, fill):
-    assert_same_embeddings(filled_net(backbone, fill), fill.images(2))
-
-
-def test_the_copy_for_inference_leaves_the_network_as_it_was():
+def test_the_copy_for_inference_has_no_batch_norm_and_leaves_the_network_as_it_was():
     net = ArcfaceNet(3).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    modules = list(net.named_modules())
     copy = inference_copy(net)
-    assert [(name, id(module)) for name, module in net.named_modules()] == [(n, id(m)) for n, m in modules]
+    assert not hasattr(copy, "head")
+    assert not [module for module in copy.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(module.training for module in net.modules())
     assert net.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert all(p.is_contiguous() for p in net.parameters())
-    assert not hasattr(copy, "head")
     assert not {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in copy.parameters()}
 
 
-def test_a_flipped_image_has_the_same_embedding_when_both_are_summed(published):
+def test_flip_adds_the_embedding_of_the_flipped_image(published):
     images = torch.randint(0, 256, (3, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     plain, flipped = embed_batch(published, images), embed_batch(published, images.flip(2))
     both = embed_batch(published, images, flip=True)
     torch.testing.assert_close(both, nn.functional.normalize(plain + flipped), rtol=0, atol=1e-6)
-    torch.testing.assert_close(both, embed_batch(published, images.flip(2), flip=True), rtol=0, atol=1e-6)
     assert (plain - flipped).abs().max() > 1e-3
 
 

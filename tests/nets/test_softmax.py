@@ -15,11 +15,6 @@ class NormMargin(MarginHead):
         return cosine - self.m * torch.tanh(norm)
 
 
-class CosFace(MarginHead):
-    def margin(self, cosine, norm):
-        return cosine - self.m
-
-
 def make(kind=ArcMarginProduct, classes=101, dimensions=16, images=12, dtype=torch.float64, **settings):
     """Return (head, embeddings not of length 1, labels, lam), one image on its class's axis and one opposite it."""
     torch.manual_seed(5)
@@ -30,9 +25,9 @@ def make(kind=ArcMarginProduct, classes=101, dimensions=16, images=12, dtype=tor
 
 
 def by_logits(head, embeddings, labels, lam=None):
-    """What `losses` has to give, by `forward`, `correct` and F.cross_entropy."""
-    logits = head(embeddings, labels)
-    correct, losses = head.correct(logits, labels), F.cross_entropy(logits, labels, reduction="none")
+    """Return what `losses` has to return, by `forward` and F.cross_entropy."""
+    cosine = F.normalize(embeddings) @ F.normalize(head.weight).T
+    correct, losses = cosine.argmax(1) == labels, F.cross_entropy(head(embeddings, labels), labels, reduction="none")
     if lam is None:
         return losses, correct
     others = labels.roll(1)
@@ -49,7 +44,16 @@ def assert_close(found, expected, tolerance):
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-CASES = [{}, {"kind": CosFace}, {"kind": NormMargin}, {"easy_margin": True}, {"s": 4.0}, {"classes": 2, "images": 5}]
+CASES = [{}, {"kind": NormMargin}, {"easy_margin": True}, {"s": 4.0}, {"classes": 2, "images": 5}]
+
+
+def assert_as_by_logits(head, embeddings, labels, lam, tolerance):
+    expected, expected_correct = by_logits(head, embeddings, labels, lam)
+    losses, correct = head.losses(embeddings, labels, lam)
+    assert_close(losses, expected, tolerance)
+    assert torch.equal(correct, expected_correct)
+    for found, right in zip(gradients(losses, head, embeddings), gradients(expected, head, embeddings)):
+        assert_close(found, right, tolerance)
 
 
 @pytest.mark.parametrize("mixup", [False, True])
@@ -59,39 +63,13 @@ def test_losses_and_gradients_are_those_of_the_logits(case, mixup, dtype, tolera
     head, embeddings, labels, lam = make(dtype=dtype, **case)
     if dtype == torch.float32:  # on the axis the gradient of arccos is all rounding
         embeddings = torch.randn_like(embeddings).requires_grad_()
-    lam = lam if mixup else None
-    expected, expected_correct = by_logits(head, embeddings, labels, lam)
-    losses, correct = head.losses(embeddings, labels, lam)
-    assert_close(losses, expected, tolerance)
-    assert torch.equal(correct, expected_correct)
-    for found, right in zip(gradients(losses, head, embeddings), gradients(expected, head, embeddings)):
-        assert_close(found, right, tolerance)
+    assert_as_by_logits(head, embeddings, labels, lam if mixup else None, tolerance)
 
 
 def test_both_targets_of_an_image_may_be_one_class():
     head, embeddings, labels, lam = make()
     labels[:6] = labels[0]
-    losses, correct = head.losses(embeddings, labels, lam)
-    expected, right = by_logits(head, embeddings, labels, lam)
-    assert_close(losses, expected, 1e-12)
-    assert torch.equal(correct, right)
-    for found, gradient in zip(gradients(losses, head, embeddings), gradients(expected, head, embeddings)):
-        assert_close(found, gradient, 1e-10)
-
-
-@pytest.mark.parametrize("mixup", [False, True])
-def test_gradients_are_finite_differences(mixup):
-    head, _, labels, lam = make(classes=7, dimensions=5, images=4, s=8.0)
-    tensors = [torch.randn(4, 5, dtype=torch.float64).requires_grad_(), head.weight]
-    found = gradients(head.losses(tensors[0], labels, lam if mixup else None)[0], head, tensors[0])
-    weights = torch.linspace(0.5, 2, 4, dtype=torch.float64)
-    for tensor, gradient in zip(tensors, found):
-        direction, moved = torch.randn_like(tensor), []
-        for step in (1e-5, -2e-5):
-            tensor.data += step * direction
-            moved.append((head.losses(tensors[0], labels, lam if mixup else None)[0] * weights).mean().item())
-        tensor.data += 1e-5 * direction
-        assert (gradient * direction).sum().item() == pytest.approx((moved[0] - moved[1]) / 2e-5, rel=1e-7)
+    assert_as_by_logits(head, embeddings, labels, lam, 1e-10)
 
 
 def test_autocast_changes_no_digit_of_losses_and_gradients():
@@ -105,21 +83,21 @@ def test_autocast_changes_no_digit_of_losses_and_gradients():
         assert mixed.dtype == torch.float32 and torch.equal(plain, mixed)
 
 
-def test_a_second_backward_pass_and_a_gradient_of_the_gradient_are_refused():
+def test_a_second_backward_pass_is_an_error():
     head, embeddings, labels, _ = make()
     loss = head.losses(embeddings, labels)[0].mean()
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="compute the loss again"):
         loss.backward()
-    gradient, = torch.autograd.grad(head.losses(embeddings, labels)[0].mean(), embeddings, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.square().sum().backward()
 
 
-def test_a_label_out_of_range_is_an_error_and_one_class_costs_nothing():
+def test_a_label_out_of_range_is_an_error():
     head, embeddings, labels, _ = make()
     with pytest.raises(ValueError, match=r"label 101 .* 101 classes"):
         head.losses(embeddings, torch.full_like(labels, 101))
+
+
+def test_the_loss_of_a_single_class_is_zero():
     head, embeddings, labels, lam = make(classes=1)
     for mixed in (None, lam):
         losses, correct = head.losses(embeddings, labels, mixed)
@@ -128,7 +106,7 @@ def test_a_label_out_of_range_is_an_error_and_one_class_costs_nothing():
 
 
 def test_losses_far_apart_keep_their_digits():
-    """In float32, where all other classes lie opposite the image or, the other way round, its own does."""
+    """In float32, with the other class opposite the image, and with its own class opposite it."""
     head = ArcMarginProduct(2, 2, 64.0, 0.5)
     head.weight.data.copy_(torch.tensor([[1.0, 0], [-1, 0]]))
     angles = torch.tensor([0.01, 3.13])
@@ -139,21 +117,18 @@ def test_losses_far_apart_keep_their_digits():
     assert losses.tolist() == pytest.approx(expected, rel=1e-4) and correct.tolist() == [True, False]
 
 
-def test_the_products_are_of_float32_whatever_precision_is_asked_for_elsewhere():
+def test_matrix_products_are_in_float32_whatever_precision_is_set():
     """On a CPU "medium" rounds other products, as "high" does on CUDA (TF32)."""
     torch.manual_seed(0)
     head, labels = ArcMarginProduct(512, 2000, 64, 0.5), torch.arange(16)
-    embeddings = F.normalize(torch.randn(16, 512))
-
-    def figures(precision):
-        torch.set_float32_matmul_precision(precision)
-        try:
-            found = embeddings.clone().requires_grad_()
-            losses, _ = head.losses(found, labels)
-            losses.sum().backward()
+    embeddings = F.normalize(torch.randn(16, 512)).requires_grad_()
+    results = []
+    try:
+        for precision in ("highest", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            losses, _ = head.losses(embeddings, labels)
+            results.append((losses, *gradients(losses, head, embeddings), head(embeddings, labels)))
             assert torch.get_float32_matmul_precision() == precision
-            return losses.detach(), found.grad, head(embeddings, labels).detach()
-        finally:
-            torch.set_float32_matmul_precision("highest")
-    for exact, found in zip(figures("highest"), figures("medium")):
-        assert torch.equal(exact, found)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(map(torch.equal, *results))

@@ -103,7 +103,7 @@ def take_steps(state, args, steps):
 
 
 def full_head(state):
-    rows = state.net.head.shard.collect_rows(state.net.head.weight.detach(), CLASSES)
+    rows = state.net.head.shard.collect_rows(state.net.head.weight.detach())
     return None if rows is None else rows.clone()
 
 
@@ -155,9 +155,9 @@ def overflow():
 
 
 def by_logits(head, embeddings, labels, lam):
-    """The loss of each image as cross-entropy of logits of all classes, and whether the target wins."""
-    logits = head(embeddings, labels)
-    correct, losses = head.correct(logits, labels), F.cross_entropy(logits, labels, reduction="none")
+    """Return the loss of each image as the cross-entropy of its logits of all classes, and whether the target wins."""
+    cosine = F.normalize(embeddings) @ F.normalize(head.weight).T
+    correct, losses = cosine.argmax(1) == labels, F.cross_entropy(head(embeddings, labels), labels, reduction="none")
     if lam is not None:
         # Mixup blends within a rank.
         others = torch.cat([part.roll(1) for part in labels.split(len(labels) // distributed.world_size())])

@@ -97,7 +97,7 @@ class TrainState:
             "loss_scale": self.loss_scale.state_dict(), "projection": getattr(self.loss_fn, "projection", None),
             "step": self.step, "epoch": self.epoch, "batch": self.batch,
             "sums": dict(zip(self.sums, distributed.reduce(self.sums.values())))}
-        return self.map_head_rows(state, lambda rows: head.shard.collect_rows(rows, head.classes))
+        return self.map_head_rows(state, head.shard.collect_rows)
 
     def load_state_dict(self, state):
         """Continue from what `state_dict` returned, with any number of ranks. Raises UserError if it does not fit."""
@@ -147,7 +147,7 @@ class TrainState:
         """
         head, state = self.ema.net.head, self.ema.net.state_dict()
         if args.label_weight and head.classes <= 100_000:
-            return state | {"head.weight": head.shard.collect_rows(head.weight.detach(), head.classes)}
+            return state | {"head.weight": head.shard.collect_rows(head.weight.detach())}
         return {name: value for name, value in state.items() if not name.startswith("head.")}
 
     def describe(self, batches, val_loader, args):
