@@ -9,7 +9,8 @@
     torchrun --nproc-per-node 4 train.py --batch-size 512 --init-lr 0.0125
 
 Writes to logs/<time>_<backbone>/: weights of every epoch, best.pth, last.pt, log.csv, curves, settings.json.
-The flags are in utils/training/settings.py. One step, in order: main, train_one_epoch, train_step.
+The flags are in utils/training/settings.py. One step, in order: main, train_one_epoch, train_step,
+then LabelLoss, MarginHead.losses (nets/head.py) and SoftmaxTerms (nets/softmax.py).
 """
 import math
 import time
@@ -77,7 +78,7 @@ def main():
             if distributed.world_size() == 1:
                 save_checkpoint(state, run, args)
             raise
-        save_checkpoint(state, run, args)  # also what an error in the evaluation would cost
+        save_checkpoint(state, run, args)  # so that an error in the evaluation does not lose the epoch
         if stop.received:
             break
         finish_epoch(state, run, val_loader, benchmarks, args)
@@ -147,10 +148,10 @@ def train_step(state, batches, args):
             images, lam = augment(send(images, state.device), args.seed, state.epoch, state.batch + number,
                                   args.augment)
             # DistributedDataParallel averages the gradients over the ranks once a step, not once a batch.
-            state.model.require_backward_grad_sync = number == len(batches) - 1
+            state.wrapped_loss.require_backward_grad_sync = number == len(batches) - 1
             with state.autocast():
-                outcome = state.model(images.contiguous(memory_format=MEMORY_FORMAT), labels[number], lam,
-                                      state.loss_fn.targets(indices))
+                outcome = state.wrapped_loss(images.contiguous(memory_format=MEMORY_FORMAT), labels[number], lam,
+                                             state.loss_fn.targets(indices))
             (outcome.loss * (state.loss_scale.value / len(batches))).backward()
             outcomes.append(outcome._replace(loss=outcome.loss.detach()))
 
@@ -165,7 +166,7 @@ def train_step(state, batches, args):
         if math.isfinite(norm):
             state.optimizer.step()
     state.loss_scale.update(overflow=not math.isfinite(norm))
-    if math.isfinite(norm):  # else the loss scale was too large, and the step is taken again with the next batches
+    if math.isfinite(norm):  # on an overflow these batches are skipped
         state.step += 1
         state.ema.update(state.net)
     return loss, correct

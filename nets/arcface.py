@@ -65,7 +65,7 @@ class ArcfaceNet(nn.Module):
         self.backbone = backbone_name(backbone)
         kind = BACKBONES[self.backbone]
         self.embedding_size = kind.embedding_size
-        self.arcface = kind.build()
+        self.arcface = kind.build()  # the backbone; the published files name it so
         if num_classes is not None:
             self.head = HEADS[head](kind.embedding_size, num_classes, kind.scale if s is None else s, m, easy_margin,
                                     shard)

@@ -54,11 +54,11 @@ class MarginHead(nn.Module):
             return (cosine * self.s).scatter_(1, labels[:, None], self.add_margin(target, norm) * self.s)
 
     def losses(self, embeddings, labels, lam=None):
-        """Return (losses (B,), correct (B,) bool): the cross-entropy of each image's logits, and the predictions.
+        """Return (losses (B,), correct float (B,)) of each image, both 0 for unlabeled ones.
 
-        A prediction is correct if the target's cosine, without the margin, is the largest.
-        lam: (B,) or None. Image i is lam * itself + (1 - lam) * image i-1 (mixup); the loss is weighted likewise.
-        Unlabeled images add no loss to a mixed one; the loss of an image that is itself unlabeled has no meaning.
+        losses: the cross-entropy of the logits. correct: 1 if the target's cosine, without margin, is the largest.
+        lam: (B,) or None. Image i is lam * itself + (1 - lam) * image i-1 (mixup); the loss is weighted likewise, and
+        an unlabeled image i-1 adds nothing to it.
         One backward pass: another one, or a gradient of the gradient, raises RuntimeError.
         """
         if labels.is_cpu:  # on a device the check would wait for it
@@ -70,14 +70,18 @@ class MarginHead(nn.Module):
             cosine, lse_negatives, max_negative = SoftmaxTerms.apply(
                 embeddings, self.weight, target_rows, self.s, self.shard, torch.is_grad_enabled())
             logit, margin_logit = cosine * self.s, self.add_margin(cosine, norm) * self.s
-            if lam is None:
-                return cross_entropy(margin_logit[:, 0], lse_negatives), logit[:, 0] > max_negative
-            # For each target the other one is a negative too, unless both are the same class.
-            same, known = targets[:, :1] == targets[:, 1:], targets != IGNORE
-            other = logit.flip(1).masked_fill(same | ~known.flip(1), torch.finfo(logit.dtype).min)
-            losses = cross_entropy(margin_logit, torch.logaddexp(lse_negatives[:, None], other)).where(known, 0)
-            return (lam * losses[:, 0] + (1 - lam) * losses[:, 1],
-                    logit[:, 0] > torch.maximum(max_negative, other[:, 0]))
+            known = targets != IGNORE
+            if lam is not None:
+                # For each target the other one is a negative too, unless both are the same class.
+                same = targets[:, :1] == targets[:, 1:]
+                other = logit.flip(1).masked_fill(same | ~known.flip(1), torch.finfo(logit.dtype).min)
+                max_negative = torch.maximum(max_negative, other[:, 0])
+                lse_negatives = torch.logaddexp(lse_negatives[:, None], other)
+                losses = cross_entropy(margin_logit, lse_negatives).where(known, 0)
+                losses = lam * losses[:, 0] + (1 - lam) * losses[:, 1]
+            else:
+                losses = cross_entropy(margin_logit[:, 0], lse_negatives)
+            return losses.where(known[:, 0], 0), ((logit[:, 0] > max_negative) & known[:, 0]).float()
 
     def normalize(self, embeddings):
         """Return the embeddings with length 1, in the dtype of `weight`, and their lengths (B, 1) before."""

@@ -51,7 +51,7 @@ def freeze(state):
 def main(output):
     distributed.start(torch.device("cpu"))
     state, args = make()
-    state.model.eval()
+    state.wrapped_loss.eval()
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (IMAGES, 112, 112, 3), dtype=torch.uint8, generator=generator)
     group = [(images[indices], torch.tensor(indices) % 4, torch.tensor(indices))
@@ -59,7 +59,7 @@ def main(output):
     loss, correct = train_step(state, group, args)
     loss, correct = distributed.reduce([loss / distributed.world_size(), correct])
     flat = torch.cat([p.grad.flatten() for p in state.net.parameters() if p.grad is not None])
-    state.model.train()
+    state.wrapped_loss.train()
     train_step(state, group, args)
     result = {"loss": loss, "correct": correct, "gradient": flat, "hashes": hashes_of_all(state.net.parameters()),
               "statistics": freeze(state), "student": teach(group)}

@@ -56,7 +56,7 @@ def test_a_step_stays_on_the_device(fake_cuda, monkeypatch, flags):
 
     def backward(loss):  # autograd's engine asks for a driver
         assert loss.device == fake_cuda and loss.requires_grad
-        for parameter in state.model.parameters():
+        for parameter in state.wrapped_loss.parameters():
             parameter.grad = torch.zeros_like(parameter)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     batch = torch.zeros(4, 112, 112, 3, dtype=torch.uint8), torch.arange(4), torch.arange(4)

@@ -12,7 +12,6 @@ from utils.data.annotation import read_annotation
 from utils.data.dataset import FaceDataset
 from utils.evaluation.embedding import embed_batch, inference_copy
 from utils.training.distillation import DistillationLoss, fit_projection, teacher_embeddings
-from utils.training.losses import label_losses
 from utils.training.validation import validate
 from utils.weights.checkpoint import load_embedder
 
@@ -77,7 +76,7 @@ def test_the_loss_is_the_distance_to_the_targets_and_that_of_the_labels(label_we
     embeddings, targets = state.net.arcface(images), table[indices]
     mixed = lam[:, None] * targets + (1 - lam)[:, None] * targets.roll(1, 0)
     expected = (1 - F.cosine_similarity(embeddings, mixed)).mean()
-    losses, correct = label_losses(state.net.head, embeddings, labels, lam)
+    losses, correct = state.net.head.losses(embeddings, labels, lam)
     torch.testing.assert_close(outcome.loss, expected + label_weight * losses.mean())
     assert torch.equal(outcome.correct, correct) if label_weight else outcome.correct.isnan().all()
 
@@ -97,7 +96,7 @@ def test_mixup_counts_both_classes_and_unlabeled_images_add_no_loss():
     head = make_state()[0].net.head
     embeddings, lam = torch.randn(4, 128), torch.tensor([0.7, 0.6, 1.0, 0.8])
     labels = torch.tensor([0, IGNORE, 2, 3])
-    losses, correct = label_losses(head, embeddings, labels, lam)
+    losses, correct = head.losses(embeddings, labels, lam)
     assert losses[1] == correct[1] == 0 and (losses[[0, 2, 3]] > 0).all()
     alone = [F.cross_entropy(head(embeddings, other), other, reduction="none")
              for other in (labels.clamp_min(0), labels.roll(1).clamp_min(0))]

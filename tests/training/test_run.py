@@ -36,6 +36,13 @@ def test_the_batch_image_has_a_caption_for_each_face(tmp_path, monkeypatch):
         assert picture.width > 8 * 112 and picture.height > 8 * 112
 
 
+def test_the_benchmark_that_eval_lists_first_chooses_best_pth(tmp_path):
+    run = Run(tmp_path, {})
+    for epoch, first, second in ((1, 0.9, 0.7), (2, 0.8, 0.95)):
+        run.log({"epoch": epoch, "train_loss": 1.0, "eval/agedb_30_accuracy": first, "lfw_accuracy": second})
+    assert module.best_row(run.rows)["epoch"] == 1
+    assert (tmp_path / "log.csv").read_text().splitlines()[0].split(",")[:len(COLUMNS)] == list(COLUMNS)
+
 
 def row(epoch):
     return dict.fromkeys(COLUMNS, 0.5) | {"epoch": epoch, "lfw_accuracy": math.nan}

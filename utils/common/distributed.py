@@ -57,13 +57,13 @@ def is_main():
 def wrap(objective, device, own=()):
     """Return the module to train with: with several ranks, DistributedDataParallel around loss, head and network.
 
-    own: the names of parameters that each rank has for itself, such as its shard of the head; they are left out.
+    own: the names of parameters that are left out, such as a sharded head (TrainState chooses them).
     """
     if world_size() == 1:
         return objective
     from torch.nn.parallel import DistributedDataParallel
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, own)  # there is no public way
-    # broadcast_buffers: the running statistics are copied only before they are used, see copy_buffers_of_main.
+    # broadcast_buffers: each rank keeps its own running statistics until copy_buffers_of_main().
     return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
                                    broadcast_buffers=False, gradient_as_bucket_view=True)
 

@@ -75,8 +75,8 @@ def fold_of_pairs(count, folds):
 def best_threshold(distances, genuine):
     """Return the threshold with the most correct decisions on these pairs.
 
-    A cut accepts the j smallest distances, and only cuts between distinct values exist. Of the best cuts the middle one
-    is taken (index len // 2); the threshold is half-way between its two neighbors.
+    Every cut between two distinct neighboring distances is tried. Of equally good cuts the middle one is taken (index
+    len // 2); the threshold is half-way between its two neighbors.
     """
     order = np.argsort(distances)
     distances, genuine = distances[order], genuine[order]

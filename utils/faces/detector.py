@@ -82,8 +82,9 @@ class FaceDetector:
     def detect(self, source):
         """Return a list of Face, the main one first. source: what open_image takes.
 
-        The main face has the largest area - 2 (distance from the middle)^2, as in insightface. On raw LFW (folds 1 to
-        3) it is the labeled person in all 2,320 photos, 471 of which show several faces; the largest face is not in 11.
+        The main face maximizes `area - 2 * distance ** 2`, with the distance to the middle of the image, as in
+        insightface. On raw LFW (folds 1 to 3) it is the labeled person in all 2,320 photos, 471 of which show several
+        faces; the largest face is not in 11.
         """
         image, rows = open_image(source), []
         for longest in LONGEST_SIDES:

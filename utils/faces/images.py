@@ -37,8 +37,8 @@ def open_image(source):
 
     source: a path, an open binary file, a PIL image, or a uint8 array, RGB (H, W, 3), RGBA (H, W, 4) or gray (H, W).
     OpenCV's arrays are BGR: give `image[:, :, ::-1]`.
-    Files, and PIL images as Image.open() returns them, are transposed by their EXIF orientation. Other PIL images, such
-    as the result of rotate() or convert(), are taken as they are, although they may still carry the tag.
+    The EXIF orientation is applied to files, and to PIL images as Image.open() returns them. The result of rotate() or
+    convert() is not rotated again, although it may still carry the tag.
 
     Raises UserError, which names the file, if it does not decode, and TypeError if the source is no image.
     """

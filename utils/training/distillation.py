@@ -19,7 +19,7 @@ from utils.common.errors import UserError
 from utils.common.files import hash_file
 from utils.data.dataset import FaceDataset
 from utils.evaluation.embedding import check_embeddings, embed_batch, inference_copy
-from utils.training.losses import LabelLoss, Outcome, label_losses
+from utils.training.losses import LabelLoss, Outcome
 from utils.weights import checkpoint
 
 SAMPLE = 10_000  # images from which the projection of the targets is computed
@@ -42,11 +42,9 @@ class DistillationLoss(nn.Module):
         """Return the teachers' embeddings (B, T) of images, by their indices in the whole training set."""
         return send(self.table[indices], self.projection.device)
 
-    def forward(self, images, labels, lam=None, targets=None):
-        return self.evaluate(self.net, images, labels, lam, targets)
-
-    def evaluate(self, net, images, labels, lam=None, targets=None):
-        """Return the Outcome for another network of the same kind, such as the averaged one."""
+    def forward(self, images, labels, lam=None, targets=None, net=None):
+        """net: another network of the same kind, such as the averaged one; None is the one to train."""
+        net = net or self.net
         embeddings = net.arcface(images)
         with torch.autocast(images.device.type, enabled=False):
             targets = targets.float() @ self.projection
@@ -55,7 +53,7 @@ class DistillationLoss(nn.Module):
             loss = (1 - F.cosine_similarity(embeddings.float(), targets)).mean()
         correct = torch.full_like(labels, torch.nan, dtype=torch.float32)
         if self.label_weight:
-            losses, correct = label_losses(net.head, embeddings, labels, lam)
+            losses, correct = net.head.losses(embeddings, labels, lam)
             loss = loss + self.label_weight * losses.mean()
         return Outcome(loss, correct, embeddings.detach())
 

@@ -28,18 +28,9 @@ class LabelLoss(nn.Module):
     def targets(self, indices):
         """Return what the images of these indices are to be compared with, apart from their labels: nothing."""
 
-    def forward(self, images, labels, lam=None, targets=None):
-        return self.evaluate(self.net, images, labels, lam, targets)
-
-    def evaluate(self, net, images, labels, lam=None, targets=None):
-        """Return the Outcome for another network of the same kind, such as the averaged one."""
+    def forward(self, images, labels, lam=None, targets=None, net=None):
+        """net: another network of the same kind, such as the averaged one; None is the one to train."""
+        net = net or self.net
         embeddings = net.arcface(images)
-        losses, correct = label_losses(net.head, embeddings, labels, lam)
+        losses, correct = net.head.losses(embeddings, labels, lam)
         return Outcome(losses.sum() / (labels != IGNORE).sum().clamp_min(1), correct, embeddings.detach())
-
-
-def label_losses(head, embeddings, labels, lam=None):
-    """Return (cross-entropy (B,), correct float (B,)), both 0 for unlabeled images."""
-    losses, correct = head.losses(embeddings, labels, lam)
-    known = labels != IGNORE
-    return losses.where(known, 0), (correct & known).float()

@@ -30,11 +30,11 @@ class LearningRate:
     """`schedule(step)` returns the learning rate of an optimizer step, counted from 0.
 
     A quadratic warm-up from peak / 10, then `decay`:
-    "cos": half a cosine to the lowest rate, which is kept for three tenths of the run, 1 to 15 epochs.
+    "cos": half a cosine to the lowest rate. The last 30% of the run (at least 1, at most 15 epochs) keep that rate.
     "step": ten equal stretches, from the peak to the lowest rate by a constant factor.
     milestones: epochs, also fractions; if given they replace the decay, and each divides the rate by ten.
-    warmup_epochs: None is a tenth of the run, 1 to 3 epochs, for "cos", and no warm-up otherwise. If
-    it is given, the flat end has no minimum of 1 epoch.
+    warmup_epochs: None is 10% of the run (at least 1, at most 3 epochs) for "cos", and no warm-up otherwise. If it is
+    given, the flat end may be shorter than 1 epoch too.
     These are the published rules, except that the rate changes with every step instead of every epoch.
     """
     decay: str

@@ -22,7 +22,7 @@ from utils.drawing.plots import plot_history
 from utils.training.validation import best_row
 from utils.weights import checkpoint as weights
 
-# Of log.csv in every run; benchmarks other than LFW add theirs.
+# Every log.csv begins with these columns. Any other key of a row (train.py: finish_epoch) is a column after them.
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
            "lfw_accuracy", "val_at_far", "images_per_second", "data_wait")
 
@@ -60,7 +60,7 @@ class Run:
     @on_main
     def log(self, row):
         """Add one epoch's row to log.csv, the curves and TensorBoard, and print it."""
-        self.rows.append(dict.fromkeys(COLUMNS, math.nan) | row)
+        self.rows.append(row | {name: math.nan for name in COLUMNS if name not in row})  # --eval's order stays
         print(f"epoch {row['epoch']}  {describe_row(row)}", flush=True)
         written = self.attempt("log.csv", self.write_log)
         self.attempt("loss.png", self.plot, "loss.png", {"train_loss": "train", "val_loss": "validation"})
@@ -82,7 +82,8 @@ class Run:
 
     def write_log(self):
         text = io.StringIO()
-        writer = csv.DictWriter(text, dict.fromkeys(name for row in self.rows for name in row), lineterminator="\n")
+        columns = dict.fromkeys([*COLUMNS, *(name for row in self.rows for name in row)])
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
             writer.writerow({name: f"{value:.6g}" for name, value in row.items() if not math.isnan(value)})

@@ -55,7 +55,7 @@ class TrainState:
         self.net, self.loss_fn, self.device = net, loss_fn, device
         # Each rank has its own rows of a sharded head; a head without labels to learn has no gradient.
         local = ["net.head.weight"] if args.shard_head or not args.label_weight else []
-        self.model = distributed.wrap(loss_fn, device, local)
+        self.wrapped_loss = distributed.wrap(loss_fn, device, local)
         self.optimizer = make_optimizer(net, args, peak)
         self.learning_rate = LearningRate(args.lr_decay_type, peak, lowest, args.epochs * steps_per_epoch,
                                           steps_per_epoch, args.warmup_epochs, tuple(args.milestones))
@@ -72,7 +72,7 @@ class TrainState:
 
     def set_training_mode(self, freeze_bn):
         """freeze_bn: keep BatchNorm in eval mode, with the running statistics of rank 0."""
-        self.model.train()
+        self.wrapped_loss.train()
         if freeze_bn:
             distributed.copy_buffers_of_main(self.net)
             for module in self.net.modules():

@@ -29,12 +29,12 @@ def validate(state, loader):
         return {}
     net = inference_copy(state.ema.net)
     net.head = state.ema.net.head
-    net.head.m = state.margin.m
+    net.head.m = state.margin.m  # train_step sets it again
     losses, correct, counts = [], [], []
     for images, labels, indices in padded(batches_of(loader), loader, net.head.shard):
         images, labels = normalise(send(images, state.device)), send(labels, state.device)
         with state.autocast():
-            outcome = state.loss_fn.evaluate(net, images, labels, targets=state.loss_fn.targets(indices))
+            outcome = state.loss_fn(images, labels, targets=state.loss_fn.targets(indices), net=net)
         losses.append(outcome.loss * len(indices))
         correct.append(outcome.correct.sum())
         counts.append(len(indices))
@@ -47,9 +47,9 @@ def validate(state, loader):
 
 
 def padded(batches, loader, shard):
-    """Yield batches; with a sharded head every rank gets the same number of equally large ones.
+    """Yield the batches. With a sharded head, which communicates in each, all ranks get equally many of equal size.
 
-    The sharded head communicates in each batch. Images that are added are unlabeled and have no index.
+    Ranks with fewer images are padded with gray, unlabeled ones, which have no index.
     """
     if shard.world_size == 1:
         yield from batches
@@ -122,6 +122,6 @@ def best_row(rows):
 
 
 def accuracy_columns(row):
-    """Return the columns that best.pth is chosen by, the first that has a value counts."""
+    """Return the columns that may choose best.pth, in order: best_row() uses the first one that has a value."""
     return [MEAN] if MEAN in row else [name for name in row if name == "lfw_accuracy" or (
         name.startswith("eval/") and name.endswith("_accuracy"))]
