@@ -11,7 +11,6 @@ An image is a path, a PIL image or a uint8 array (H, W, 3) in RGB order (from Op
 whose main face is found and aligned with OpenCV, or a face that is aligned to the 112x112 template already. It may also
 be a CroppedFace that find() or find_all() returned, so that the face is not searched again.
 """
-import numbers
 import os
 import time
 from functools import partial
@@ -29,7 +28,7 @@ from utils.drawing.contact_sheets import draw_candidates, draw_comparison, draw_
 from utils.evaluation.embedding import InvalidEmbeddings, embed_images, inference_copy
 from utils.evaluation.gallery import Gallery, nearest_identities, open_gallery
 from utils.evaluation.thresholds import Thresholds
-from utils.faces.face_crop import CroppedFace, FaceCrop, NoDetector, blank_images, face_numbers, near_blank
+from utils.faces.face_crop import CroppedFace, FaceCrop, NoDetector, blank_images, near_blank
 from utils.faces.images import check_input_shape, preprocess
 from utils.weights.checkpoint import find_weights, load_embedder
 
@@ -65,8 +64,8 @@ class Arcface:
     `threshold` is then the one for two images, and `pair_threshold` says where it comes from. A gallery has a threshold
     of its own. Threads may share one Arcface. It can be pickled, and used in a forked process.
 
-    Raises TypeError for an unknown keyword or a value of another type, ValueError for an invalid `align`, `face` or
-    `threshold`, and UserError if the weights do not load.
+    Raises TypeError for an unknown keyword, ValueError for an invalid `align`, `face` or `threshold`, and UserError if
+    the weights do not load.
     """
 
     _defaults = {
@@ -85,23 +84,16 @@ class Arcface:
         # accuracy, "not sure" from FAR 0.001 on; for a gallery 0.01, "not sure" up to 0.1.
         "operating_point": None,
     }
-    _types = {"model_path": (str, os.PathLike), "backbone": (str, type(None)), "input_shape": (list, tuple),
-              "letterbox_image": bool, "device": str, "cuda": bool, "bf16": bool, "align": (bool, str),
-              "face": (int, tuple, list), "threshold": (numbers.Real, type(None)), "operating_point": (str, type(None))}
 
     def __init__(self, **overrides):
-        for name, value in overrides.items():
+        for name in overrides:
             if name not in self._defaults:
                 raise TypeError(f"Arcface has no setting {name!r}: choose from {', '.join(self._defaults)}")
-            if not isinstance(value, self._types[name]) or (name in ("threshold", "face") and isinstance(value, bool)):
-                example = {"threshold": 1.2, "operating_point": "far-0.001", "backbone": "mobilefacenet"}.get(
-                    name, self._defaults[name])
-                raise TypeError(f"Arcface({name}={value!r}): expected something like {example!r}; "
-                                f"the settings are {', '.join(self._defaults)}")
         self.overrides = overrides
         self.__dict__.update(self._defaults | overrides)
         check_input_shape(self.input_shape)
-        self.crops = [FaceCrop(self.align, number) for number in face_numbers(self.face)]
+        first, second = self.face if isinstance(self.face, (tuple, list)) else (self.face, self.face)
+        self.crops = FaceCrop(self.align, first), FaceCrop(self.align, second)
         self.gallery_crop = FaceCrop(self.align)
         self.device = choose_device(self.device if self.cuda else "cpu")
         self.model_path = find_weights(self.model_path)
@@ -121,7 +113,7 @@ class Arcface:
             print(f"{name:>16}  {describe_device(self.device) if name == 'device' else getattr(self, name)}")
 
     def find(self, image, index=0):
-        """Return the CroppedFace of an image. index: 1 for the second of two, which has its own number of `face`."""
+        """Return the CroppedFace of an image. index: 1 for the second of two images, see `face`."""
         return self.crops[index].find(image)
 
     def find_all(self, image):
@@ -139,47 +131,45 @@ class Arcface:
         is_one_array = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim < 4
         if is_one_array or isinstance(images, (str, bytes, os.PathLike, Image.Image, CroppedFace)):
             raise TypeError("embed() takes a list of images: for one image give [image]")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={on_error!r}: choose 'raise' or 'skip'")
         embeddings, _, errors = self.embed_found(images, self.find, batch_size, on_error, progress)
         return (embeddings, errors) if on_error == "skip" else embeddings
 
     def embed_found(self, images, find, batch_size=64, on_error="raise", progress=None):
-        """Return (embeddings and errors as in embed(), and between them the CroppedFace of each without its pixels).
+        """Return (embeddings, faces, errors): embed() with the CroppedFace of each image, None if it is not found.
 
-        find: a function from an image to a CroppedFace.
+        find: a function from an image to a CroppedFace. The pixels of the faces are not kept.
         """
         images, errors = list(images), {}
-        found = [CroppedFace(None, None)] * len(images)
+        found = [None] * len(images)
 
-        def attempt(index, function):
-            try:
-                return function(images[index])
-            except NoDetector:
-                raise
-            except UserError as error:
-                if on_error == "raise":
-                    raise
-                errors[index] = str(error)
+        def skip(index, error):
+            if on_error != "skip" or isinstance(error, NoDetector):  # without a detector no image is at fault
+                raise error
+            errors[index] = str(error)
 
         def crop(index):
-            face = attempt(index, find)
-            if face is None:
-                return blank_images()[0]
+            try:
+                face = find(images[index])
+            except UserError as error:
+                skip(index, error)
+                return blank_images()[0]  # embedded in its place
             found[index] = face._replace(image=None, crop=None)
             return face.crop
 
         embeddings = self.embed_anything(range(len(images)), batch_size, crop, progress)
         for index in near_blank(embeddings, self.blanks):
-            if index not in errors:
-                attempt(index, lambda image: self.gallery_crop.check_shows_face(find(image)))
+            try:
+                if found[index]:
+                    self.gallery_crop.check_shows_face(find(images[index]))
+            except UserError as error:
+                skip(index, error)
         embeddings[list(errors)] = np.nan
         return embeddings, found, dict(sorted(errors.items()))
 
     def embed_anything(self, images, batch_size=64, crop=None, progress=None):
         """Return the embeddings of images, whether they show faces or not.
 
-        crop: a function from an item of `images` to an image; None takes them as they are.
+        crop: as for embed_images.
         """
         if len(images) == 0:
             return np.zeros((0, self.net.embedding_size), np.float32)
@@ -218,8 +208,8 @@ class Arcface:
                 raise UserError(f"{path} shows {len(face.faces)} faces, two of like size: crop it to one person")
             return face
         embeddings, found, errors = self.embed_found(paths, find, on_error="skip", progress=progress)
-        remarks = [errors.get(index, ", ".join(face.remarks)) for index, face in enumerate(found)]
-        return embeddings, remarks, [bool(face.doubts) for face in found]
+        remarks = [errors[index] if index in errors else ", ".join(face.remarks) for index, face in enumerate(found)]
+        return embeddings, remarks, [bool(face and face.doubts) for face in found]
 
     def gallery_threshold(self, gallery):
         """Return the Threshold for one face against this Gallery."""
@@ -230,18 +220,13 @@ class Arcface:
 
         The distance of a person is that of the nearest image. The threshold is that of the gallery.
         """
-        if top < 1:
-            raise ValueError(f"identify(top={top}): give at least 1")
         face = self.find(image)
         (embedding,) = self.embed([face])
         gallery = gallery if isinstance(gallery, Gallery) else self.open_gallery(gallery)
         return self.candidates(face, embedding, gallery, top)
 
     def identify_all(self, image, gallery):
-        """Return the nearest Candidate for each face of a photo, from left to right.
-
-        image: as everywhere, or what find_all() returned. gallery: as in identify().
-        """
+        """Return the nearest Candidate for each face of a photo (or of find_all(photo)), from left to right."""
         faces = image if isinstance(image, list) else self.find_all(image)
         embeddings = self.embed(faces)
         gallery = gallery if isinstance(gallery, Gallery) else self.open_gallery(gallery)
@@ -267,7 +252,7 @@ class Arcface:
 
         meaning: that of the gallery's threshold.
         """
-        found = [self.as_seen(self.gallery_crop(candidate.path)) for candidate in candidates]
+        found = [self.as_seen(self.gallery_crop.find(candidate.path).crop) for candidate in candidates]
         query = self.as_seen(self.find(image).crop)
         return draw_candidates(query, list(zip(found, candidates)), meaning)
 
@@ -280,7 +265,8 @@ class Arcface:
         seconds = []
         for _ in range(test_interval + 3):
             start = time.perf_counter()
-            self.embed_anything(images, batch_size, self.crops[0])  # ends with a copy to the CPU, so CUDA has finished
+            # It ends with a copy to the CPU, so CUDA has finished.
+            self.embed_anything(images, batch_size, lambda image: self.find(image).crop)
             seconds.append(time.perf_counter() - start)
         return median(seconds[3:]) / batch_size
 

@@ -60,7 +60,7 @@ def embed_images(net, sources, input_shape=(112, 112), letterbox=True, batch_siz
     workers: threads that decode.
     flip: add the embedding of the horizontally flipped image.
     bf16: run in bfloat16 (cosine to the float32 embedding: above 0.999).
-    crop: called in those threads, from a source to the image of a face, such as FaceCrop.
+    crop: called in those threads, from a source to the image of a face.
     progress: called as progress(iterable of batches, total=count), such as tqdm.
     Raises UserError for an image that does not open, and InvalidEmbeddings as check_embeddings does.
     """

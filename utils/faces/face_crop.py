@@ -76,21 +76,18 @@ class CroppedFace(NamedTuple):
 
 
 class FaceCrop:
-    """`crop(source)` returns the RGB PIL image of one face: aligned from a photo, or an aligned crop as it is.
+    """Finds and aligns one face of a photo, or takes an aligned crop as it is.
 
     align: True: every image is a photo. False: none is. "auto": all but those that has_crop_size().
     face: which face of a photo, 1 for the main one (FaceDetector.detect).
-    The detector is made for the first photo, so aligned crops never wait for OpenCV. Raises ValueError for another
-    `align`.
+    The detector is made for the first photo, so aligned crops never wait for OpenCV. Raises ValueError for other
+    settings.
     """
 
     def __init__(self, align="auto", face=1):
-        if align not in ("auto", True, False):
-            raise ValueError(f"align={align!r}: choose 'auto', True or False")
+        if align not in ("auto", True, False) or face < 1:
+            raise ValueError(f"align={align!r}, face={face!r}: choose 'auto', True or False, and a face from 1")
         self.align, self.face = align, face
-
-    def __call__(self, source):
-        return self.find(source).crop
 
     def find(self, source):
         """Return the CroppedFace of what open_image takes. A CroppedFace is returned as it is.
@@ -151,14 +148,6 @@ def detector_for(name):
         return shared_detector()
     except NoDetector as error:
         raise NoDetector(f"{name} needs face detection: {error}, or give --align no if it is an aligned crop") from None
-
-
-def face_numbers(face):
-    """Return a pair of face numbers from one number, or from one for each of two images. Raises ValueError."""
-    numbers = tuple(face) if isinstance(face, (tuple, list)) else (face, face)
-    if len(numbers) != 2 or any(type(number) is not int or number < 1 for number in numbers):
-        raise ValueError(f"face={face!r}: give a number from 1, or one for each of two images")
-    return numbers
 
 
 def has_crop_size(size):
