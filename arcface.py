@@ -213,7 +213,7 @@ class Arcface:
 
     def gallery_threshold(self, gallery):
         """Return the Threshold for one face against this Gallery."""
-        return self.thresholds.for_gallery(len(gallery.names), len(gallery.paths), gallery.tail)
+        return self.thresholds.for_gallery(len(gallery.paths), gallery.tail)
 
     def identify(self, image, gallery, top=5):
         """Return the `top` nearest people of a gallery (opened, or its folder), a list of Candidate, nearest first.

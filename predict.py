@@ -17,7 +17,6 @@ import argparse
 import os
 import re
 from functools import partial
-from itertools import takewhile
 
 from tqdm import tqdm
 
@@ -46,7 +45,7 @@ def parse_args():
                         help="pad an image to the network's shape instead of stretching it")
     parser.add_argument("--align", choices=["auto", "yes", "no"], default="auto",
                         help="find and align the face in a photo; auto: in images larger than an aligned crop")
-    parser.add_argument("--face", nargs="+", default=[defaults["face"]], metavar="K",
+    parser.add_argument("--face", nargs="+", type=positive_int, default=[defaults["face"]], metavar="K",
                         help="which face of a photo, 1: the main one; or two numbers, for the first and the second")
     parser.add_argument("--device", default=defaults["device"], help=DEVICES)
     parser.add_argument("--cuda", action=switch, default=defaults["cuda"],
@@ -69,31 +68,19 @@ def parse_args():
     parser.add_argument("--export", metavar="FILE.onnx", help="write the network instead")
     parser.add_argument("--version", action="store_true", help="print versions, device and weights instead")
     args = parser.parse_args()
-    args.face, images = split_faces(args.face, parser)
-    args.images += images
+    if len(args.face) > 2:
+        parser.error("--face: give one number, or one for each image")
     if args.gallery and len(args.images) != 1:
         parser.error(f"give one image to find in --gallery {args.gallery}, not {len(args.images)}")
-    if args.gallery and args.operating_point == "best-accuracy" and args.threshold is None:
-        parser.error("--operating-point best-accuracy is for two images and would name most strangers: with "
-                     "--gallery leave it out, or give far-0.01 or far-0.001")
     if args.all_faces and not args.gallery:
         parser.error("--all-faces finds every face in a gallery: give --gallery")
     if not args.gallery and len(args.images) not in (0, 2):
         parser.error(f"give two images, or none to be asked for them, not {len(args.images)}")
-    if args.export and args.bf16:
-        parser.error("--export writes float32: leave out --bf16")
     if args.save:
         image_format(args.save)  # raises UserError before anything is computed
+    args.face = args.face[0], args.face[-1]
     args.align = {"auto": "auto", "yes": True, "no": False}[args.align]
     return args
-
-
-def split_faces(words, parser):
-    """Return the face of each of two images, and the images that follow the numbers of --face."""
-    numbers = [int(word) for word in takewhile(lambda word: str(word).isdecimal(), words[:2])]
-    if not numbers or min(numbers) < 1:
-        parser.error(f"--face {words[0]}: give a number from 1, or one for each image")
-    return (numbers[0], numbers[-1]), words[len(numbers):]
 
 
 def compare(arcface, image_1, image_2, args):
@@ -156,17 +143,10 @@ def identify(arcface, image, args):
 
 
 def path_typed(text):
-    """Return the path that somebody typed, pasted or dropped into the terminal.
-
-    It may be in quotes or begin with ~. A shell puts a backslash before special characters such as a space, and Windows
-    has one between folders.
-    """
-    text = text.strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-        text = text[1:-1]
-    path = os.path.expanduser(text)
-    readings = path, re.sub(r"\\(.)", r"\1", path), path.replace("\\", "/")
-    return next((reading for reading in readings if os.path.exists(reading)), path)
+    """Return the path that somebody typed or dropped into the terminal: in quotes, or with a \\ before spaces."""
+    path = os.path.expanduser(text.strip().strip("\"'"))
+    unescaped = re.sub(r"\\(.)", r"\1", path)
+    return unescaped if os.path.exists(unescaped) else path
 
 
 def compare_until_done(arcface, args):

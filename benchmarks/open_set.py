@@ -56,7 +56,7 @@ def measure(embeddings, identity, rows_of, people, args, generator):
     """Return images, threshold, FPIR, unknown "not sure", DIR, known "not sure" and wrong person of one draw."""
     gallery, known, unknown = draw_rows(rows_of, people, args, generator)
     tail = fit_gallery_tail(embeddings[gallery], np.unique(identity[gallery], return_inverse=True)[1])
-    threshold = Thresholds(args.model_path).for_gallery(people, len(gallery), tail)
+    threshold = Thresholds(args.model_path).for_gallery(len(gallery), tail)
 
     def verdicts(rows):
         cosines = embeddings[rows] @ embeddings[gallery].T

@@ -90,11 +90,6 @@ def test_predict_on_aligned_crops_never_imports_opencv(face_model):
     assert result.returncode == 0 and "Verdict: different people" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--align", "maybe"], ["--face", "0"], ["--face", "two"], ["--face", "2", "0"]])
-def test_predict_with_a_wrong_flag_is_a_user_error(call_script, arguments):
-    assert_user_error(call_script("predict.py", *arguments), arguments[0])
-
-
 def test_predict_without_the_face_asked_for_is_a_user_error(face_model, call_script):
     result = call_script("predict.py", PHOTOS[0], PHOTOS[1], "--face", 2, *WEIGHTS)
     assert_user_error(result, PHOTOS[0], "has no face 2: give --face 1 to 1")
@@ -104,11 +99,6 @@ def test_predict_on_photos_without_a_detector_gives_no_verdict(no_network, call_
     result = call_script("predict.py", PHOTOS[0], PHOTOS[2], *WEIGHTS)
     assert_user_error(result, PHOTOS[0], MODEL_PATH, "--align no")
     assert "Verdict" not in result.stdout
-
-
-def test_images_may_follow_the_face_numbers(call_script):
-    for arguments in (["--face", 1, *CROPS[:2]], ["--face", 1, 2, *CROPS[:2]], [*CROPS[:2], "--face", 1, 1]):
-        assert "Verdict: same person" in call_script("predict.py", *WEIGHTS, *arguments).stdout
 
 
 @pytest.fixture

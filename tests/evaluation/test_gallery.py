@@ -100,14 +100,6 @@ def test_a_face_finds_its_person_at_the_distance_of_the_nearest_image(arcface, p
     assert arcface.identify(faces("王小明")[0], people)[0].distance == pytest.approx(0, abs=1e-5)
 
 
-def test_top_limits_the_people_and_not_their_images(arcface, people, faces):
-    everyone = arcface.identify(faces("Abel Pacheco")[-1], people, top=50)
-    assert len(everyone) == 3
-    for top in (1, 2):
-        found = arcface.identify(faces("Abel Pacheco")[-1], people, top=top)
-        assert [candidate.name for candidate in found] == [candidate.name for candidate in everyone[:top]]
-
-
 def test_a_query_may_be_an_image_an_array_or_an_opened_gallery(arcface, people, faces):
     query = faces("王小明")[-1]
     image = Image.open(query).convert("RGB")
@@ -173,13 +165,8 @@ def test_a_gallery_without_a_usable_image_is_a_user_error(tmp_path, content):
     with pytest.raises(UserError, match="people holds no image") as caught:
         open_colors(tmp_path / "people")
     assert "\n" not in str(caught.value) and ("bad.png" in str(caught.value)) == ("bad.png" in content)
-
-
-def test_a_gallery_that_is_not_a_folder_is_a_user_error(tmp_path):
-    (tmp_path / "file").write_text("a file")
-    for path in (tmp_path / "gone", tmp_path / "file"):
-        with pytest.raises(UserError, match=f"{path.name} is not a folder"):
-            open_colors(path)
+    with pytest.raises(UserError, match="gone is not a folder"):
+        open_colors(tmp_path / "gone")
 
 
 # what is embedded again
@@ -283,9 +270,8 @@ def change(cache, **arrays):
     lambda cache, evil: cache.write_bytes(cache.read_bytes().replace(b"blue.png", b"blau.png")),
     lambda cache, evil: cache.write_bytes(pickle.dumps(evil)),
     lambda cache, evil: change(cache, embeddings=np.array([evil] * 4, object)),
-    lambda cache, evil: change(cache, stamps=np.zeros((3, 3), np.int64)),
     lambda cache, evil: np.save(cache.open("wb"), np.zeros(3))],
-    ids=["empty", "truncated", "flipped bytes", "pickle", "pickled embeddings", "too few stamps", "npy"])
+    ids=["empty", "truncated", "flipped bytes", "pickle", "pickled embeddings", "npy"])
 def test_a_damaged_or_hostile_cache_is_written_again_and_never_runs(colors, tmp_path, damage):
     expected, _ = open_colors(colors)
     damage(colors / CACHE_NAME, Malicious(tmp_path / "executed"))

@@ -1,6 +1,5 @@
 """Lists of pairs, and a network's metrics on them."""
 from itertools import product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from PIL import Image
 from utils.common.errors import UserError
 from utils.evaluation.embedding import inference_copy
 from utils.evaluation.metrics import fold_of_pairs
-from utils.evaluation.pairs import Pairs, embed_pairs, pair_distances, pair_metrics, read_pairs, with_even_folds
+from utils.evaluation.pairs import Pairs, embed_pairs, pair_metrics, read_pairs, with_even_folds
 from utils.weights.checkpoint import load_embedder
 
 OFFICIAL = ROOT / "model_data" / "lfw_pair.txt"
@@ -134,15 +133,6 @@ def test_folds_of_own_pairs_hold_both_kinds_evenly():
         for kind, count in ((pairs.genuine, genuine), (~pairs.genuine, impostor)):
             in_fold = np.bincount(fold_of[kind], minlength=pairs.folds)
             assert in_fold.min() >= 1 and np.ptp(in_fold) <= 2, (genuine, impostor, count)
-
-
-def test_distances_are_l2_whatever_the_block():
-    rng = np.random.default_rng(0)
-    embeddings, sides = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(0, 50, (2, 100))
-    pairs = SimpleNamespace(first=sides[0], second=sides[1])
-    expected = np.linalg.norm(embeddings[sides[0]].astype(np.float64) - embeddings[sides[1]], axis=1)
-    for block in (1, 7, 100, 8192):
-        assert np.array_equal(pair_distances(embeddings, pairs, block), expected)
 
 
 @pytest.mark.parametrize("value, batch_size, words", [

@@ -124,14 +124,10 @@ def test_without_a_measurement_there_is_a_default_that_says_so(weights, text):
 @pytest.mark.parametrize("spoil, word", [
     (lambda weights: weights.write_bytes(b"other weights"), "SHA-256"),
     (lambda weights: write(weights, json.dumps(read(weights) | {"flip": True})), "--flip"),
-    (lambda weights: write(weights, json.dumps(read(weights) | {"aligned": False})), "not aligned"),
-    (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": [1]})), "numbers"),
-    (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": {"best accuracy": "1"}})), "numbers"),
-    (lambda weights: write(weights, json.dumps(read(weights) | {"thresholds": {"best accuracy": np.nan}})), "finite"),
-    (lambda weights: write(weights, json.dumps(read(weights) | {"impostors": [1.1, 1.0]})), "numbers"),
+    (lambda weights: write(weights, json.dumps(read(weights) | {"aligned": False})), "without alignment"),
     (lambda weights: write(weights, "{"), "JSON"), (lambda weights: write(weights, "3"), "JSON"),
     (lambda weights: weights.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "JSON")],
-    ids=["other weights", "flip", "not aligned", "list", "text", "nan", "list of impostors", "cut", "number", "bytes"])
+    ids=["other weights", "flip", "not aligned", "cut", "number", "bytes"])
 def test_unusable_thresholds_are_not_used_and_one_line_says_why(weights, spoil, word):
     save_thresholds(weights, {"thresholds": THRESHOLDS, "flip": False})
     spoil(weights)
@@ -161,35 +157,35 @@ def test_a_given_threshold_is_a_distance(weights, value):
 def test_a_gallery_takes_the_distance_of_impostors_at_the_fraction_for_each_of_its_images(weights):
     save_thresholds(weights, {"thresholds": THRESHOLDS, "benchmark": "LFW", "impostors": CURVE})
     default, strict = Thresholds(weights), Thresholds(weights, "far-0.001")
-    found = default.for_gallery(20, 100)
+    found = default.for_gallery(100)
     assert found.value == pytest.approx(1.0) and found.unsure == (found.value, pytest.approx(1.1))
-    assert found.meaning == ("for 20 people, 100 images, so that at most 1% of strangers are named, by the impostor "
+    assert found.meaning == ("for a gallery of size 100, so that at most 1% of strangers are named, by the impostor "
                              "pairs of LFW")
-    found = strict.for_gallery(1, 100)
+    found = strict.for_gallery(100)
     assert found.value == pytest.approx(0.9) and found.unsure is None and "0.1% of strangers" in found.meaning
-    assert "extrapolated" not in found.meaning and "1 person, 100" in found.meaning
-    assert strict.for_gallery(9, 1000).value == pytest.approx(0.8)
-    assert strict.for_gallery(9, 1000).meaning.endswith("extrapolated")
-    values = [default.for_gallery(9, images).value for images in (1, 9, 10, 10 ** 4, 10 ** 6)]
+    assert "extrapolated" not in found.meaning
+    assert strict.for_gallery(1000).value == pytest.approx(0.8)
+    assert strict.for_gallery(1000).meaning.endswith("extrapolated")
+    values = [default.for_gallery(images).value for images in (1, 9, 10, 10 ** 4, 10 ** 6)]
     assert values == sorted(values, reverse=True) and values[-1] > 0
 
 
 def test_the_smaller_one_of_the_distances_by_the_weights_and_by_its_own_people_is_used(weights):
     save_thresholds(weights, {"thresholds": THRESHOLDS, "impostors": CURVE})
-    by_weights = Thresholds(weights).for_gallery(20, 100)
-    alike = Thresholds(weights).for_gallery(20, 100, (0.15, 0.1))
+    by_weights = Thresholds(weights).for_gallery(100)
+    alike = Thresholds(weights).for_gallery(100, (0.15, 0.1))
     for far, distance in ((1e-4, alike.value), (1e-3, alike.unsure[1])):
         assert distance == pytest.approx(np.sqrt(2 - 2 * (0.1 + 0.15 * normal_quantile(far))))
     assert alike.value < by_weights.value and alike.meaning.endswith("by its own people, who are more alike")
-    assert Thresholds(weights).for_gallery(20, 100, (0.05, 0.1)) == by_weights  # less alike than those of LFW
+    assert Thresholds(weights).for_gallery(100, (0.05, 0.1)) == by_weights  # less alike than those of LFW
 
 
 def test_a_gallery_without_a_measurement_says_so_and_a_given_threshold_wins(weights):
-    found = Thresholds(weights).for_gallery(10, 100)
+    found = Thresholds(weights).for_gallery(100)
     assert found.value == pytest.approx(0.9822) and "not measured" in found.meaning
-    assert Thresholds(weights, given=1).for_gallery(10, 100) == (1.0, "on the distance", None)
+    assert Thresholds(weights, given=1).for_gallery(100) == (1.0, "on the distance", None)
     with pytest.raises(UserError, match=r"best-accuracy .*strangers.*far-0\.01"):
-        Thresholds(weights, "best-accuracy").for_gallery(10, 100)
+        Thresholds(weights, "best-accuracy").for_gallery(100)
 
 
 # the impostor curve
@@ -221,7 +217,7 @@ def test_what_the_pairs_resolve_is_measured_and_the_rest_is_extrapolated():
     rng = np.random.default_rng(1)
     curve = impostor_curve(count_distances(np.sqrt(2 - 2 * rng.normal(0.02, 0.1, 3000))))
     assert list(curve["measured"]) == ["0.1", "0.01", "0.001"] and curve["pairs"] == 3000
-    assert list(curve["extrapolated"]) == ["0.0001", "1e-05", "1e-06"] and "normal quantile" in curve["how"]
+    assert list(curve["extrapolated"]) == ["0.0001", "1e-05", "1e-06"]
     for far, distance in curve["extrapolated"].items():
         assert distance == pytest.approx(distance_of(0.02 + 0.1 * normal_quantile(float(far))), abs=0.04)
     assert "extrapolated" not in impostor_curve(count_distances(np.linspace(0.5, 2, 10 ** 6)))

@@ -11,10 +11,8 @@ from nets.depthwise import DepthwiseConv2d
 from utils.common.errors import UserError
 from utils.faces.images import normalise, preprocess
 
-# Images per forward pass on a CPU: few, so that they stay in its cache. MobileFaceNet, img/s on 2 cores by number:
-#                    1    4    8   16   32   64
-# AMD EPYC, Zen 4  160  280  293  270  240  232
-# Intel Xeon       167  298  351  380  373  366
+# Images per forward pass on a CPU: few, so that they stay in its cache. MobileFaceNet on 2 cores of an AMD EPYC: 160
+# img/s one by one, 270 by 16, 232 by 64.
 CPU_BATCH = 16
 
 # Two images that differ by more than SIMILAR of 255 a pixel, on average, have embeddings further apart than EQUAL.

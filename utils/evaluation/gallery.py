@@ -4,8 +4,7 @@
 
 The embeddings are kept in DIR/.embeddings.npz, which is rewritten if anything changed. An image is embedded again if
 its size, time of modification or ctime changed, and an image without a face is tried again only then. (On Windows ctime
-is the time of creation: delete .embeddings.npz if an image was overwritten by one of equal size and time.) What else an
-embedding depends on, such as the weights, is the key of the file.
+is the time of creation.) What else an embedding depends on, such as the weights, is the key of the file.
 """
 import json
 import os
@@ -86,8 +85,7 @@ def open_gallery(folder, embed, settings, progress=None):
     if not usable.any():
         reasons = f" ({len(skipped)} skipped, the first: {skipped[0]})" if skipped else ""
         raise UserError(f"{folder} holds no image to compare with{reasons}: put a folder of images per person in it")
-    if not usable.all():
-        cache = cache.select(usable)
+    cache = cache.select(usable)
     return Gallery(folder, cache.paths, *list_identities(cache.paths), cache.embeddings, cache.remarks,
                    cache.uncertain, cache.tail, int((new & usable).sum()), skipped, note)
 
@@ -100,12 +98,7 @@ def list_images(folder):
     paths, stamps, skipped, nested, unread = [], array("q"), [], [], Counter()
     folders = [("", folder)]
     for prefix, path in folders:  # grows by the folders inside the first one
-        try:
-            entries = sorted(os.scandir(path), key=attrgetter("name"))
-        except OSError as error:
-            skipped.append(f"{path} cannot be read ({error.strerror})")
-            continue
-        for entry in entries:
+        for entry in sorted(os.scandir(path), key=attrgetter("name")):
             name = entry.name
             extension = name[name.rfind("."):].lower()
             if name[0] == ".":
@@ -132,11 +125,8 @@ def list_images(folder):
 
 def find_rows(cache, paths, stamps):
     """Return the row of each image in the cache, int64 (N,), or -1 if it is new or has changed."""
-    if paths == cache.paths:
-        rows = np.arange(len(paths))
-    else:
-        row_of = {path: row for row, path in enumerate(cache.paths)}
-        rows = np.array([row_of.get(path, -1) for path in paths], np.int64)
+    row_of = {path: row for row, path in enumerate(cache.paths)}
+    rows = np.array([row_of.get(path, -1) for path in paths], np.int64)
     known = np.flatnonzero(rows >= 0)
     rows[known[(cache.stamps[rows[known]] != stamps[known]).any(1)]] = -1
     return rows
@@ -163,7 +153,7 @@ def read_cache(path, key):
         with np.load(path, allow_pickle=False) as file:
             found, paths, remarks = json.loads(bytes(file["texts"]))
             cache = Cache(paths, remarks, *(file[name] for name in Cache._fields[2:]))
-        if found == key and len(paths) == len(remarks) == len(cache.stamps) == len(cache.embeddings):
+        if found == key:
             return cache
     except Exception:  # a damaged file may raise almost anything, and is written again
         pass
@@ -196,12 +186,10 @@ def fit_gallery_tail(embeddings, identity):
 
     A sample of the images is enough in a large gallery.
     """
-    if len(identity) < MIN_IDENTITIES:
+    if len(np.unique(identity)) < MIN_IDENTITIES:
         return np.zeros(0)
     sample = np.unique(np.linspace(0, len(identity) - 1, MAX_TAIL_IMAGES).astype(np.int64))
     number = len(np.unique(identity[sample]))
-    if number < MIN_IDENTITIES:
-        return np.zeros(0)
     return np.array(fit_tail(count_impostors(embeddings[sample], identity[sample]), number * (number - 1) // 2))
 
 

@@ -66,9 +66,8 @@ def read_pairs(pairs_path, folder):
     missing = [path for path in pairs.paths if not path.is_file()]
     if missing:
         looked_for = f" (or {', '.join(SUFFIXES[1:])})" if is_lfw else ""
-        remedy = ", or fetch them by eval_LFW.py --download" if is_lfw else ""
         raise UserError(f"{folder} lacks {len(missing)} of the {len(pairs.paths)} images in {pairs_path}, such as "
-                        f"{missing[0]}{looked_for}: give another --lfw-dir{remedy}")
+                        f"{missing[0]}{looked_for}: give another --lfw-dir, or fetch LFW by eval_LFW.py --download")
     return pairs
 
 
@@ -93,12 +92,9 @@ def own_pair(fields, folder):
 
 
 def with_lfw_folds(pairs, header, pairs_path):
-    try:
-        folds, per_fold = map(int, header)
-        if folds < 2 or per_fold < 1:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"{pairs_path}, line 1: expected two or more folds and their pairs, such as `10 300`") from None
+    if len(header) != 2 or not all(map(str.isdecimal, header)) or int(header[0]) < 2 or int(header[1]) < 1:
+        raise UserError(f"{pairs_path}, line 1: expected two or more folds and their pairs, such as `10 300`")
+    folds, per_fold = map(int, header)
     if len(pairs.genuine) != 2 * folds * per_fold:
         raise UserError(f"{pairs_path}: the first line promises {2 * folds * per_fold} pairs, "
                         f"{len(pairs.genuine)} follow")
@@ -257,19 +253,6 @@ def align_lfw(paths, folder, detector, progress):
 
 # A network's metrics
 
-def pair_distances(embeddings, pairs, block=2048):
-    """Return the L2 distances (N,), float64, of embeddings (len(pairs.paths), D).
-
-    block: pairs at once. A million pairs of 512 dimensions take 46 MB, their distances included.
-    """
-    embeddings, distances = np.asarray(embeddings), np.empty(len(pairs.first))
-    for start in range(0, len(distances), block):
-        rows = slice(start, start + block)
-        first, second = (embeddings[side[rows]].astype(np.float64) for side in (pairs.first, pairs.second))
-        distances[rows] = np.linalg.norm(first - second, axis=1)
-    return distances
-
-
 def embed_pairs(net, pairs, **options):
     """Return the embeddings (len(pairs.paths), D) of all images. Each rank embeds a part of them.
 
@@ -290,7 +273,8 @@ def embed_pairs(net, pairs, **options):
 
 def pair_metrics(embeddings, pairs, far=1e-3):
     """Return (VerificationMetrics, distances (N,)). Raises UserError for distances without metrics."""
-    distances = pair_distances(embeddings, pairs)
+    embeddings = np.asarray(embeddings, np.float64)
+    distances = np.linalg.norm(embeddings[pairs.first] - embeddings[pairs.second], axis=1)
     try:
         return verification_metrics(distances, pairs.genuine, pairs.folds, far), distances
     except ValueError as error:

@@ -39,8 +39,6 @@ CURVE_FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 BINS = 100_000               # a unit of distance; distances are below 2
 COSINES_AT_ONCE = 2_000_000  # 40 MB with the temporary arrays
 MIN_PAIRS = 100              # fewer have no tail to extrapolate
-HOW = ("beyond the pairs the cosine is a straight line over the normal quantile of the FAR, fitted from FAR 0.3 to "
-       "that of the ten nearest pairs")
 
 
 class Threshold(NamedTuple):
@@ -94,8 +92,8 @@ class Thresholds:
                             "has enough impostor pairs")
         return Threshold(DEFAULT_THRESHOLD, BY_DEFAULT)
 
-    def for_gallery(self, identities, images, tail=()):
-        """Return the Threshold for one face against a gallery of so many identities and images.
+    def for_gallery(self, images, tail=()):
+        """Return the Threshold for one face against a gallery of so many images.
 
         tail: the gallery's own impostor tail, or () for a gallery of few identities.
 
@@ -103,8 +101,8 @@ class Thresholds:
         compared with every image, so the FAR of one comparison is that fraction divided by the number of images
         (Boole's inequality). Two distances have this FAR: one on the weights' impostor curve, and one on the tail of
         the gallery. The smaller is used, because the identities of a gallery may be more alike than those of LFW: in
-        galleries of 20 to 100 children or Indian or Asian adults, the first alone identified 30% to 44% of unknown
-        people like them, the smaller of both 0.4% to 4%. Raises UserError for the operating point best-accuracy.
+        galleries of children or of Indian or Asian adults, the first alone identified 30% to 44% of unknown people like
+        them, the smaller of both 0.4% to 4%. Raises UserError for the operating point best-accuracy.
         """
         if self.given is not None:
             return Threshold(float(self.given), "on the distance")
@@ -113,19 +111,21 @@ class Thresholds:
                             "gallery leave it out, choose far-0.01 or far-0.001, or set a threshold")
         fpir = float(self.operating_point.removeprefix("far-")) if self.operating_point else GALLERY_FPIR
         fars = fpir / images, UNSURE_FACTOR * fpir / images
-        measured, extrapolated = curve_parts(self.record)
-        measured, origin = (measured, f"by the impostor pairs of {self.benchmark}") if measured else (
-            DEFAULT_CURVE, BY_DEFAULT)
-        curve = {float(far): distance for far, distance in (measured | extrapolated).items()}
-        value, unsure = (curve_distance(curve, far) for far in fars)
-        origin += ", extrapolated" if fars[0] < min(map(float, measured)) else ""
+        curve = self.record.get("impostors", {})
+        measured, origin = curve.get("measured"), f"by the impostor pairs of {self.benchmark}"
+        if not measured:
+            measured, origin = DEFAULT_CURVE, BY_DEFAULT
+        if fars[0] < min(map(float, measured)):
+            origin += ", extrapolated"
+        points = {float(far): distance for far, distance in (measured | curve.get("extrapolated", {})).items()}
+        value, unsure = (curve_distance(points, far) for far in fars)
         if len(tail):
-            own = [tail_distance(tail, far) for far in fars]
-            origin = "by its own people, who are more alike" if own[0] < value else origin
-            value, unsure = min(value, own[0]), max(min(unsure, own[1]), min(value, own[0]))
-        size = f"{identities} {'person' if identities == 1 else 'people'}, {images} image{'s' * (images > 1)}"
-        return Threshold(value, f"for {size}, so that at most {100 * fpir:g}% of strangers are named, {origin}",
-                         (value, unsure) if self.operating_point is None else None)
+            own_value, own_unsure = (tail_distance(tail, far) for far in fars)
+            if own_value < value:
+                value, origin = own_value, "by its own people, who are more alike"
+            unsure = max(value, min(unsure, own_unsure))
+        meaning = f"for a gallery of size {images}, so that at most {100 * fpir:g}% of strangers are named, {origin}"
+        return Threshold(value, meaning, (value, unsure) if self.operating_point is None else None)
 
     @property
     def benchmark(self):
@@ -154,29 +154,14 @@ def read_measured(weights_path, weights_sha256):
     Raises UserError if the file beside the weights is not usable.
     """
     path = thresholds_path(weights_path)
-    record, unusable = read_record(path), None
+    record = read_record(path)
     if "thresholds" not in record:
         return {}
-    try:
-        distances = [distance for part in (record["thresholds"], *curve_parts(record)) for distance in part.values()]
-        unusable = None if np.isfinite(distances).all() else "they are not finite"
-    except (AttributeError, TypeError, ValueError):
-        unusable = "they are not numbers"
     if record.get("weights_sha256") != weights_sha256:
-        unusable = "they are of other weights (the SHA-256 differs)"
-    elif record.get("aligned") is False:
-        unusable = "they were measured on images that are not aligned"
-    elif record.get("flip"):
-        unusable = "they were measured with --flip"
-    if unusable:
-        raise UserError(f"the thresholds in {path} are not used, {unusable}")
+        raise UserError(f"the thresholds in {path} are not used, they are of other weights (the SHA-256 differs)")
+    if record.get("aligned") is False or record.get("flip"):
+        raise UserError(f"the thresholds in {path} are not used, they were measured with --flip or without alignment")
     return record
-
-
-def curve_parts(record):
-    """Return the measured and the extrapolated part of a record's impostor curve, each {FAR as text: distance}."""
-    curve = record.get("impostors", {})
-    return curve.get("measured", {}), curve.get("extrapolated", {})
 
 
 def save_thresholds(weights_path, record):
@@ -233,10 +218,9 @@ def impostor_curve(counts):
 
     Its "measured" and "extrapolated" hold {FAR: distance}: at most that fraction of the pairs is nearer.
 
-    The extrapolation was tried on samples of 3,000 of LFW's 29.6 million pairs, with the bundled and the published
-    weights. At the distances for 1e-4, 1e-5 and 1e-6 the true FAR was 0.97 to 1.3, 0.69 to 1.3 and 0.68 to 1.3 times
-    that, on average. A normal distribution fitted to all cosines gave 3 to 6 times, a generalised Pareto distribution
-    fitted to the nearest tenth 2 to 82 times.
+    The extrapolation was tried on samples of 3,000 of LFW's 29.6 million pairs. At its distances for 1e-4 to 1e-6 the
+    true FAR was 0.68 to 1.3 times that, on average. With a normal distribution fitted to all cosines it was 3 to 6
+    times, with a generalised Pareto distribution 2 to 82 times.
     """
     pairs = int(counts.sum())
     if pairs < MIN_PAIRS:
@@ -244,7 +228,7 @@ def impostor_curve(counts):
     measured = {f"{far:g}": quantile(counts, far) for far in CURVE_FARS if far * pairs >= 1}
     tail = fit_tail(counts, pairs)
     beyond = {f"{far:g}": round(tail_distance(tail, far), 5) for far in CURVE_FARS if far * pairs < 1}
-    return {"pairs": pairs, "measured": measured} | ({"extrapolated": beyond, "how": HOW} if beyond else {})
+    return {"pairs": pairs, "measured": measured} | ({"extrapolated": beyond} if beyond else {})
 
 
 def quantile(counts, far):
