@@ -124,7 +124,7 @@ class Thresholds:
             if own_value < value:
                 value, origin = own_value, "by its own people, who are more alike"
             unsure = max(value, min(unsure, own_unsure))
-        meaning = f"for a gallery of {images} image(s), so that at most {100 * fpir:g}% of strangers are named, {origin}"
+        meaning = f"for {images} image(s), so that at most {100 * fpir:g}% of strangers are named, {origin}"
         return Threshold(value, meaning, (value, unsure) if self.operating_point is None else None)
 
     @property
