@@ -20,6 +20,7 @@ from script_runner import Runner
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
+BUNDLED = ROOT / "model_data" / "arcface_mobilefacenet.pth"
 SHARED = Path(os.environ.get("ARCFACE_SHARED", ROOT.parent / "shared"))
 
 
@@ -194,6 +195,23 @@ def weights(published_weights):
 def same(shared):
     folder = shared / "lfw" / "images" / "Abel_Pacheco"
     return folder / "Abel_Pacheco_0001.jpg", folder / "Abel_Pacheco_0004.jpg"
+
+
+@pytest.fixture(scope="session")
+def state():
+    """The state dict of the bundled weights."""
+    import torch
+    return torch.load(BUNDLED, weights_only=True)
+
+
+def write_small_weights(backbone, path):
+    """Write weights of a backbone, all ones, in few bytes. Return the path."""
+    import torch
+
+    from utils.weights.checkpoint import expected_state
+    torch.save({name: torch.ones((), dtype=value.dtype).expand(value.shape)
+                for name, value in expected_state(backbone).items()}, path)
+    return path
 
 
 def files(folder):

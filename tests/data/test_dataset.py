@@ -84,7 +84,7 @@ def test_the_next_image_of_the_same_split_replaces_one_that_cannot_be_read(faces
 def test_after_a_hundred_in_a_row_it_gives_up(faces):
     dataset = dataset_of(faces, [1, 2])
     spoil(*faces[0][:3])
-    with pytest.raises(UserError, match=rf"{MAX_UNREADABLE} images in a row cannot be read, .*2\.png does not"):
+    with pytest.raises(UserError, match=rf"{MAX_UNREADABLE} images in a row cannot be read, .*\.png does not"):
         dataset[1]
 
 

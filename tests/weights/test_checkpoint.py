@@ -9,14 +9,13 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import BUNDLED, write_small_weights
 
 from nets.arcface import ArcfaceNet
 from utils.common.errors import UserError
 from utils.common.files import hash_file
 from utils.weights.checkpoint import (
     InvalidWeights,
-    expected_state,
     find_weights,
     load,
     load_embedder,
@@ -27,21 +26,13 @@ from utils.weights.checkpoint import (
     save,
 )
 
-BUNDLED = ROOT / "model_data" / "arcface_mobilefacenet.pth"
 STEM = "arcface.conv1.conv.weight"
-
-
-@pytest.fixture(scope="module")
-def state():
-    return torch.load(BUNDLED, weights_only=True)
 
 
 @pytest.fixture
 def eighteen(tmp_path):
     """A weight file of iresnet18 in few bytes; all values are 1."""
-    torch.save({name: torch.ones((), dtype=value.dtype).expand(value.shape)
-                for name, value in expected_state("iresnet18").items()}, tmp_path / "eighteen.pth")
-    return tmp_path / "eighteen.pth"
+    return write_small_weights("iresnet18", tmp_path / "eighteen.pth")
 
 
 def assert_one_line(caught, *words):

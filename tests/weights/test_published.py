@@ -1,9 +1,7 @@
 """The published weights: a server on this machine stands for the internet."""
 import pytest
-import torch
-from conftest import assert_user_error, files
+from conftest import assert_user_error, files, write_small_weights
 
-from nets.arcface import ArcfaceNet
 from utils.common import files as machine_files
 from utils.common.errors import UserError
 from utils.weights import published
@@ -24,23 +22,10 @@ def publisher(server, monkeypatch, published_weights, beside_the_code):
     return server
 
 
-@pytest.fixture
-def pair(shared):
-    folder = shared / "lfw" / "images" / "Abel_Pacheco"
-    return folder / "Abel_Pacheco_0001.jpg", folder / "Abel_Pacheco_0004.jpg"
-
-
-def small_file(backbone, path):
-    """Write weights of a backbone, all ones, in few bytes. Return the content."""
-    with torch.device("meta"):
-        state = ArcfaceNet(backbone=backbone).state_dict()
-    torch.save({name: torch.ones((), dtype=value.dtype).expand(value.shape) for name, value in state.items()}, path)
-    return path.read_bytes()
-
-
 def test_each_backbone_has_its_own_file_beside_the_bundled_one(publisher, tmp_path):
     for backbone in ("mobilenet", "iresnet50"):
-        content = publisher.files[f"/arcface_{backbone}.pth"] = small_file(backbone, tmp_path / "made.pth")
+        content = write_small_weights(backbone, tmp_path / "made.pth").read_bytes()
+        publisher.files[f"/arcface_{backbone}.pth"] = content
         path = published.published_weights(backbone)
         assert path.as_posix() == f"model_data/published_{backbone}.pth" and path.read_bytes() == content
     assert published.published_weights("mobilenetv1").name == "published_mobilenet.pth"
@@ -48,7 +33,7 @@ def test_each_backbone_has_its_own_file_beside_the_bundled_one(publisher, tmp_pa
 
 def test_a_file_that_is_no_weights_of_its_backbone_is_not_kept(publisher, tmp_path):
     publisher.files["/arcface_mobilenet.pth"] = b"<html>log in</html>"
-    publisher.files["/arcface_iresnet50.pth"] = small_file("mobilenet", tmp_path / "made.pth")
+    publisher.files["/arcface_iresnet50.pth"] = write_small_weights("mobilenet", tmp_path / "made.pth").read_bytes()
     for backbone in ("mobilenet", "iresnet50"):
         with pytest.raises(UserError, match=rf"cannot download http.*{backbone}\.pth .* or download"):
             published.published_weights(backbone)
@@ -62,14 +47,14 @@ def test_a_backbone_without_published_weights_is_a_user_error_that_lists_those_w
         published.published_weights(backbone)
 
 
-def test_predict_downloads_and_uses_the_published_weights(call_script, publisher, pair, tmp_path):
+def test_predict_downloads_and_uses_the_published_weights(call_script, publisher, same, tmp_path):
     result = call_script("predict.py", "--download", "mobilefacenet")
     assert result.returncode == 0 and result.stderr == "" and "model_data/published_mobilefacenet.pth" in result.stdout
     assert files(tmp_path) == ["model_data/published_mobilefacenet.pth"]
-    result = call_script("predict.py", *pair, "--no-cuda", "--weights", "published")
+    result = call_script("predict.py", *same, "--no-cuda", "--weights", "published")
     assert result.returncode == 0 and result.stdout.startswith("model_data/published_mobilefacenet.pth (mobilefacenet)")
     assert publisher.asked == ["/arcface_mobilefacenet.pth"]
-    by_path = call_script("predict.py", *pair, "--no-cuda", "--model-path", "model_data/published_mobilefacenet.pth")
+    by_path = call_script("predict.py", *same, "--no-cuda", "--model-path", "model_data/published_mobilefacenet.pth")
     assert by_path.stdout == result.stdout
 
 

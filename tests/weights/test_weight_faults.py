@@ -4,18 +4,10 @@ import warnings
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import BUNDLED
 
 from utils.common.errors import UserError
 from utils.weights.checkpoint import load_embedder
-
-BUNDLED = ROOT / "model_data" / "arcface_mobilefacenet.pth"
-
-
-@pytest.fixture(scope="module")
-def state():
-    return torch.load(BUNDLED, weights_only=True)
-
 
 # What may happen to the bytes of a file: functions of (content, random numbers).
 

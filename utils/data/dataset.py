@@ -4,7 +4,6 @@ import hashlib
 import os
 import random
 import signal
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from nets.head import IGNORE
 from utils.common import distributed
 from utils.common.device import available_cores
-from utils.common.errors import UserError
+from utils.common.errors import UserError, print_error
 from utils.common.files import hash_file, identity_name
 from utils.data.annotation import check_files_exist, check_trainable, pack, read_annotation, read_names
 from utils.data.records import read_records
@@ -118,18 +117,14 @@ class FaceDataset(Dataset):
 
     def __getitem__(self, position):
         """Raises UserError if MAX_UNREADABLE images in a row cannot be read."""
-        errors = []
-        while len(errors) < MAX_UNREADABLE:
-            index = int(self.indices[(position + len(errors)) % len(self)])
+        for offset in range(MAX_UNREADABLE):
+            index = int(self.indices[(position + offset) % len(self)])
             try:
-                image = self.load(index)
+                return self.load(index), int(self.labels[index]), index
             except UserError as error:
-                errors.append(error)
-                continue
-            for error in errors:
-                print(f"{error} (the next image takes its place)", file=sys.stderr, flush=True)
-            return image, int(self.labels[index]), index
-        raise UserError(f"{MAX_UNREADABLE} images in a row cannot be read, the first: {errors[0]}")
+                message = str(error)
+                print_error(f"{message} (the next image takes its place)")
+        raise UserError(f"{MAX_UNREADABLE} images in a row cannot be read, the last: {message}")
 
     def load(self, index):
         return torch.from_numpy(preprocess(self.images[index], self.input_shape, self.letterbox))
