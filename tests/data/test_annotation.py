@@ -4,13 +4,12 @@ import re
 
 import pytest
 import torch
-from scanning import draw, make_identities, scan
+from scanning import draw
 
 from utils.common.errors import UserError
 from utils.data.annotation import (
     check_files_exist,
     check_trainable,
-    classes_path,
     pack,
     read_annotation,
     read_names,
@@ -28,19 +27,6 @@ def read(path, root=None):
 def write(path, text):
     path.write_bytes(text.encode("utf-8"))
     return path
-
-
-def test_scan_then_write_then_read_gives_labels_without_gaps(tmp_path):
-    root = make_identities(tmp_path / "faces", ann=2, bob=3, cy=1)
-    (root / "aaa_empty").mkdir()  # gets no label
-    identities = scan(root).identities
-    output = tmp_path / "list" / "cls_train.txt"
-    write_annotation(identities.items(), output)
-    paths, labels = read(output)
-    assert labels == [0, 0, 1, 1, 1, 2]
-    assert paths == [image for images in identities.values() for image in images]
-    assert all(os.path.isfile(path) for path in paths)
-    assert classes_path(output).read_bytes() == b"0;ann\n1;bob\n2;cy\n"
 
 
 @pytest.mark.parametrize("name", ["小 明", "a;b; c", "0;0", " lead", "trail ", "'q\"", "line\u2028separator"])

@@ -33,10 +33,10 @@ def test_two_unicode_forms_of_a_name_are_one_identity(tmp_path):
     assert sorted(map(os.path.basename, identities["José"])) == ["NFC.png", "NFD.png"]
 
 
-@pytest.mark.parametrize("suffix", ["JPG", "jpeg", "jfif", "png", "bmp", "webp", "TIFF"])
-def test_every_image_extension_is_taken_in_any_case(tmp_path, suffix):
-    draw(tmp_path / "ann" / f"face.{suffix}")
-    assert [os.path.basename(path) for path in scan(tmp_path, check=False).identities["ann"]] == [f"face.{suffix}"]
+def test_every_image_extension_is_taken_in_any_case(tmp_path):
+    for suffix in ("JPG", "TIFF", "bmp", "jfif", "jpeg", "png", "webp"):
+        draw(tmp_path / "ann" / f"face.{suffix}")
+    assert len(scan(tmp_path).identities["ann"]) == 7
 
 
 def test_what_is_no_image_is_skipped_with_its_reason(tmp_path):

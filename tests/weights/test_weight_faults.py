@@ -64,7 +64,9 @@ def outcome(path, state, mutation, seed):
         return "refused" if str(path) in str(error) and "\n" not in str(error) else f"unclear: {error}"
     except Exception as error:
         return repr(error)
-    return "the same" if all(torch.equal(found[name], value) for name, value in state.items()) else "other weights"
+    # PyTorch sets a missing num_batches_tracked to 0; the networks do not use it.
+    same = all(torch.equal(found[name], value) for name, value in state.items() if value.is_floating_point())
+    return "the same" if same else "other weights"
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(60, marks=pytest.mark.faults)])
