@@ -98,67 +98,58 @@ def draw_comparison(images, match, meaning, photos):
     return canvas
 
 
+def draw_grid(tiles, columns, gap, title=""):
+    """Return a PIL image of tiles, `columns` in a row, each with its caption.
+
+    tiles: [(PIL image, [(text, size, color) of each line below it])], the images of one size.
+    """
+    width, height = tiles[0][0].size
+    caption = max(sum(size + 7 for _, size, _ in lines) for _, lines in tiles)
+    column, row, head = width + gap, height + caption + gap, 44 if title else gap
+    canvas = Image.new("RGB", (columns * column + gap, head + math.ceil(len(tiles) / columns) * row), PAPER)
+    draw_text(canvas, (gap, head // 2), title, 15, FAINT, "lm", canvas.width - 2 * gap)
+    for index, (image, lines) in enumerate(tiles):
+        left, top = gap + index % columns * column, head + index // columns * row
+        canvas.paste(image, (left, top))
+        top += height
+        for text, size, color in lines:
+            draw_text(canvas, (left + width // 2, top + size // 2 + 4), text, size, color, width=width)
+            top += size + 7
+    return canvas
+
+
 def draw_candidates(query, candidates, meaning):
-    """Return a PIL image of the query and its nearest people, five in a row.
+    """Return a PIL image of the query and its nearest people.
 
     query: a uint8 array. candidates: [(uint8 array, arcface.Candidate)]. meaning: what their threshold is.
     """
-    size, gap, caption, foot = 168, 16, 78, 34
-    columns = min(5, max(2, len(candidates)))
-    row, left = size + caption, size + 3 * gap
-    rows = math.ceil(len(candidates) / columns)
-    canvas = Image.new("RGB", (left + columns * (size + gap), gap + rows * row + foot), PAPER)
-    canvas.paste(tile(query, size, INK), (gap, gap))
-    draw_text(canvas, (gap + size // 2, gap + size + 16), "Who is this?", 16)
-    for index, (image, candidate) in enumerate(candidates):
-        x, y = left + index % columns * (size + gap), gap + index // columns * row
-        color = COLORS[candidate.verdict]
-        canvas.paste(tile(image, size, color), (x, y))
-        middle = x + size // 2
-        draw_text(canvas, (middle, y + size + 16), candidate.name, 16, width=size)
-        draw_text(canvas, (middle, y + size + 38), f"{candidate.distance:.3f}", 15, FAINT)
-        draw_text(canvas, (middle, y + size + 57), WORDS[candidate.verdict], 14, color)
-    threshold = f"Threshold {candidates[0][1].threshold:.3f} {meaning}"
-    draw_text(canvas, (gap, canvas.height - foot // 2), threshold, 14, FAINT, "lm")
-    return canvas
+    tiles = [(tile(query, 168, INK), [("Who is this?", 16, INK)])]
+    for image, candidate in candidates:
+        color, verdict = COLORS[candidate.verdict], WORDS[candidate.verdict]
+        lines = [(candidate.name, 16, INK), (f"{candidate.distance:.3f}", 15, FAINT), (verdict, 14, color)]
+        tiles.append((tile(image, 168, color), lines))
+    return draw_grid(tiles, min(6, len(tiles)), 16, f"Threshold {candidates[0][1].threshold:.3f} {meaning}")
 
 
 def draw_batch(images, names):
-    """Return a PIL image of uint8 arrays (N, H, W, 3), eight in a row, each with a caption."""
-    size, gap, caption = 112, 6, 20
-    columns = min(8, len(images))
-    rows = math.ceil(len(images) / columns)
-    column, row = size + gap, size + caption + gap
-    canvas = Image.new("RGB", (columns * column + gap, rows * row + gap), PAPER)
-    for index, (image, name) in enumerate(zip(images, names)):
-        left, top = gap + index % columns * column, gap + index // columns * row
-        canvas.paste(tile(image, size), (left, top))
-        draw_text(canvas, (left + size // 2, top + size + caption // 2), name, 13, width=size)
-    return canvas
+    """Return a PIL image of uint8 arrays (N, H, W, 3), each with its name."""
+    tiles = [(tile(image, 112), [(name, 13, INK)]) for image, name in zip(images, names)]
+    return draw_grid(tiles, min(8, len(tiles)), 6)
 
 
 def draw_errors(errors, threshold):
-    """Return a PIL image with a block of pairs for each kind of error.
+    """Return a PIL image of pairs of each kind of error.
 
     errors: {kind: (number of such pairs, the pairs to show as [(first array, second array, distance, caption)])}.
     """
-    size, gap, caption_height, head, columns = 120, 20, 46, 66, 2
-    pair, row = 2 * size + gap, size + caption_height
-    block = columns * pair + gap
-    rows = max(math.ceil(len(pairs) / columns) for _, pairs in errors.values())
-    canvas = Image.new("RGB", (block * len(errors), head + row * rows), PAPER)
-    for index, (kind, (count, pairs)) in enumerate(errors.items()):
-        left = gap + index * block
-        shown = f"{len(pairs)} of {count}" if pairs else "none"
-        draw_text(canvas, (left, 22), f"{kind}: {shown}", 19, anchor="lm")
-        draw_text(canvas, (left, 46), f"L2 distance, threshold {threshold:.3f}", 13, FAINT, anchor="lm")
-        for number, (first, second, distance, caption) in enumerate(pairs):
-            x, y = left + number % columns * pair, head + number // columns * row
-            canvas.paste(tile(first, size), (x, y))
-            canvas.paste(tile(second, size), (x + size, y))
-            draw_text(canvas, (x, y + size + 13), f"{distance:.3f}", 15, RED, anchor="lm")
-            draw_text(canvas, (x, y + size + 31), caption, 12, FAINT, "lm", width=2 * size)
-    return canvas
+    title = "; ".join(f"{kind}: {len(pairs)} of {count}" for kind, (count, pairs) in errors.items())
+    tiles = []
+    for kind, (_, pairs) in errors.items():
+        for first, second, distance, caption in pairs:
+            pair = Image.fromarray(np.hstack([first, second])).resize((240, 120), Image.Resampling.BICUBIC)
+            tiles.append((pair, [(f"{kind}: {distance:.3f}", 14, RED), (caption, 12, FAINT)]))
+    tiles = tiles or [(Image.new("RGB", (240, 120), PAPER), [])]
+    return draw_grid(tiles, 4, 20, f"{title}; L2 distance, threshold {threshold:.3f}")
 
 
 def draw_faces(found):
