@@ -9,7 +9,7 @@
 
 An image is a path, a PIL image or a uint8 array (H, W, 3) in RGB order (from OpenCV give `image[:, :, ::-1]`): a photo,
 whose main face is found and aligned with OpenCV, or a face that is aligned to the 112x112 template already. It may also
-be a CroppedFace that find() or find_all() returned, so that the face is not searched again.
+be what find() or find_all() returned, so that the face is not searched again.
 """
 import os
 import time
@@ -193,8 +193,7 @@ class Arcface:
     def open_gallery(self, folder, progress=None):
         """Return the Gallery of a folder (utils/evaluation/gallery.py).
 
-        Images that are new or changed are embedded. The main face of a photo counts, whatever `face` is. A photo with
-        another face of like size is left out.
+        The main face of a photo counts, whatever `face` is. A photo with another face of like size is left out.
         """
         settings = {"weights_sha256": self.thresholds.weights_sha256, "input_shape": list(self.input_shape[:2]),
                     "letterbox_image": self.letterbox_image, "bf16": self.bf16, "align": self.align}
@@ -216,10 +215,7 @@ class Arcface:
         return self.thresholds.for_gallery(len(gallery.paths), gallery.tail)
 
     def identify(self, image, gallery, top=5):
-        """Return the `top` nearest people of a gallery (opened, or its folder), a list of Candidate, nearest first.
-
-        The distance of a person is that of the nearest image. The threshold is that of the gallery.
-        """
+        """Return the `top` nearest people of a gallery (opened, or its folder), a list of Candidate, nearest first."""
         face = self.find(image)
         (embedding,) = self.embed([face])
         gallery = gallery if isinstance(gallery, Gallery) else self.open_gallery(gallery)
@@ -239,19 +235,13 @@ class Arcface:
                 for name, distance, row in nearest_identities(embedding, gallery, top)]
 
     def draw(self, image_1, image_2, match):
-        """Return a PIL image: both faces as the network sees them, and the result of verify().
-
-        A photo stands above its crop, with its faces marked.
-        """
+        """Return a PIL image: both faces as the network sees them, their photos and the result of verify()."""
         pair = self.find(image_1), self.find(image_2, 1)
         return draw_comparison([self.as_seen(face.crop) for face in pair], match, self.pair_threshold.meaning,
                                [draw_faces(face) if face.face else None for face in pair])
 
     def draw_candidates(self, image, candidates, meaning=""):
-        """Return a PIL image: a face as the network sees it, and beside it the result of identify().
-
-        meaning: that of the gallery's threshold.
-        """
+        """Return a PIL image of a face and the result of identify(). meaning: that of the gallery's threshold."""
         found = [self.as_seen(self.gallery_crop.find(candidate.path).crop) for candidate in candidates]
         query = self.as_seen(self.find(image).crop)
         return draw_candidates(query, list(zip(found, candidates)), meaning)
@@ -261,12 +251,10 @@ class Arcface:
 
     def get_FPS(self, image, test_interval, batch_size=1):
         """Return seconds per image, the median over `test_interval` forward passes after a warm-up."""
-        images = [image] * batch_size
         seconds = []
         for _ in range(test_interval + 3):
             start = time.perf_counter()
-            # It ends with a copy to the CPU, so CUDA has finished.
-            self.embed_anything(images, batch_size, lambda image: self.find(image).crop)
+            self.embed_anything([image] * batch_size, batch_size, lambda image: self.find(image).crop)
             seconds.append(time.perf_counter() - start)
         return median(seconds[3:]) / batch_size
 

@@ -3,7 +3,6 @@
     python eval_LFW.py                                                    the weights in model_data/
     python eval_LFW.py --weights published --flip                         those of the original repository
     python eval_LFW.py --model-path logs/RUN/best.pth --flip
-    python eval_LFW.py --backbone iresnet50 --model-path model_data/published_iresnet50.pth --batch-size 64
     python eval_LFW.py --json lfw.json --mistakes mistakes.png            all metrics; the worst errors
     python eval_LFW.py --bin faces_emore/agedb_30.bin                     insightface's file of another benchmark
     python eval_LFW.py --download                                         fetch LFW and align it into lfw/
@@ -65,8 +64,7 @@ def make_parser():
     images.add_argument("--align-from", metavar="DIR", help="align the original 250x250 images in DIR into --lfw-dir")
     parser.add_argument("--lfw-pairs", default="model_data/lfw_pair.txt",
                         help="LFW's list, or your own: lines of `path path 1`, or 0 for two people")
-    parser.add_argument("--batch-size", type=positive_int, default=256,
-                        help="images decoded (on CUDA: embedded) at once")
+    parser.add_argument("--batch-size", type=positive_int, default=256, help="images decoded at once")
     parser.add_argument("--flip", action=switch, default=False,
                         help="sum the embeddings of an image and its horizontal flip")
     parser.add_argument("--far", type=number(minimum=0, below=1), default=1e-3,
@@ -147,9 +145,7 @@ def save_roc(args, pairs, distances, thresholds, metrics):
     try:
         plot_roc(distances, pairs.genuine, thresholds, title, args.png_save_path)
         print(f"ROC: {args.png_save_path}")
-    except UserError:
-        raise
-    except Exception as error:  # matplotlib is missing or broken
+    except Exception as error:  # matplotlib is missing or broken; all other results are written
         print(f"ROC: cannot be drawn ({first_line(error)})", file=sys.stderr)
 
 

@@ -7,7 +7,6 @@
     python predict.py A.jpg --gallery people --all-faces  who is everybody in a photo?
     python predict.py A.jpg B.jpg --face 1 2              the main face of A.jpg, the second one of B.jpg
     python predict.py --fps                               measures the speed
-    python predict.py A.jpg B.jpg --backbone iresnet50 --weights published --threshold 1.2
     python predict.py A.jpg B.jpg --weights published     with the published weights, downloaded the first time
     python predict.py --download iresnet50                only downloads them
     python predict.py --export arcface.onnx               writes the network for other programs
@@ -48,8 +47,7 @@ def parse_args():
     parser.add_argument("--face", nargs="+", type=positive_int, default=[defaults["face"]], metavar="K",
                         help="which face of a photo, 1: the main one; or two numbers, for the first and the second")
     parser.add_argument("--device", default=defaults["device"], help=DEVICES)
-    parser.add_argument("--cuda", action=switch, default=defaults["cuda"],
-                        help="--no-cuda is short for --device cpu")
+    parser.add_argument("--cuda", action=switch, default=defaults["cuda"], help="--no-cuda is short for --device cpu")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
     parser.add_argument("--threshold", type=number(minimum=0, maximum=2), default=defaults["threshold"],
                         help="one person below this distance (default: that of --operating-point)")
@@ -86,7 +84,8 @@ def parse_args():
 def compare(arcface, image_1, image_2, args):
     faces = arcface.find(image_1), arcface.find(image_2, 1)
     match = arcface.verify(*faces)
-    print(*match.remarks, sep="\n", end="\n" * bool(match.remarks))
+    for remark in match.remarks:
+        print(remark)
     print(f"Distance: {match.distance:.3f}  Similarity: {match.similarity:.3f}")
     verdict = WORDS[match.verdict]
     if doubts := describe_doubts(faces):

@@ -65,22 +65,6 @@ def test_verify_fields_agree(arcface, pairs):
         assert match.verdict == arcface.pair_threshold.verdict(match.distance)
 
 
-def test_threshold_decides_strictly_below(published_weights, arcface, faces):
-    distance = arcface.detect_image(*faces[:2])
-    for threshold, same in ((distance - 0.01, False), (distance + 0.01, True), (0, False), (2, True)):
-        match = Arcface(model_path=str(published_weights), cuda=False, threshold=threshold).verify(*faces[:2])
-        assert match.threshold == threshold and match.same is same
-
-
-def test_genuine_pairs_are_closer_than_impostor_pairs(arcface, pairs):
-    genuine, impostor = ([arcface.verify(*pair) for pair in kind] for kind in pairs)
-    # About 1.5% of LFW are on the wrong side, so not all of these twelve and twelve need be right.
-    assert np.mean([match.same for match in genuine]) > 0.8
-    assert np.mean([match.same for match in impostor]) < 0.2
-    closer, further = (np.median([match.distance for match in kind]) for kind in (genuine, impostor))
-    assert closer < 1.1 < 1.3 < further
-
-
 # embeddings
 
 def test_embeddings_of_mixed_kinds_are_unit_float32(arcface, faces):
@@ -176,17 +160,6 @@ def test_show_config_prints_every_setting(published_weights, capsys):
 
 
 # drawing and speed
-
-def test_drawing_shows_both_images_and_the_verdict_in_green_or_red(arcface, faces):
-    drawn = []
-    for verdict in ("different", "same"):
-        match = arcface.verify(*faces[:2])._replace(same=verdict == "same", verdict=verdict)
-        drawing = arcface.draw(*faces[:2], match)
-        assert isinstance(drawing, Image.Image) and drawing.mode == "RGB" and drawing.width > 2 * 112
-        drawn.append(np.asarray(drawing).astype(int))
-    red, green = (array.reshape(-1, 3) for array in drawn)
-    assert ((red[:, 0] > 180) & (red[:, 1] < 60)).sum() > ((green[:, 0] > 180) & (green[:, 1] < 60)).sum()
-
 
 def test_comparing_and_drawing_never_import_matplotlib(published_weights, faces):
     code = ("import sys; from arcface import Arcface\n"

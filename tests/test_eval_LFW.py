@@ -1,7 +1,6 @@
 """eval_LFW.py as a user runs it: what it prints and writes, and how a mistake ends."""
 import json
 import re
-import shutil
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
@@ -88,11 +87,6 @@ def test_eval_measures_own_pairs(call_script, weights, tiny_lfw, tmp_path):
     assert re.search(r"^Accuracy: [01]\.\d{5}", result.stdout, re.MULTILINE)
 
 
-def test_eval_without_weights_is_a_user_error(call_script):
-    assert_user_error(call_script("eval_LFW.py", "--model-path", "model_data/gone.pth"), "eval_LFW.py",
-                      "model_data/gone.pth")
-
-
 def test_eval_finds_weights_and_pairs_beside_the_code(call_script):
     """Only the images are missing."""
     result = call_script("eval_LFW.py", "--device", "cpu")
@@ -102,10 +96,9 @@ def test_eval_finds_weights_and_pairs_beside_the_code(call_script):
 
 @pytest.mark.parametrize("arguments, words", [
     (["--backbone", "resnet7"], ["resnet7", "mobilefacenet"]),
-    (["--device", "tpu"], ["tpu", "cpu"]), (["--device", "gpu7"], ["gpu7", "cpu"]), (["--device", "mps"], ["mps"]),
+    (["--model-path", "gone.pth"], ["eval_LFW.py", "gone.pth"]), (["--device", "tpu"], ["tpu", "cpu"]),
     (["--batch-size", "0"], ["--batch-size"]), (["--num-workers", "-1"], ["--num-workers"]),
-    (["--far", "1.5"], ["--far"]), (["--far", "nan"], ["--far"]), (["--input-shape", "64", "64"], ["64", "112x112"]),
-    (["--input-shape", "112"], ["--input-shape"]), (["--input-shape", "a", "b"], ["--input-shape"]),
+    (["--far", "nan"], ["--far"]), (["--input-shape", "64", "64"], ["64", "112x112"]),
     (["--lfw-dir", "gone"], ["gone", "--lfw-dir"]), (["--lfw-pairs", "gone.txt"], ["gone.txt", "--lfw-pairs"]),
     (["--json", "pairs.txt/x.json"], ["pairs.txt/x.json"]), (["--png-save-path", "lfw"], ["lfw"]),
     (["--mistakes", "m.gif"], ["m.gif", ".png"])])
@@ -113,14 +106,7 @@ def test_eval_with_a_wrong_setting_is_a_user_error(call_script, weights, tiny_lf
     assert_user_error(call_script("eval_LFW.py", *weights, *tiny_lfw, *arguments), *words)
 
 
-def test_eval_with_missing_images_names_one_and_counts_them(call_script, weights, tiny_lfw, tmp_path):
-    lost = len(list((tmp_path / "lfw" / "Abel_Pacheco").iterdir()))
-    shutil.rmtree(tmp_path / "lfw" / "Abel_Pacheco")
-    assert_user_error(call_script("eval_LFW.py", *weights, *tiny_lfw), f"lacks {lost} of", "Abel_Pacheco_0001.jpg")
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image", None], ids=["empty", "text", "truncated"])
-def test_eval_with_an_undecodable_image_is_a_user_error(call_script, weights, tiny_lfw, tmp_path, content):
+def test_eval_with_an_undecodable_image_is_a_user_error(call_script, weights, tiny_lfw, tmp_path):
     path = tmp_path / "lfw" / "Abel_Pacheco" / "Abel_Pacheco_0004.jpg"
-    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    path.write_bytes(path.read_bytes()[:2000])
     assert_user_error(call_script("eval_LFW.py", *weights, *tiny_lfw, "--device", "cpu"), path)

@@ -1,7 +1,6 @@
 """predict.py as a user runs it: what it prints and writes, and how a mistake ends."""
 import json
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -107,22 +106,9 @@ def test_predict_with_an_invalid_image_is_a_user_error(call_script, weights, sam
         assert_user_error(call_script("predict.py", same[0], bad, *weights, "--no-cuda"), bad)
 
 
-def test_predict_with_an_invalid_save_path_is_a_user_error(call_script, weights, same, tmp_path):
-    (tmp_path / "file").write_text("kept")
-    for path in (".", "file/out.png"):
-        assert_user_error(call_script("predict.py", *same, *weights, "--no-cuda", "--save", path), path)
-    assert (tmp_path / "file").read_text() == "kept" and [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 def test_weights_of_another_backbone_are_a_user_error_with_the_remedy(call_script, weights, same):
     assert_user_error(call_script("predict.py", *same, *weights, "--backbone", "iresnet18"),
                       weights[1], "does not fit", "--backbone mobilefacenet")
-
-
-def test_a_file_of_another_kind_as_weights_is_one_line_on_stderr(run_script, tmp_path):
-    for name, content in (("pickle.pth", pickle.dumps({"a": 1}, protocol=4)), ("text.pth", b"a text\n")):
-        (tmp_path / name).write_bytes(content)
-        assert_user_error(run_script("predict.py", "a.jpg", "b.jpg", "--model-path", name), name)
 
 
 def test_predict_fps_measures_with_the_bundled_weights(run_script):

@@ -195,14 +195,6 @@ def test_a_crop_without_a_face_gets_no_verdict(predictor, detected, kind, tmp_pa
             predictor.verify(*pair)
 
 
-def test_a_gallery_leaves_it_out_and_names_it(predictor, detected, tmp_path):
-    Image.open(CROPS[0]).save(tmp_path / "ann.png")
-    Image.fromarray(NOTHING["noise"]).save(tmp_path / "bob.png")
-    gallery = predictor.open_gallery(tmp_path)
-    assert gallery.paths == ["ann.png"] and len(gallery.skipped) == 1
-    assert f"{tmp_path / 'bob.png'} shows no face" in gallery.skipped[0]
-
-
 def test_every_face_is_embedded_even_if_covered_blurred_or_in_profile(predictor, detected, shared):
     train = shared / "faces_train"
     faces = [*sorted((shared / "lfw" / "images").glob("B*/*.jpg"))[:40], *sorted(train.glob("*/rofm_*.jpg"))[:22],

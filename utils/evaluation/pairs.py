@@ -41,8 +41,7 @@ def read_pairs(pairs_path, folder):
 
     LFW's list: the first line holds the number of folds and of genuine pairs per fold. A line `name n m` is a genuine
     pair, a line `name n name m` an impostor pair. Image n of a person is <folder>/<name>/<name>_000n.jpg.
-    Any other list: a line `path path 1` is a genuine pair, a line `path path 0` an impostor pair, both paths relative
-    to the folder. Folds are made of them, with both kinds spread evenly.
+    Own lists: a line `path path 1` is a genuine pair, `path path 0` an impostor pair; paths are relative to the folder.
     Fields may hold spaces if tabs separate them. Raises UserError for a malformed line and for missing images.
     """
     pairs_path = locate(pairs_path)
@@ -132,10 +131,9 @@ def check_aligned(pairs):
 def read_bin(path):
     """Return the Pairs of an insightface verification file, such as lfw.bin, cfp_fp.bin or agedb_30.bin.
 
-    The file is a pickle of ([image, ...], [genuine, ...]): images 2i and 2i + 1 are pair i, and the folds follow one
-    another. An image is the bytes of a JPEG file, or the uint8 array of cv2.imencode; a flag is a bool or a number,
-    of Python or numpy.
-    Raises UserError for a file that is missing or not of this form. A pickle that asks for anything else runs nothing.
+    The file is a pickle of ([image, ...], [genuine, ...]): images 2i and 2i + 1 are pair i. An image is the bytes of a
+    JPEG file, or the uint8 array of cv2.imencode; a flag is a bool or a number, of Python or numpy.
+    Raises UserError for any other file. A pickle that asks for anything else runs nothing.
     """
     path = Path(path)
     try:
@@ -144,9 +142,7 @@ def read_bin(path):
         genuine = [flag for item in genuine for flag in (item if isinstance(item, StoredArray) else [item])]
         if not all(isinstance(image, bytes) for image in images) or not all(flag in (0, 1) for flag in genuine):
             raise ValueError("expected JPEG files, and a true or false per pair")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give an insightface file such as lfw.bin") from None
-    except Exception as error:  # a broken pickle may raise anything
+    except Exception as error:  # a missing file, or a broken pickle, which may raise anything
         raise UserError(f"{path} is no verification file ({first_line(error)}): download it again") from None
     if len(images) != 2 * len(genuine) or not genuine:
         raise UserError(f"{path} holds {len(images)} images for {len(genuine)} pairs: download or pack it again")

@@ -5,9 +5,8 @@
                                             "weights_sha256": ..., and how they were measured}
 
 Two images are compared at an operating point, chosen on the pairs of a benchmark. A gallery compares a face with all
-its images, so it needs a far lower false accept rate (FAR) per pair than 3,000 impostor pairs resolve. Its threshold
-comes from the impostor curve: the distance at each FAR over all pairs of two identities of the benchmark (29.6 million
-for LFW), extrapolated beyond.
+its images, so it needs a far lower false accept rate (FAR) per pair. Its threshold comes from the impostor curve: the
+distance at each FAR over all pairs of two identities of the benchmark (29.6 million for LFW), extrapolated beyond.
 """
 import json
 import math
@@ -86,7 +85,7 @@ class Thresholds:
         if name in measured:
             value, sure = measured[name], measured.get(SURE, math.inf)
             unsure = (sure, value) if self.operating_point is None and sure < value else None
-            return Threshold(value, f"= {name} on {self.benchmark}", unsure)
+            return Threshold(value, f"= {name} on {self.record.get('benchmark', 'LFW')}", unsure)
         if name != "best accuracy":
             raise UserError(self.note or f"{name} was not measured for {self.weights_path}: {REMEDY}, if the benchmark "
                             "has enough impostor pairs")
@@ -112,7 +111,7 @@ class Thresholds:
         fpir = float(self.operating_point.removeprefix("far-")) if self.operating_point else GALLERY_FPIR
         fars = fpir / images, UNSURE_FACTOR * fpir / images
         curve = self.record.get("impostors", {})
-        measured, origin = curve.get("measured"), f"by the impostor pairs of {self.benchmark}"
+        measured, origin = curve.get("measured"), f"by the impostor pairs of {self.record.get('benchmark', 'LFW')}"
         if not measured:
             measured, origin = DEFAULT_CURVE, BY_DEFAULT
         if fars[0] < min(map(float, measured)):
@@ -126,10 +125,6 @@ class Thresholds:
             unsure = max(value, min(unsure, own_unsure))
         meaning = f"for {images} image(s), so that at most {100 * fpir:g}% of strangers are named, {origin}"
         return Threshold(value, meaning, (value, unsure) if self.operating_point is None else None)
-
-    @property
-    def benchmark(self):
-        return self.record.get("benchmark", "LFW")
 
 
 def thresholds_path(weights_path):
