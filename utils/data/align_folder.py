@@ -31,8 +31,11 @@ def align_folder(source, destination):
         raise UserError(f"--align-to {destination} and {source} are inside one another: give a folder apart from the "
                         "photos")
     photos, remarks = list_photos(source)
-    crops = {destination / photo.parent.name / (photo.name if photo.suffix == ".jpg" else f"{photo.name}.jpg"): photo
-             for photo in photos}
+    crops = {}
+    for photo in photos:
+        crop = destination / photo.parent.name / (photo.name if photo.suffix == ".jpg" else f"{photo.name}.jpg")
+        if crops.setdefault(crop, photo) != photo:
+            remarks[photo] = f"left out: {crop.name} is the crop of another photo"
     counts = Counter({"left out": len(remarks)})
     shared_detector()  # raises here, and not for each photo
     pool = ThreadPoolExecutor(available_cores())  # Pillow and OpenCV release the interpreter lock
