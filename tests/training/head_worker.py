@@ -5,7 +5,6 @@
 All ranks are forked from this process, which has imported everything once and computed nothing.
 """
 import os
-import re
 import sys
 import traceback
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from training_data import FakeDataset, make_args
+from training_data import FakeDataset, FakeLoader, make_args
 
 from nets.arcface import BACKBONES, HEADS, Backbone
 from nets.head import ArcMarginProduct, MarginHead
@@ -47,14 +46,6 @@ class Tiny(nn.Module):
         return self.features(F.adaptive_avg_pool2d(images, 4).flatten(1).double())
 
 
-def documented_head(name):
-    """Return a head of docs/extending.md."""
-    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
-    names = {}
-    exec(next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if name in block), names)
-    return names[name]
-
-
 class NormMargin(MarginHead):
     """A margin that depends on the embedding's length, with a gradient through it."""
 
@@ -63,16 +54,7 @@ class NormMargin(MarginHead):
 
 
 BACKBONES["tiny"] = Backbone(Tiny, 16, 64.0, "features", False)
-HEADS["norm"], HEADS["adaface"] = NormMargin, documented_head("AdaFace")
-
-
-class RankLoader(list):
-    """As much of a loader over this rank's images as validation looks at."""
-    batch_size, num_workers = 4, 0
-
-    def __init__(self, images, labels):
-        super().__init__((images[part], labels[part], part) for part in torch.arange(len(labels)).split(4))
-        self.dataset = FakeDataset(labels)
+HEADS["norm"] = NormMargin
 
 
 def make(*flags):
@@ -108,6 +90,7 @@ def full_head(state):
 
 
 def result_of(state, args, losses):
+    """Return the losses and the weights, those of the network and those of its average."""
     return {"losses": losses, "weights": state.exported_weights(args), "head": full_head(state),
             "body": state.net.arcface.state_dict()}
 
@@ -118,7 +101,10 @@ def train_and_validate(*flags):
     losses = take_steps(state, args, 3)
     images, labels = noise()
     own = slice(distributed.rank(), 13, distributed.world_size())
-    validated = validate(state, RankLoader(images[own], labels[own]))
+    loader = FakeLoader((images[own][part], labels[own][part], part)
+                        for part in torch.arange(len(labels[own])).split(4))
+    loader.dataset = FakeDataset(labels[own])
+    validated = validate(state, loader)
     return result_of(state, args, losses) | {"validated": validated, "first": first}
 
 
@@ -203,8 +189,7 @@ def relative(found, expected):
 
 
 def work(ranks):
-    results = {"trained": train_and_validate(), "norm": train_and_validate("--head", "norm"),
-               "adaface": train_and_validate("--head", "adaface", "--m", 0.4)}
+    results = {"trained": train_and_validate(), "norm": train_and_validate("--head", "norm")}
     if ranks > 1:
         results["batches"] = {
             str(case): errors_of_one_batch(*case)

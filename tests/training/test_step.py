@@ -51,11 +51,11 @@ def test_a_loss_scale_at_its_minimum_is_a_user_error():
         train_step(state, [noise_batch()], args)
 
 
-@pytest.mark.parametrize("spoiled", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_is_not_taken(spoiled):
+@pytest.mark.parametrize("invalid", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_not_taken(invalid):
     state, args = make_state()
     before = flat(state.net)
-    if spoiled == "loss":
+    if invalid == "loss":
         state.net.arcface.last_bn.register_forward_hook(lambda layer, inputs, output: output * torch.nan)
     else:
         state.net.head.weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
@@ -71,12 +71,6 @@ def test_equal_embeddings_are_a_collapse():
         train_step(state, [(images, labels, indices), (torch.zeros_like(images), labels, indices)], args)
 
 
-def test_a_label_out_of_range_is_an_error():
-    state, args = make_state()
-    with pytest.raises(ValueError, match=r"label 4 .* 4 classes"):
-        train_step(state, [noise_batch(labels=[0, 1, 2, 4])], args)
-
-
 def test_dropout_depends_on_seed_and_step_alone():
     def loss(seed, step):
         state, args = make_state("--backbone", "mobilenet", "--seed", seed, "--ema", 0)
@@ -90,7 +84,7 @@ def test_dropout_depends_on_seed_and_step_alone():
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_a_signal_ends_the_epoch_after_its_step_and_what_is_left_is_trained_next():
+def test_a_signal_ends_the_epoch_after_its_step_and_the_next_call_trains_the_rest():
     state, args = make_state()
     stop = StopRequest()
     stop.received = 15
@@ -142,7 +136,7 @@ def test_by_default_only_long_runs_compile(backbone, images, compiled):
     assert (state.net.arcface._compiled_call_impl is not None) == compiled == args.compile
 
 
-def test_what_does_not_compile_runs_eagerly(monkeypatch):
+def test_a_backbone_that_does_not_compile_runs_eagerly(monkeypatch):
     def refuse(*given, **named):
         raise RuntimeError("no compiler")
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", refuse)
@@ -154,33 +148,23 @@ def test_what_does_not_compile_runs_eagerly(monkeypatch):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_a_network_starts_from_the_seed():
-    first, second, other = (flat(make_state("--seed", seed)[0].net) for seed in (1, 1, 2))
-    assert torch.equal(first, second) and not torch.equal(first, other)
-
-
 @pytest.mark.parametrize(("flags", "limited"), [
-    (["--init-lr", 5], ["--init-lr is limited: scaled with the batch it gives 0.3125, and 0.1 is used (published "
-                        "limits of sgd: 0.0005 to 0.1", "--min-lr-ratio is limited"]),
-    (["--min-lr-ratio", 1], ["--min-lr-ratio is limited"]), ([], []), (["--init-lr", 5, "--no-scale-lr"], [])])
+    (["--init-lr", 5], "it gives 0.3125, at the end 0.003125 (sgd: 0.0005 to 0.1"),
+    (["--min-lr-ratio", 1], "it gives 0.00625, at the end 0.00625"), ([], None),
+    (["--init-lr", 5, "--no-scale-lr"], None)])
 def test_a_learning_rate_beyond_the_limits_is_a_line_of_its_own(flags, limited):
     state, args = make_state("--batch-size", 4, "--init-lr", 0.1, *flags)
     lines = [line for line in state.describe(FakeLoader([]).batch_sampler, None, args) if "is limited" in line]
-    assert len(lines) == len(limited) and all(line.startswith(words) for line, words in zip(lines, limited))
+    assert len(lines) == (limited is not None) and all(limited in line for line in lines)
 
 
-@pytest.mark.parametrize("flags, spoil", [
-    ([], lambda state: state.net.arcface.last_bn.running_var.fill_(torch.inf)),
-    ([], lambda state: state.optimizer.state_dict()["state"][0]["momentum_buffer"].fill_(torch.nan)),
-    (["--ema", 0.9], lambda state: state.ema.net.head.weight.data.fill_(torch.nan))],
-    ids=["BatchNorm", "momentum", "average"])
-def test_a_state_that_is_not_finite_never_replaces_a_good_one(tmp_path, flags, spoil):
-    state, args = make_state(*flags)
+def test_a_state_that_is_not_finite_never_replaces_a_good_one(tmp_path):
+    state, args = make_state()
     train_step(state, [noise_batch()], args)
     run = Run(tmp_path, {"data_sha256": ""})
     save_checkpoint(state, run, args)
     good = (tmp_path / "last.pt").read_bytes()
-    spoil(state)
+    state.optimizer.state_dict()["state"][0]["momentum_buffer"].fill_(torch.nan)
     with pytest.raises(UserError, match=r"not finite or huge, .*last\.pt is not written \(step 1\): lower --init-lr"):
         save_checkpoint(state, run, args)
     assert (tmp_path / "last.pt").read_bytes() == good

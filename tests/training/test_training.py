@@ -2,6 +2,7 @@
 import csv
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +10,24 @@ import pytest
 import torch
 from recording import record, write_set
 from sklearn.metrics import roc_auc_score
-from training_data import QUICK, assert_same_weights, only_run, weights, write_faces
+from training_data import QUICK, assert_same_weights, only_run, train_command, weights, write_faces
 
 from nets.arcface import ArcfaceNet
 from utils.data.annotation import read_annotation
 from utils.evaluation.embedding import embed_images
 
-# To train on, with 8 pictures each. Of 24 with 16 each a run learned about others what chance made of it: an AUC 0.05
-# above that of random weights with one seed or processor, none above with another. 48 had 0.09 with both seeds tried.
-PEOPLE = 48
+# Identities to train on, with 8 images each. With 24 of 16 images each the AUC of held-out identities rose by 0.05 or
+# not at all, depending on the seed and the processor. With 48 it rose by 0.09 with both seeds tried.
+IDENTITIES = 48
 
 
 @pytest.fixture(scope="module")
 def trained(shared, tmp_path_factory):
-    """A short run: the run's folder."""
-    import subprocess
-
-    from training_data import train_command
+    """The folder of a short run."""
     folder = tmp_path_factory.mktemp("trained")
-    annotation = write_faces(shared, folder / "cls_train.txt", identities=PEOPLE, images=8)
+    annotation = write_faces(shared, folder / "cls_train.txt", identities=IDENTITIES, images=8)
     command = train_command(*QUICK, "--batch-size", 16, "--init-lr", 0.1, "--annotation-path", annotation,
-                            "--epochs", 4, "--save-dir", folder / "logs", "--num-workers", 2,
-                            "--val-split", 0.05, "--save-period", 2)
+                            "--epochs", 4, "--num-workers", 2, "--val-split", 0.05, "--save-period", 2)
     result = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=200)
     assert result.returncode == 0, result.stderr
     (folder / "stdout.txt").write_text(result.stdout, encoding="utf-8")
@@ -48,7 +45,7 @@ def test_a_run_writes_what_the_readme_lists(trained):
     assert settings["epochs"] == 4
     training = json.loads((trained / "best.json").read_text(encoding="utf-8"))["training"]
     data = (trained.parent.parent / "cls_train.txt").read_bytes()
-    assert training["data_sha256"] == hashlib.sha256(data).hexdigest() and training["people"] == PEOPLE
+    assert training["data_sha256"] == hashlib.sha256(data).hexdigest() and training["people"] == IDENTITIES
     assert training["settings"] == settings and 1 <= training["epoch"] <= 4 and "lfw_accuracy" not in training
 
 
@@ -65,25 +62,19 @@ def test_the_log_has_a_row_per_epoch_and_the_loss_falls(trained):
 def test_the_start_is_described(trained):
     text = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8")
     assert "expected initial loss of the labels: 23.2" in text
-    assert "BatchNorm, PReLU and biases: 27,136 parameters, weight decay 0" in text
+    assert f"{1_003_136 + 128 * IDENTITIES:,} parameters" in text
     assert "learning rate: 0.025" in text
-    assert len(text[:text.index("epoch 1 ")].splitlines()) <= 30, "what comes before the first batch fits a screen"
+    assert len(text[:text.index("epoch 1 ")].splitlines()) <= 30, "it fits on a screen"
 
 
-def test_the_end_names_the_best_epoch_and_what_to_do_with_it(trained):
+def test_the_end_names_the_best_epoch_and_the_next_commands(trained):
     *_, best, evaluate, predict = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8").splitlines()
     row = json.loads((trained / "best.json").read_text(encoding="utf-8"))["training"]
     assert f"best.pth is of epoch {row['epoch']}: " in best and f"val_loss {row['val_loss']:.5g}" in best
-    assert evaluate.split() == ["python", "eval_LFW.py", "--model-path", str(trained)]
-    assert predict.split() == ["python", "predict.py", "A.jpg", "B.jpg", "--model-path", str(trained)]
+    assert evaluate.split()[:2] == ["python", "eval_LFW.py"] and predict.split()[:2] == ["python", "predict.py"]
 
 
-def test_weights_are_a_bare_state_dict_of_the_published_names(trained):
-    state = weights(trained)
-    assert state.keys() == ArcfaceNet(PEOPLE).state_dict().keys()
-
-
-def test_people_never_trained_on_separate_better_than_before(trained, shared, tmp_path):
+def test_held_out_identities_separate_better_than_before(trained, shared, tmp_path):
     paths, labels = read_annotation(write_faces(shared, tmp_path / "held_out.txt", identities=24, images=8, skip=100))
     first, second = np.triu_indices(len(paths), 1)
     genuine = np.array(labels)[first] == np.array(labels)[second]
@@ -93,35 +84,25 @@ def test_people_never_trained_on_separate_better_than_before(trained, shared, tm
         return roc_auc_score(genuine, (embeddings[first] * embeddings[second]).sum(1))
 
     torch.manual_seed(0)
-    before = separation(ArcfaceNet(PEOPLE))
-    net = ArcfaceNet(PEOPLE)
-    net.load_state_dict(weights(trained))
+    before = separation(ArcfaceNet(IDENTITIES))
+    net = ArcfaceNet(IDENTITIES)
+    net.load_state_dict(weights(trained))  # a bare state dict
     after = separation(net)
     assert after > before + 0.05, (before, after)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_repeats_bit_for_bit(run_script, shared, tmp_path, workers):
-    annotation = write_faces(shared, tmp_path / "cls_train.txt")
-    for name in ("first", "second"):
-        result = run_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--save-dir",
-                            tmp_path / name, "--num-workers", workers, "--val-split", 0.1)
-        assert result.returncode == 0, result.stderr
-    assert_same_weights(only_run(tmp_path / "first"), only_run(tmp_path / "second"))
-
-
-def test_records_train_as_the_folder_of_their_pictures_does(run_script, shared, tmp_path):
+def test_runs_from_files_and_from_records_with_any_workers_are_the_same_bit_for_bit(run_script, shared, tmp_path):
     paths, labels = read_annotation(write_faces(shared, tmp_path / "cls_train.txt"))
     write_set(tmp_path / "faces", [(number, record(label, Path(path).read_bytes()))
                                    for number, (path, label) in enumerate(zip(paths, labels.tolist()), 1)])
-    for name, source in (("list", "--annotation-path cls_train.txt"), ("rec", "--rec faces")):
+    for name, source in (("list", "--annotation-path cls_train.txt --num-workers 2"), ("rec", "--rec faces")):
         result = run_script("train.py", *QUICK, "--epochs", 1, "--num-workers", 0, "--val-split", 0.1,
                             "--save-dir", name, *source.split())
         assert result.returncode == 0, result.stderr
     assert_same_weights(only_run(tmp_path / "list"), only_run(tmp_path / "rec"))
 
 
-def test_two_people_with_two_pictures_are_enough_and_published_weights_start_them(
+def test_two_identities_of_two_images_are_enough_to_start_from_published_weights(
         run_script, shared, published_weights, tmp_path):
     annotation = write_faces(shared, tmp_path / "cls_train.txt", identities=2, images=2)
     result = run_script("train.py", "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,

@@ -29,11 +29,9 @@ def find_checkpoint(resume, save_dir):
 def read_checkpoint(path):
     """Return what `save_checkpoint` wrote, its tensors still on the disk. Raises UserError for any other file."""
     content = weights.load(path, "give the last.pt of a run", mmap=zipfile.is_zipfile(path))
-    if not isinstance(content, dict) or "rows" not in content:
-        raise UserError(f"{path} holds weights, not the state of a run: use --model-path to start from them")
-    if missing := KEYS - content.keys():
-        raise UserError(f"{path} is of another version of this program ({', '.join(sorted(missing))} missing): start a "
-                        "new run, from its best.pth with --model-path")
+    if not isinstance(content, dict) or KEYS - content.keys():
+        raise UserError(f"{path} does not hold the state of a run of this version: start a new run, from weights with "
+                        "--model-path")
     return content
 
 
@@ -57,12 +55,10 @@ def check_resumed_args(saved, args):
     now = vars(args)
     changed = {name: f"{name} was {saved[name]}, is {now[name]}" for name in saved
                if name not in FREE | NOT_SAVED and name in now and saved[name] != now[name]}
-    message = "the resumed run differs: " + "; ".join(changed.values())
-    if fixed := [name for name in changed if name in FIXED]:
-        raise UserError(f"{message} (the saved state does not fit another {', '.join(fixed)}: start a new run, from "
-                        "its best.pth with --model-path)")
-    if changed and not args.force:
-        raise UserError(f"{message} (--force continues all the same)")
+    message = f"the resumed run differs: {'; '.join(changed.values())}"
+    if changed and (not args.force or FIXED & changed.keys()):
+        raise UserError(f"{message} (use --force; if {', '.join(sorted(FIXED))} differ, start a new run, from its "
+                        "best.pth with --model-path)")
     if changed:
         print(message)
 
@@ -72,9 +68,7 @@ def check_resumed_data(checkpoint, data_sha256, classes, args):
     if checkpoint["data_sha256"] == data_sha256:
         return
     message = f"the training images are not those of {args.resume}"
-    if checkpoint["classes"] != classes:
-        raise UserError(f"{message}: {classes} people instead of {checkpoint['classes']} (start a new run from its "
-                        "best.pth with --model-path)")
-    if not args.force:
-        raise UserError(f"{message} (--force continues all the same)")
+    if not args.force or checkpoint["classes"] != classes:
+        raise UserError(f"{message} (use --force; if there are not {checkpoint['classes']} people any more, start a "
+                        "new run, from its best.pth with --model-path)")
     print(message)

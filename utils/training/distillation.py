@@ -4,38 +4,36 @@ Teachers embed every training image once, before training starts, so a step cost
 (CVPR 2022, arXiv 2106.05237), where the teacher sees the augmented image, the target of an image is always the same.
 """
 import hashlib
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from nets.partial_fc import Shard
 from utils.common import distributed
 from utils.common.device import send
 from utils.common.errors import UserError
 from utils.common.files import hash_file
 from utils.data.dataset import FaceDataset
-from utils.evaluation.embedding import check_embeddings, embed_batch, inference_copy
+from utils.evaluation.embedding import embed_images, inference_copy
 from utils.training.losses import LabelLoss, Outcome
 from utils.weights import checkpoint
 
 SAMPLE = 10_000  # images from which the projection of the targets is computed
 
 
-class DistillationLoss(nn.Module):
-    """`loss(images, labels, lam, targets)` returns an Outcome, like LabelLoss.
+class DistillationLoss(LabelLoss):
+    """1 - cosine to the target + label_weight * cross-entropy of the margin logits, both means over all images.
 
-    The loss is 1 - cosine to the target + label_weight * cross-entropy of the margin logits, both means over all
-    images. table: (N, T), of teacher_embeddings(). The buffer `projection` (T, D) brings its rows to the student's
-    embedding size; it is saved in last.pt.
+    table: (N, T), of teacher_embeddings(). The buffer `projection` (T, D) brings its rows to the student's embedding
+    size; it is saved in last.pt.
     """
 
     def __init__(self, net, projection, table, label_weight=0.0):
-        super().__init__()
-        self.net, self.table, self.label_weight = net, table, label_weight
+        super().__init__(net)
+        self.table, self.label_weight = table, label_weight
         self.register_buffer("projection", projection)
 
     def targets(self, indices):
@@ -43,7 +41,6 @@ class DistillationLoss(nn.Module):
         return send(self.table[indices], self.projection.device)
 
     def forward(self, images, labels, lam=None, targets=None, net=None):
-        """net: another network of the same kind, such as the averaged one; None is the one to train."""
         net = net or self.net
         embeddings = net.arcface(images)
         with torch.autocast(images.device.type, enabled=False):
@@ -59,16 +56,12 @@ class DistillationLoss(nn.Module):
 
 
 def make_loss(args, net, images, labels, device):
-    """Return the loss that the flags ask for: LabelLoss, or DistillationLoss with the targets of --teacher.
-
-    images, labels: of the whole TrainingSet. If the student starts from weights, the targets are rotated onto its
-    embeddings; a resumed run takes their projection from last.pt.
-    """
+    """Return LabelLoss, or DistillationLoss with the targets of --teacher. images, labels: of the whole TrainingSet."""
     if not args.teacher:
         return LabelLoss(net)
-    dataset = FaceDataset(images, labels, torch.arange(len(labels)), args.input_shape, args.letterbox_image)
+    dataset = FaceDataset(images, labels, range(len(labels)), args.input_shape, args.letterbox_image)
     table = teacher_embeddings(args.teacher, dataset, args.teacher_flip, args.save_dir, device)
-    from_weights = (args.model_path or args.pretrained) and args.resume is None
+    from_weights = (args.model_path or args.pretrained) and args.resume is None  # last.pt has the projection
     projection = fit_projection(table, net.embedding_size, dataset, inference_copy(net) if from_weights else None)
     return DistillationLoss(net, projection.to(device), table, args.label_weight)
 
@@ -78,49 +71,42 @@ def teacher_embeddings(paths, dataset, flip, folder, device):
 
     paths: weight files, `.onnx` models too. dataset: the FaceDataset of all N images, before the validation split.
     flip: average each embedding with that of the horizontally flipped image. Each teacher's embeddings are kept in
-    `folder`, in a file named by the hashes of the teacher and of the images, and read from there if it exists. Every
-    rank embeds its part of the images.
+    `folder`, in a file named by the hashes of the teacher and of the images. Every rank embeds its part of the images.
     """
-    images_sha256, tables = hash_images(dataset), []
+    images_sha256, tables = hash_images(dataset.images), []
+    part = range(*Shard(distributed.rank(), distributed.world_size()).bounds(len(dataset)))
     for path in paths:
         key = repr((hash_file(path), images_sha256, flip, tuple(dataset.input_shape), dataset.letterbox))
         file = Path(folder, f"teacher_{hashlib.sha256(key.encode()).hexdigest()[:16]}.pth")
-        if not all(distributed.gather(file.is_file())):
-            teacher = inference_copy(checkpoint.load_embedder(path)).to(device)
-            part = range(distributed.rank(), len(dataset), distributed.world_size())
-            parts = distributed.gather(embed_dataset(teacher, dataset, part, flip).half())
-            table = torch.empty(len(dataset), parts[0].shape[1], dtype=torch.float16)
-            for rank, rows in enumerate(parts):
-                table[rank::distributed.world_size()] = rows
-            if distributed.is_main():
-                checkpoint.save({"embeddings": table}, file)
-        else:
-            table = checkpoint.load(file)["embeddings"]
+        if all(distributed.gather(file.is_file())):
             print(f"{path}: its embeddings of {len(dataset)} images are read from {file}")
-        tables.append(table)
+            tables.append(checkpoint.load(file)["embeddings"])
+            continue
+        teacher = inference_copy(checkpoint.load_embedder(path)).to(device)
+        tables.append(torch.cat(distributed.gather(embed_dataset(teacher, dataset, part, flip).half())))
+        if distributed.is_main():
+            checkpoint.save({"embeddings": tables[-1]}, file)
     return torch.cat(tables, 1)
 
 
-def hash_images(dataset):
-    """Return the SHA-256 of the files of a FaceDataset. One that cannot be read counts as an empty file."""
+def hash_images(images):
+    """Return the SHA-256 of the content of all images."""
     digest = hashlib.sha256()
-    for index in range(len(dataset.images)):
-        content = b""
-        with suppress(OSError, UserError):
-            source = dataset.images[index]
+    for index in range(len(images)):
+        try:
+            source = images[index]
             content = source.getvalue() if hasattr(source, "getvalue") else Path(source).read_bytes()
+        except (OSError, UserError):  # FaceDataset takes the next image
+            content = b""
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
 def embed_dataset(net, dataset, indices, flip=False):
     """Return the embeddings of the images of these indices, float32 (len(indices), D), on the CPU."""
-    loader = DataLoader(Subset(dataset, indices), batch_size=64, num_workers=2)
-    embeddings = []
-    for images, _, _ in tqdm(loader, desc="embedding for distillation", unit="batch", disable=None):
-        embeddings.append(embed_batch(net, images, flip))
-        check_embeddings(embeddings[-1], images)
-    return torch.cat(embeddings)
+    progress = partial(tqdm, desc="embedding for distillation", unit="batch", disable=None)
+    return embed_images(net, indices, dataset.input_shape, crop=lambda index: dataset[index][0].numpy(), flip=flip,
+                        progress=progress)
 
 
 def fit_projection(table, size, dataset, student=None):

@@ -18,7 +18,7 @@ class LabelLoss(nn.Module):
     """`loss(images, labels, lam, targets)` returns an Outcome: the cross-entropy of the margin logits of `net`.
 
     images: float32 (B, 3, H, W) in [-1, 1]. labels: int64 (B,), or IGNORE. lam: (B,) of mixup (see nets/head.py), or
-    None. targets: those of `targets`, here None; a teacher's loss has others.
+    None. targets: what `targets` returned. net: another network to use, such as the averaged one.
     """
 
     def __init__(self, net):
@@ -26,10 +26,9 @@ class LabelLoss(nn.Module):
         self.net = net
 
     def targets(self, indices):
-        """Return what the images of these indices are to be compared with, apart from their labels: nothing."""
+        """Return what else is known of the images of these indices: nothing."""
 
     def forward(self, images, labels, lam=None, targets=None, net=None):
-        """net: another network of the same kind, such as the averaged one; None is the one to train."""
         net = net or self.net
         embeddings = net.arcface(images)
         losses, correct = net.head.losses(embeddings, labels, lam)

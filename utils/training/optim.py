@@ -88,8 +88,8 @@ def decay_groups(named_parameters, embedding_layer, weight_decay, head_weight_de
     """Return three parameter groups: body, head and embedding layer, and what does not decay.
 
     named_parameters: of an ArcfaceNet. embedding_layer: its name in the backbone. BatchNorm, PReLU and biases do not
-    decay: a decayed PReLU drifts towards ReLU, and a decayed BatchNorm scale only works against the next layer's
-    (MobileFaceNet's authors and He et al. 2018, arXiv 1812.01187, both leave them out).
+    decay: a decayed PReLU drifts towards ReLU, and a decayed BatchNorm scale only works against the next layer's (He
+    et al. 2018, arXiv 1812.01187).
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     prefixes = "head.", f"arcface.{embedding_layer}."
@@ -129,13 +129,12 @@ def clip_gradients(parameters, head, max_norm):
 class LossScale:
     """`value` multiplies the loss in fp16, so that small gradients do not vanish; it is 1 if not enabled.
 
-    (Micikevicius et al. 2018, arXiv 1710.03740.) torch.amp.GradScaler with its state in Python: GradScaler keeps its
-    own on the device and waits for it. Whether gradients overflow is read with the loss, and all ranks agree on it.
+    (Micikevicius et al. 2018, arXiv 1710.03740.) As torch.amp.GradScaler, which waits for the device to read its own
+    state. Whether gradients overflow is read with the loss here, and all ranks agree on it.
     """
 
-    def __init__(self, enabled, value=2.0 ** 16, growth_interval=2000):  # the defaults of GradScaler
+    def __init__(self, enabled, value=2.0 ** 16):
         self.enabled, self.value, self.finite_steps = enabled, value if enabled else 1.0, 0
-        self.growth_interval = growth_interval
 
     def unscale_(self, parameters):
         """Divide the gradients by `value`."""
@@ -144,11 +143,11 @@ class LossScale:
             torch._foreach_mul_(gradients, 1 / self.value)
 
     def update(self, overflow):
-        """Halve the value after an overflow, and double it after growth_interval steps without one."""
+        """Halve the value after an overflow, and double it after 2,000 steps without one."""
         self.finite_steps = 0 if overflow else self.finite_steps + 1
         if self.enabled and overflow:
             self.value /= 2
-        elif self.enabled and self.finite_steps % self.growth_interval == 0:
+        elif self.enabled and self.finite_steps % 2000 == 0:
             self.value *= 2
 
     def state_dict(self):
@@ -163,9 +162,9 @@ class LossScale:
 class MovingAverage:
     """Exponential moving average of a network's weights (Polyak and Juditsky 1992): call `update(net)` after each step.
 
-    `net` is the averaged network, or the trained one itself if decay is 0. The first update is a copy, and the decay of
-    update n is (1 + n) / (10 + n), at most `decay`, so that a short run forgets its random start too. The running
-    statistics of BatchNorm are averaged as well. torch.optim.swa_utils.AveragedModel waits for the device in each step.
+    `net` is the averaged network, or the trained one itself if decay is 0. Running statistics are averaged too. The
+    first update is a copy, and the decay of update n is (1 + n) / (10 + n), at most `decay`, so that a short run
+    forgets its random start. torch.optim.swa_utils.AveragedModel waits for the device in each step.
     """
 
     def __init__(self, net, decay):
@@ -175,15 +174,10 @@ class MovingAverage:
     def update(self, net):
         if not self.decay:
             return
-        floats, counters = [], []  # pairs of tensors; the counters are BatchNorm's
-        for pair in zip((*self.net.parameters(), *self.net.buffers()), (*net.parameters(), *net.buffers())):
-            (floats if pair[0].is_floating_point() else counters).append(pair)
-        if self.updates:
-            torch._foreach_lerp_(*zip(*floats), 1 - min((1 + self.updates) / (10 + self.updates), self.decay))
-        else:
-            torch._foreach_copy_(*zip(*floats))
-        if counters:
-            torch._foreach_copy_(*zip(*counters))
+        averaged, trained = ([tensor for tensor in (*each.parameters(), *each.buffers()) if tensor.is_floating_point()]
+                             for each in (self.net, net))
+        decay = min((1 + self.updates) / (10 + self.updates), self.decay) if self.updates else 0
+        torch._foreach_lerp_(averaged, trained, 1 - decay)
         self.updates += 1
 
     def state_dict(self):

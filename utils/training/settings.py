@@ -55,7 +55,7 @@ def make_parser():
     data.add_argument("--input-shape", type=positive_int, nargs=2, default=[112, 112], metavar=("H", "W"),
                       help="height and width of the network's images")
     data.add_argument("--val-split", type=below_one, default=0.01, help="fraction of the images held out")
-    data.add_argument("--augment", nargs="+", metavar="KIND", default=[],
+    data.add_argument("--augment", nargs="+", choices=KINDS, metavar="KIND", default=[],
                       help=f"augment images besides flipping: any of {', '.join(KINDS)} (default: none)")
     data.add_argument("--num-workers", type=non_negative_int, default=min(4, available_cores()),
                       help="processes that decode images (default: 4, at most the cores)")
@@ -92,7 +92,7 @@ def make_parser():
                        help="peak learning rate for a batch of 64; it is scaled with the batch")
     optim.add_argument("--scale-lr", action=switch, default=True,
                        help="scale --init-lr with the batch and keep it within the published limits")
-    optim.add_argument("--min-lr-ratio", type=number(minimum=0, maximum=1), default=0.01,
+    optim.add_argument("--min-lr-ratio", type=number(above=0, maximum=1), default=0.01,
                        help="lowest learning rate, as a fraction of the peak")
     optim.add_argument("--lr-decay-type", choices=("cos", "step"), default="cos",
                        help="decay the learning rate along a cosine, or in ten steps")
@@ -144,17 +144,12 @@ def check_args(args, parser):
     """
     if args.init_epoch >= args.epochs:
         parser.error(f"--init-epoch {args.init_epoch} leaves no epoch before --epochs {args.epochs}")
-    if args.lr_decay_type == "step" and not args.min_lr_ratio:
-        parser.error("--lr-decay-type step needs a --min-lr-ratio above 0")
     if len(args.weight_decay) > 2:
         parser.error("--weight-decay takes one or two numbers")
     if args.fp16 and args.bf16:
         parser.error("--fp16 and --bf16 exclude each other: add --no-fp16 or --no-bf16")
     if args.eval and args.lfw_eval is not None:
         parser.error("--eval and --lfw-eval exclude each other: name lfw among those of --eval")
-    args.augment = [kind for word in args.augment for kind in word.split(",")]
-    if unknown := [kind for kind in args.augment if kind not in KINDS]:
-        parser.error(f"--augment {unknown[0]!r}: choose among {', '.join(KINDS)}")
     if args.label_weight is None:
         args.label_weight = 0.0 if args.teacher else 1.0
     if not args.teacher and (args.teacher_flip or args.label_weight != 1 or args.unlabeled):

@@ -92,37 +92,29 @@ class TrainState:
 
     def state_dict(self):
         """Return the state as plain types and tensors. Every rank has to call it; that of rank 0 is complete."""
-        head, state = self.net.head, {
+        state = {
             "model": self.net.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(),
             "loss_scale": self.loss_scale.state_dict(), "projection": getattr(self.loss_fn, "projection", None),
             "step": self.step, "epoch": self.epoch, "batch": self.batch,
             "sums": dict(zip(self.sums, distributed.reduce(self.sums.values())))}
-        return self.map_head_rows(state, head.shard.collect_rows)
+        return self.map_head_rows(state, self.net.head.shard.collect_rows)
 
     def load_state_dict(self, state):
         """Continue from what `state_dict` returned, with any number of ranks. Raises UserError if it does not fit."""
-        head = self.net.head
-
-        def own_rows(rows):
-            if len(rows) != head.classes:
-                raise ValueError(f"{len(rows)} classes instead of {head.classes}")
-            return rows[slice(*head.shard.bounds(head.classes))]
-
-        settings = [{name: value for name, value in group.items() if name != "params"}
-                    for group in self.optimizer.param_groups]
+        own = slice(*self.net.head.shard.bounds(self.net.head.classes))
+        groups = self.optimizer.state_dict()["param_groups"]  # of these settings, which --force may have changed
         try:
-            state = self.map_head_rows(state, own_rows)
+            state = self.map_head_rows(state, lambda rows: rows[own])
             self.net.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # the file's tensors stay on the disk
+            # A copy, because the file's tensors stay on the disk.
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]) | {"param_groups": groups})
             self.loss_scale.load_state_dict(state["loss_scale"])
             if state["projection"] is not None:
                 self.loss_fn.projection.copy_(state["projection"])
-        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        except (RuntimeError, KeyError, AttributeError) as error:
             raise UserError(f"last.pt does not fit what is to be trained ({first_line(error)}): start a new run, from "
                             "its best.pth with --model-path") from None
-        for group, now in zip(self.optimizer.param_groups, settings):  # which --force may have changed
-            group.update(now)
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.sums = state["sums"] if distributed.is_main() else new_sums()
 
@@ -156,21 +148,16 @@ class TrainState:
         held_out, = distributed.reduce([len(val_loader.dataset) if val_loader else 0])
         yield (f"{head.classes} people, {batches.count} images to train on, {held_out:.0f} held out, "
                f"{len(batches)} batches an epoch, {rate.total_steps} steps in all")
-        for name, group in zip(("body", "embedding layer and head", "BatchNorm, PReLU and biases"),
-                               self.optimizer.param_groups):
-            count = sum(parameter.numel() for parameter in group["params"])
-            yield f"{name}: {count:,} parameters, weight decay {group['weight_decay']:g}"
+        yield f"{sum(parameter.numel() for parameter in self.net.parameters()):,} parameters"
         precision = str(self.autocast_dtype or "float32").removeprefix("torch.")
         yield f"device: {describe_device(self.device, args.bf16)}, {distributed.world_size()} rank(s), {precision}"
         yield f"learning rate: {rate.peak:g}, at the end {rate.lowest:g}"
         scale = batches.batch_size * args.accumulate / REFERENCE_BATCH if args.scale_lr else 1
-        for flag, asked, used in (("--init-lr", args.init_lr * scale, rate.peak),
-                                  ("--min-lr-ratio", args.init_lr * args.min_lr_ratio * scale, rate.lowest)):
-            if not math.isclose(asked, used):
-                low, high = LIMITS[args.optimizer_type]
-                yield (f"{flag} is limited: scaled with the batch it gives {asked:g}, and {used:g} is used (published "
-                       f"limits of {args.optimizer_type}: {low:g} to {high:g}, a hundredth for the lowest rate; "
-                       "--no-scale-lr: no limits)")
+        asked = args.init_lr * scale, args.init_lr * args.min_lr_ratio * scale
+        if not all(map(math.isclose, asked, (rate.peak, rate.lowest))):
+            low, high = LIMITS[args.optimizer_type]
+            yield (f"--init-lr is limited: scaled with the batch it gives {asked[0]:g}, at the end {asked[1]:g} "
+                   f"({args.optimizer_type}: {low:g} to {high:g}, at the end a hundredth; --no-scale-lr: no limits)")
         if args.label_weight:
             yield f"expected initial loss of the labels: {head.expected_initial_loss():.1f} (most of it the margin)"
 
