@@ -86,12 +86,11 @@ def test_a_model_and_weights_of_one_name_have_files_of_their_own(weights):
     assert [Thresholds(each).for_pair().value for each in (weights, model)] == [1.167, 1.2]
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "not JSON", "", "{"])
-def test_saving_over_a_file_of_another_kind_is_a_user_error_and_leaves_it(weights, text):
-    write(weights, text)
+def test_saving_over_a_file_of_another_kind_is_a_user_error_and_leaves_it(weights):
+    write(weights, "not JSON")
     with pytest.raises(UserError, match=re.escape(weights.with_suffix(".json").name)):
         save_thresholds(weights, {"thresholds": THRESHOLDS})
-    assert weights.with_suffix(".json").read_text() == text
+    assert weights.with_suffix(".json").read_text() == "not JSON"
 
 
 # two images

@@ -1,7 +1,6 @@
 """utils/faces/detector.py on real photos."""
 import hashlib
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import cv2
@@ -76,13 +75,6 @@ def test_the_main_face_is_large_and_near_the_middle(detector):
     assert large.area > small.area and large.box[0] < 400 < small.box[0]
     first, second = detector.detect(group.crop((200, 0, *group.size)))  # the larger face is at the edge now
     assert first.area < second.area
-
-
-def test_threads_share_a_detector(detector):
-    with ThreadPoolExecutor(8) as pool:
-        crops = list(pool.map(lambda photo: np.asarray(crop(detector, photo)), PHOTOS * 8))
-    for index, found in enumerate(crops):
-        assert np.array_equal(found, crops[index % 3])
 
 
 @pytest.mark.parametrize("degrees", ROTATIONS)

@@ -24,7 +24,7 @@ TRANSPOSE = Image.Transpose
 EXIF_TRANSPOSES = {2: TRANSPOSE.FLIP_LEFT_RIGHT, 3: TRANSPOSE.ROTATE_180, 4: TRANSPOSE.FLIP_TOP_BOTTOM,
                    5: TRANSPOSE.TRANSPOSE, 6: TRANSPOSE.ROTATE_270, 7: TRANSPOSE.TRANSVERSE, 8: TRANSPOSE.ROTATE_90}
 
-# Threads may share a PIL image or an open file, and reading either moves the position in a file.
+# Threads may share a PIL image or an open file, and reading moves the position in it.
 READ_LOCK = threading.Lock()
 
 # Every image decodes or is a UserError that names it. Pillow's own warnings name no file.
@@ -78,7 +78,9 @@ def read_all(file):
 
 def image_name(source):
     """Return the name of an image in messages."""
-    return str(source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", None) or "the image")
+    if isinstance(source, (str, os.PathLike)):
+        return str(source)
+    return getattr(source, "filename", None) or "the image"
 
 
 def to_rgb(image):
@@ -146,11 +148,8 @@ def describe_unread(extensions):
 
 
 class EncodedImage(io.BytesIO):
-    """An image file's content from inside another file. Messages call it by `name`."""
+    """An image file's content from inside another file, with a name for messages."""
 
-    def __init__(self, content, name):
+    def __init__(self, content, filename):
         super().__init__(content)
-        self.name = self.filename = name
-
-    def __str__(self):
-        return self.name
+        self.filename = filename
