@@ -37,7 +37,7 @@ def test_the_images_and_labels_are_those_of_the_records(images, rec):
     found, labels, _ = read_records(folder)
     assert contents(found) == images[1:6]
     assert labels.tolist() == [0, 0, 0, 1, 1] and labels.dtype == torch.int32
-    assert str(found[3]) == f"{folder / 'train.rec'}, byte {found.offsets[3]}"
+    assert found[3].filename == f"{folder / 'train.rec'}, byte {found.offsets[3]}"
     assert contents(pickle.loads(pickle.dumps(found))) == contents(found)
 
 
