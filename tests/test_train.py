@@ -1,5 +1,5 @@
 """train.py as a user runs it: what it prints and writes, and how a mistake ends."""
-import os
+from itertools import product
 
 import numpy as np
 import pytest
@@ -7,21 +7,16 @@ from conftest import assert_user_error, write_rows
 from PIL import Image
 
 
-def draw_people(folder, people=2, pictures=4):
-    """Pictures of noise and the annotation file that lists them. -> its lines."""
-    folder.mkdir(exist_ok=True)
-    rng, rows = np.random.default_rng(0), []
-    for label in range(people):
-        for number in range(pictures):
-            path = folder / f"{label}_{number}.png"
-            Image.fromarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8)).save(path)
-            rows.append(f"{label};{path}")
-    return rows
-
-
 @pytest.fixture
 def annotation(tmp_path):
-    return write_rows(tmp_path / "cls_train.txt", draw_people(tmp_path / "faces"))
+    """The list of four images of noise of each of two identities."""
+    (tmp_path / "faces").mkdir()
+    rng, rows = np.random.default_rng(0), []
+    for label, number in product(range(2), range(4)):
+        path = tmp_path / "faces" / f"{label}_{number}.png"
+        Image.fromarray(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8)).save(path)
+        rows.append(f"{label};{path}")
+    return write_rows(tmp_path / "cls_train.txt", rows)
 
 
 def test_train_without_an_annotation_is_a_user_error(run_script, tmp_path):
@@ -33,16 +28,13 @@ def test_train_without_an_annotation_is_a_user_error(run_script, tmp_path):
     (["--backbone", "resnet7"], ["resnet7", "mobilefacenet"]),
     (["--device", "tpu"], ["tpu", "cpu"]), (["--device", "cpu", "--fp16"], ["--fp16", "--bf16"]),
     (["--fp16", "--bf16"], ["--fp16", "--bf16"]), (["--input-shape", "64", "64"], ["64", "112x112"]),
-    (["--batch-size", "1"], ["--batch-size"]), (["--batch-size", "many"], ["--batch-size", "many"]),
-    (["--epochs", "0"], ["--epochs"]), (["--init-epoch", "100"], ["--init-epoch"]),
-    (["--val-split", "1"], ["--val-split"]), (["--optimizer-type", "lion"], ["lion", "sgd"]),
+    (["--batch-size", "1"], ["--batch-size"]), (["--init-epoch", "100"], ["--init-epoch"]),
+    (["--augment", "color,mixup"], ["--augment", "mixup"]),
     (["--model-path", "gone.pth"], ["gone.pth"]), (["--pretrained"], ["mobilefacenet_backbone_weights.pth"]),
     (["--model-path", "cls_train.txt"], ["cls_train.txt"]), (["--init-lr", "nan"], ["--init-lr"]),
-    (["--init-lr", "0"], ["--init-lr"]), (["--lr-decay-type", "step", "--min-lr-ratio", "0"], ["--min-lr-ratio"]),
-    (["--grad-clip", "inf"], ["--grad-clip"]), (["--weight-decay", "1", "1", "1"], ["--weight-decay"]),
-    (["--min-lr-ratio", "2"], ["--min-lr-ratio"]), (["--sample-rate", "0"], ["--sample-rate"]),
+    (["--min-lr-ratio", "0"], ["--min-lr-ratio"]), (["--weight-decay", "1", "1", "1"], ["--weight-decay"]),
     (["--lfw-eval", "--lfw-pairs", "gone.txt"], ["gone.txt", "--lfw-pairs"])])
-def test_train_with_a_wrong_setting_is_a_user_error(call_script, annotation, tmp_path, arguments, words):
+def test_train_with_an_invalid_setting_is_a_user_error(call_script, annotation, tmp_path, arguments, words):
     assert_user_error(call_script("train.py", "--device", "cpu", *arguments), *words)
     assert not (tmp_path / "logs").exists()
 
@@ -59,26 +51,21 @@ def test_train_from_weights_of_another_backbone_is_a_user_error(call_script, ann
 
 @pytest.mark.parametrize("change, words", [
     (lambda rows: rows[:4], ["two people"]), (lambda rows: [], ["no image", "txt_annotation.py"]),
-    (lambda rows: [rows[0], rows[4]], ["two people", "two images"]),
-    (lambda rows: [*rows[:2], "a line that is none", *rows[2:]], ["line 3", "txt_annotation.py"]),
-    (lambda rows: [*rows, "one;/a.jpg"], ["line 9", "txt_annotation.py"]),
-    (lambda rows: [*rows, "7;/a.jpg"], ["2 is not among them"])],
-    ids=["one person", "empty", "one picture each", "bad line", "bad label", "gap"])
-def test_train_with_a_bad_annotation_is_a_user_error(call_script, annotation, tmp_path, change, words):
+    (lambda rows: [*rows[:2], "a line without a label", *rows[2:]], ["line 3", "txt_annotation.py"])])
+def test_train_with_an_invalid_annotation_is_a_user_error(call_script, annotation, tmp_path, change, words):
     write_rows(annotation, change(annotation.read_text(encoding="utf-8").split("\n")[:-1]))
     assert_user_error(call_script("train.py", "--device", "cpu"), "cls_train.txt", *words)
     assert not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_train_prints_an_image_that_cannot_be_read_and_trains_on_the_next(run_script, annotation, tmp_path, workers):
+def test_train_prints_an_image_that_cannot_be_read_and_trains_on_the_next(run_script, annotation, tmp_path):
     (tmp_path / "faces" / "0_1.png").write_text("not an image")
     result = run_script("train.py", "--epochs", 1, "--no-lfw-eval", "--device", "cpu", "--batch-size", 4,
-                        "--val-split", 0, "--num-workers", workers)
+                        "--val-split", 0, "--num-workers", 2)
     assert result.returncode == 0 and "0_1.png does not decode" in result.stderr, result.stderr
 
 
-def test_train_without_its_pictures_names_one_and_leaves_no_run_behind(call_script, annotation, tmp_path):
+def test_train_without_its_images_names_one_and_leaves_no_run_behind(call_script, annotation, tmp_path):
     (tmp_path / "faces").rename(tmp_path / "elsewhere")
     result = call_script("train.py", "--no-lfw-eval", "--device", "cpu", "--num-workers", 0)
     assert_user_error(result, "cls_train.txt", tmp_path / "faces" / "0_0.png", "--datasets-path")
@@ -90,14 +77,3 @@ def test_train_that_cannot_write_is_a_user_error(run_script, annotation, tmp_pat
     result = run_script("train.py", "--no-lfw-eval", "--device", "cpu", "--num-workers", 0, "--save-dir", "a file")
     assert_user_error(result, "a file")
     assert (tmp_path / "a file").read_text() == "kept"
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux, to have fewer cores than workers")
-def test_train_with_fewer_cores_than_workers_prints_no_warning(run_script, annotation, tmp_path):
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        result = run_script("train.py", "--epochs", 1, "--no-lfw-eval", "--device", "cpu", "--batch-size", 8)
-    finally:
-        os.sched_setaffinity(0, cores)
-    assert result.returncode == 0 and result.stderr == "", result.stderr

@@ -61,18 +61,6 @@ def test_rows_that_are_not_drawn_keep_their_optimizer_state(kind, settings):
     assert all(value.shape == (50, 8) for value in state)
 
 
-def test_at_one_a_step_is_that_of_the_full_softmax():
-    sampled, plain = make(momentum=0.9), make(momentum=0.9)
-    for seed in range(2):
-        losses, rows = step(*sampled, 1, seed)
-        expected, _ = plain[0].losses(plain[2], LABELS)
-        plain[1].zero_grad()
-        expected.mean().backward()
-        plain[1].step()
-        assert rows is None and torch.equal(losses, expected.detach())
-    assert torch.equal(sampled[0].weight, plain[0].weight)
-
-
 def test_an_error_within_leaves_the_head_whole():
     head, optimizer, _ = make(momentum=0.9)
     before = head.weight.detach().clone()

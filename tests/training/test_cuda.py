@@ -43,9 +43,9 @@ def losses_of(state, args, steps):
 
 
 @pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    """A folder of four people with ten pictures each: one pattern a person, noise on it. -> the annotation file."""
-    folder = tmp_path_factory.mktemp("people")
+def annotation(tmp_path_factory):
+    """The list of ten images of each of four identities: one pattern for each identity, with noise."""
+    folder = tmp_path_factory.mktemp("faces")
     random, lines = np.random.default_rng(1), []
     for label in range(4):
         pattern = random.integers(0, 200, (14, 14, 3))
@@ -81,7 +81,7 @@ def test_the_losses_are_those_of_the_cpu(flags, apart):
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
-def test_the_head_is_of_float32_whatever_is_asked_for_elsewhere(autocast):
+def test_the_head_computes_in_float32_under_autocast(autocast):
     torch.manual_seed(3)
     head = ArcMarginProduct(512, 3000, 64.0, 0.5)
     embeddings, labels = torch.randn(32, 512, requires_grad=True), torch.randint(0, 3000, (32,))
@@ -120,8 +120,8 @@ def test_a_step_waits_once(flags):
 
 @pytest.mark.parametrize("flags", ["--bf16", "--fp16", "--backbone iresnet18 --bf16",
                                    "--backbone mobilenet", "--bf16 --compile"])
-def test_a_run_trains_validates_and_goes_on(run_script, tmp_path, people, flags):
-    arguments = ["--annotation-path", people, "--batch-size", "8", "--val-split", "0.2", "--no-lfw-eval"]
+def test_a_run_trains_validates_and_resumes(run_script, tmp_path, annotation, flags):
+    arguments = ["--annotation-path", annotation, "--batch-size", "8", "--val-split", "0.2", "--no-lfw-eval"]
     result = run_script("train.py", *arguments, *flags.split(), "--epochs", "2", timeout=300)
     assert result.returncode == 0, result.stderr
     assert "cuda" in result.stdout
@@ -132,28 +132,29 @@ def test_a_run_trains_validates_and_goes_on(run_script, tmp_path, people, flags)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert all(value.device.type == "cpu" for value in weights(run).values())
-    pictures = [line.split(";")[1] for line in people.read_text().splitlines()]
-    arguments = [*pictures[:2], "--model-path", run, "--align", "no"]
+    images = [line.split(";")[1] for line in annotation.read_text().splitlines()]
+    arguments = [*images[:2], "--model-path", run, "--align", "no"]
     on_cuda, on_cpu = (run_script("predict.py", *arguments, "--device", device) for device in ("cuda", "cpu"))
     assert on_cuda.returncode == 0, on_cuda.stderr
     distances = [float(re.search(r"\d\.\d{3}", result.stdout)[0]) for result in (on_cuda, on_cpu)]
     assert distances[0] == pytest.approx(distances[1], abs=0.01)
 
 
-def torchrun(folder, processes, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def torchrun(folder, ranks, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     return subprocess.run([*command, str(ROOT / "train.py"), *map(str, arguments)], cwd=folder, capture_output=True,
                           encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1"}, timeout=300)
 
 
-def test_one_process_under_torchrun_joins_by_nccl_and_leaves(tmp_path, people):
+def test_one_rank_under_torchrun_trains_with_nccl(tmp_path, annotation):
     """More than one needs more than one GPU."""
-    result = torchrun(tmp_path, 1, "--annotation-path", people, "--batch-size", "8", "--epochs", "1", "--no-lfw-eval")
+    result = torchrun(tmp_path, 1, "--annotation-path", annotation, "--batch-size", "8", "--epochs", "1",
+                      "--no-lfw-eval")
     assert result.returncode == 0 and (only_run(tmp_path / "logs") / "best.pth").is_file(), result.stderr
 
 
-def test_more_processes_than_devices_are_refused_in_one_line(tmp_path, people):
+def test_more_ranks_than_devices_are_a_user_error(tmp_path, annotation):
     count = torch.cuda.device_count()
-    result = torchrun(tmp_path, count + 1, "--annotation-path", people, "--batch-size", str(8 * (count + 1)))
+    result = torchrun(tmp_path, count + 1, "--annotation-path", annotation, "--batch-size", str(8 * (count + 1)))
     assert result.returncode and f"{count + 1} ranks for {count} CUDA device(s)" in result.stderr
     assert "Traceback (most recent call last):\n  File \"" + str(ROOT) not in result.stderr

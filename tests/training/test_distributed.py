@@ -1,4 +1,4 @@
-"""Two gloo ranks under torchrun: the same values as one, and none left behind."""
+"""Two gloo ranks under torchrun: the same values as one."""
 import csv
 import json
 import os
@@ -53,16 +53,8 @@ def test_two_ranks_compute_what_one_does_and_have_the_same_parameters(one_and_tw
     assert two["correct"] == one["correct"]
     scale = one["gradient"].abs().max()
     assert (two["gradient"] - one["gradient"]).abs().max() / scale < 1e-5
-    assert len(two["hashes"]) == 2 and len(set(two["hashes"])) == 1  # after a step with BatchNorm in training mode
-
-
-def test_a_student_has_the_same_parameters_on_both_ranks(one_and_two):
-    _, two = one_and_two
-    assert len(two["student"]) == 2 and len(set(two["student"])) == 1
-
-
-def test_frozen_statistics_are_those_of_rank_0_on_both_ranks(one_and_two):
-    _, two = one_and_two
+    for hashes in (two["hashes"], two["student"]):  # after a step with BatchNorm in training mode
+        assert len(hashes) == 2 and len(set(hashes)) == 1
     learned, frozen = two["statistics"]
     assert len(set(learned)) == 2 and set(frozen) == {learned[0]}
 
@@ -108,28 +100,6 @@ def assert_validated_as_saved(run, annotation):
     assert found["val_accuracy"] == pytest.approx(float(row["val_accuracy"]), rel=1e-5)
 
 
-def test_a_run_of_two_ranks_resumes_with_one(annotation, tmp_path):
-    command = [*QUICK, "--annotation-path", annotation, "--num-workers", 0]
-    first = run([*TORCHRUN, ROOT / "train.py", *command, "--epochs", 1], tmp_path)
-    assert first.returncode == 0, first.stderr
-    second = run([sys.executable, ROOT / "train.py", "--resume", "--epochs", 2, "--force"], tmp_path)
-    assert second.returncode == 0, second.stderr
-    assert "resumed after step 5" in second.stdout
-
-
-def test_when_one_rank_dies_the_others_leave(annotation, tmp_path):
-    command = [*TORCHRUN, ROOT / "train.py", *QUICK, "--annotation-path", annotation, "--num-workers", 0,
-               "--epochs", 500, "--checkpoint-every", 0.0001]
-    process = subprocess.Popen([*map(str, command)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               encoding="utf-8")
-    wait_for_checkpoint(tmp_path / "logs", process)
-    ranks = children(process.pid)
-    os.kill(ranks[-1], signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
-
-
 def wait_for_checkpoint(logs, process):
     deadline = time.time() + 100
     while not list(logs.glob("*/last.pt")):
@@ -137,12 +107,7 @@ def wait_for_checkpoint(logs, process):
         time.sleep(0.05)
 
 
-def children(pid):
-    listing = subprocess.run(["ps", "-o", "pid=,ppid=", "-A"], capture_output=True, encoding="utf-8").stdout
-    return sorted(int(child) for child, parent in re.findall(r"(\d+)\s+(\d+)", listing) if int(parent) == pid)
-
-
-def test_a_global_batch_that_does_not_divide_is_refused(annotation, tmp_path):
+def test_a_global_batch_that_does_not_divide_is_a_user_error(annotation, tmp_path):
     result = run([*TORCHRUN, ROOT / "train.py", "--annotation-path", annotation, "--batch-size", 7], tmp_path)
     assert result.returncode != 0
     assert re.search(r"^rank [01]: train\.py: .*use a multiple of 2$", result.stderr, re.MULTILINE)

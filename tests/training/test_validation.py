@@ -14,13 +14,13 @@ from utils.training.validation import MEAN, accuracy_columns, benchmark_columns,
 
 @pytest.fixture
 def packed(shared, tmp_path):
-    """agedb_30.bin and cfp_fp.bin: ten folds of a genuine and an impostor pair of LFW pictures each."""
-    people = [sorted(folder.iterdir())[:2] for folder in sorted((shared / "lfw" / "images").iterdir())]
-    people = [pictures for pictures in people if len(pictures) == 2][:42]
+    """agedb_30.bin and cfp_fp.bin: ten folds of a genuine and an impostor pair of LFW images each."""
+    identities = [sorted(folder.iterdir())[:2] for folder in sorted((shared / "lfw" / "images").iterdir())]
+    identities = [images for images in identities if len(images) == 2][:42]
     for name, first in (("agedb_30", 0), ("cfp_fp", 21)):
-        pictures = [path.read_bytes() for place in range(first, first + 20, 2)
-                    for path in (*people[place], people[place][0], people[place + 1][0])]
-        (tmp_path / f"{name}.bin").write_bytes(pickle.dumps((pictures, [True, False] * 10)))
+        images = [path.read_bytes() for index in range(first, first + 20, 2)
+                  for path in (*identities[index], identities[index][0], identities[index + 1][0])]
+        (tmp_path / f"{name}.bin").write_bytes(pickle.dumps((images, [True, False] * 10)))
     return tmp_path / "agedb_30.bin", tmp_path / "cfp_fp.bin"
 
 
