@@ -57,9 +57,12 @@ class CroppedFace(NamedTuple):
         """Why a verdict on this face must be "not sure", a list of phrases; `remarks` begins with them."""
         if self.face is None:
             return []
-        eyes, score = eye_distance(self.face.landmarks), self.face.score
-        small = [f"only {eyes:.0f} pixels between the eyes"] if eyes < LEAST_EYE_DISTANCE else []
-        return small + ([f"perhaps no face (detector score {score:.2f})"] if score < LEAST_SCORE else [])
+        doubts, eyes = [], eye_distance(self.face.landmarks)
+        if eyes < LEAST_EYE_DISTANCE:
+            doubts.append(f"only {eyes:.0f} pixels between the eyes")
+        if self.face.score < LEAST_SCORE:
+            doubts.append(f"perhaps no face (detector score {self.face.score:.2f})")
+        return doubts
 
     @property
     def remarks(self):
@@ -71,8 +74,7 @@ class CroppedFace(NamedTuple):
     @property
     def ambiguous(self):
         """Whether another face of the photo is of like size, so that a gallery cannot know which one is meant."""
-        others = self.faces[:self.number - 1] + self.faces[self.number:]
-        return any(other.area >= LIKE_SIZE * self.face.area for other in others)
+        return sum(face.area >= LIKE_SIZE * self.face.area for face in self.faces) > 1
 
 
 class FaceCrop:
