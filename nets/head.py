@@ -70,18 +70,16 @@ class MarginHead(nn.Module):
             cosine, lse_negatives, max_negative = SoftmaxTerms.apply(
                 embeddings, self.weight, target_rows, self.s, self.shard, torch.is_grad_enabled())
             logit, margin_logit = cosine * self.s, self.add_margin(cosine, norm) * self.s
-            known = targets != IGNORE
+            known, lse_negatives = targets != IGNORE, lse_negatives[:, None]
             if lam is not None:
                 # For each target the other one is a negative too, unless both are the same class.
                 same = targets[:, :1] == targets[:, 1:]
                 other = logit.flip(1).masked_fill(same | ~known.flip(1), torch.finfo(logit.dtype).min)
                 max_negative = torch.maximum(max_negative, other[:, 0])
-                lse_negatives = torch.logaddexp(lse_negatives[:, None], other)
-                losses = cross_entropy(margin_logit, lse_negatives).where(known, 0)
-                losses = lam * losses[:, 0] + (1 - lam) * losses[:, 1]
-            else:
-                losses = cross_entropy(margin_logit[:, 0], lse_negatives)
-            return losses.where(known[:, 0], 0), ((logit[:, 0] > max_negative) & known[:, 0]).float()
+                lse_negatives = torch.logaddexp(lse_negatives, other)
+            losses, known = cross_entropy(margin_logit, lse_negatives).where(known, 0), known[:, 0]
+            loss = losses[:, 0] if lam is None else lam * losses[:, 0] + (1 - lam) * losses[:, 1]
+            return loss.where(known, 0), ((logit[:, 0] > max_negative) & known).float()
 
     def normalize(self, embeddings):
         """Return the embeddings with length 1, in the dtype of `weight`, and their lengths (B, 1) before."""
@@ -105,9 +103,9 @@ class MarginHead(nn.Module):
         return torch.where(cosine > 0, shifted, cosine) if self.easy_margin else shifted
 
     def check_labels(self, labels):
-        if len(labels) and (labels.min() < 0 or labels.max() >= self.classes):
-            invalid = labels[(labels < 0) | (labels >= self.classes)][0].item()
-            raise ValueError(f"label {invalid} is outside 0..{self.classes - 1}: the head has {self.classes} classes")
+        invalid = labels[(labels < 0) | (labels >= self.classes)]
+        if len(invalid):
+            raise ValueError(f"label {invalid[0]} is not in 0..{self.classes - 1}: the head has {self.classes} classes")
 
     def expected_initial_loss(self):
         """Return the cross-entropy before anything is learned, when every cosine is N(0, 1/in_features).

@@ -70,9 +70,7 @@ def sampled_head(head, optimizer, labels, rate, seed):
     """Inside this block head.weight holds a sample of its rows, which are written back at the end.
 
     labels: of the step's images on this rank, as many on each rank. rate: fraction of the rank's rows that is drawn,
-    the labels' classes first; at least as many rows as the step has labels, so that the number of rows is known without
-    waiting for the device. 1 samples nothing. seed: of the draw; the rank is added.
-
+    the labels' classes first, and at least as many rows as labels; 1 samples nothing. seed: of the draw, with the rank.
     Rows that are not drawn keep their weight and their optimizer state: neither momentum nor weight decay moves them.
     """
     if rate == 1:

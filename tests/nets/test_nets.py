@@ -112,16 +112,11 @@ def test_the_scale_of_the_embedding_of_iresnet_is_frozen_at_one():
 
 
 def test_labels_turn_embeddings_into_margin_logits():
-    net = ArcfaceNet(7, s=10, m=0.3).eval()
-    labels = torch.tensor([6, 0, 3])
+    net, labels = ArcfaceNet(7).eval(), torch.tensor([6, 0, 3])
     with torch.inference_mode():
         embeddings, logits = net(noise(3)), net(noise(3), labels)
         assert logits.shape == (3, 7) and logits.dtype == torch.float32
         torch.testing.assert_close(logits, net.head(embeddings, labels))
-        cosine = embeddings @ nn.functional.normalize(net.head.weight).T
-    others = torch.ones(3, 7, dtype=torch.bool).scatter(1, labels[:, None], False)
-    torch.testing.assert_close(logits[others], 10 * cosine[others])
-    assert (logits[~others] < 10 * cosine[~others]).all()
 
 
 def test_the_loss_reaches_every_parameter():

@@ -61,14 +61,14 @@ class SimulatedTensor(torch.Tensor):
 
 
 class Device(TorchDispatchMode):
-    """Within, the device is there for tensors of the CPU too, such as to be copied to it."""
+    """Inside this block CPU tensors can be copied to the device."""
 
     def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
         return run(operation, arguments, keywords or {})
 
 
 def run(operation, arguments, keywords):
-    """One operation of PyTorch on the values, with a note where it would have waited."""
+    """Run one operation of PyTorch on the values, and note whether it would have waited."""
     if torch.is_inference_mode_enabled():  # there operations that are made of others arrive whole
         with Device():
             done = operation.decompose(*arguments, **keywords)
@@ -123,7 +123,7 @@ def pin_memory(tensor):
 
 @pytest.fixture
 def simulated_cuda(monkeypatch):
-    """-> the device, which this process sees during the test."""
+    """The simulated device, which this process sees during the test."""
     torch._C._ensureCUDADeviceGuardSet()  # autograd asks for the device's stream
     for name, answer in {"_lazy_init": None, "is_available": True, "device_count": 1, "current_device": 0,
                          "set_device": None, "get_device_name": "simulated", "is_bf16_supported": True,
