@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -44,7 +45,11 @@ class Run:
     def __init__(self, folder, origin):
         """origin: what best.json records of the run."""
         self.folder, self.origin, self.rows = Path(folder), origin, []
-        self.tensorboard = open_tensorboard(self.folder) if distributed.is_main() else None
+        self.tensorboard = None
+        if distributed.is_main():
+            with suppress(ImportError):  # it is optional
+                from torch.utils.tensorboard import SummaryWriter
+                self.tensorboard = SummaryWriter(self.folder)
 
     @classmethod
     def start(cls, args, **origin):
@@ -135,15 +140,6 @@ class Run:
 
 def describe_row(row):
     return "  ".join(f"{name} {value:.5g}" for name, value in row.items() if name != "epoch" and not math.isnan(value))
-
-
-def open_tensorboard(folder):
-    """Return a SummaryWriter, or None if tensorboard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(folder)
 
 
 def make_folder(save_dir, backbone):

@@ -147,8 +147,8 @@ class TrainState:
         head, rate = self.net.head, self.learning_rate
         held_out, = distributed.reduce([len(val_loader.dataset) if val_loader else 0])
         yield (f"{head.classes} people, {batches.count} images to train on, {held_out:.0f} held out, "
-               f"{len(batches)} batches an epoch, {rate.total_steps} steps in all")
-        yield f"{sum(parameter.numel() for parameter in self.net.parameters()):,} parameters"
+               f"{len(batches)} batches an epoch, {rate.total_steps} steps in all, "
+               f"{sum(parameter.numel() for parameter in self.net.parameters()):,} parameters")
         precision = str(self.autocast_dtype or "float32").removeprefix("torch.")
         yield f"device: {describe_device(self.device, args.bf16)}, {distributed.world_size()} rank(s), {precision}"
         yield f"learning rate: {rate.peak:g}, at the end {rate.lowest:g}"
