@@ -267,10 +267,22 @@ def embed_pairs(net, pairs, **options):
     return embeddings
 
 
+def pair_distances(embeddings, pairs, block=2048):
+    """Return the L2 distances (N,), float64, of embeddings (len(pairs.paths), D).
+
+    block: pairs at once. A million pairs of 512 dimensions take 46 MB instead of 12 GB.
+    """
+    embeddings, distances = np.asarray(embeddings), np.empty(len(pairs.first))
+    for start in range(0, len(distances), block):
+        rows = slice(start, start + block)
+        first, second = (embeddings[side[rows]].astype(np.float64) for side in (pairs.first, pairs.second))
+        distances[rows] = np.linalg.norm(first - second, axis=1)
+    return distances
+
+
 def pair_metrics(embeddings, pairs, far=1e-3):
     """Return (VerificationMetrics, distances (N,)). Raises UserError for distances without metrics."""
-    embeddings = np.asarray(embeddings, np.float64)
-    distances = np.linalg.norm(embeddings[pairs.first] - embeddings[pairs.second], axis=1)
+    distances = pair_distances(embeddings, pairs)
     try:
         return verification_metrics(distances, pairs.genuine, pairs.folds, far), distances
     except ValueError as error:
