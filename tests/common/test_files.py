@@ -1,6 +1,7 @@
 """utils/common/files.py: a file is written whole or not at all."""
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -83,10 +84,17 @@ def send_nonsense(handler):
     handler.wfile.write(b"220 this is not HTTP\r\n")
 
 
+def stay_silent(handler):
+    time.sleep(1.5)
+
+
 @pytest.mark.parametrize("answer, words", [
-    (None, "404"), (cut_short, "hash"), (send_nonsense, ""), (b"<html>log in</html>", "hash")],
-    ids=["missing", "cut", "nonsense", "page"])
-def test_a_failed_download_is_one_line_with_the_remedy_and_leaves_nothing(server, tmp_path, answer, words):
+    (stay_silent, "timed out"), (None, "404"), (cut_short, "hash"), (send_nonsense, ""),
+    (b"<html>log in</html>", "hash")],
+    ids=["silent", "missing", "cut", "nonsense", "page"])
+def test_a_failed_download_is_one_line_with_the_remedy_and_leaves_nothing(
+        server, tmp_path, monkeypatch, answer, words):
+    monkeypatch.setattr("utils.common.files.SILENCE", 0.5)
     server.files["/a"] = answer
     with pytest.raises(UserError) as caught:
         download(f"{server.address}/a", tmp_path / "a.pth", SHA256)

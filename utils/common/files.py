@@ -2,6 +2,7 @@
 import hashlib
 import os
 import secrets
+import socket
 import sys
 import unicodedata
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ import torch
 from utils.common.errors import UserError, first_line
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SILENCE = 30  # seconds without an answer, after which a download fails
 
 
 def locate(path):
@@ -87,11 +89,15 @@ def download(url, path, sha256=None, check=None):
         if sha256 and hash_file(path) != sha256:
             raise UserError(f"{path} is not the published file (its SHA-256 is not {sha256}): remove it and try again")
         return
+    timeout = socket.getdefaulttimeout()
     with atomic_write(path) as temporary:
         try:
+            socket.setdefaulttimeout(SILENCE)  # torch.hub sets none: behind a firewall it would wait forever
             torch.hub.download_url_to_file(url, temporary, hash_prefix=sha256, progress=sys.stderr.isatty())
             if check:
                 check(temporary)
         except (OSError, RuntimeError, ValueError, HTTPException, UserError) as error:
             raise UserError(f"cannot download {url} ({first_line(error)}): try again with a network, or download it "
                             f"elsewhere and put it at {path}") from None
+        finally:
+            socket.setdefaulttimeout(timeout)
