@@ -204,6 +204,16 @@ def state():
     return torch.load(BUNDLED, weights_only=True)
 
 
+class Calls:
+    """Its pickle calls a function when it is loaded."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
 def write_small_weights(backbone, path):
     """Write weights of a backbone, all ones, in few bytes. Return the path."""
     import torch

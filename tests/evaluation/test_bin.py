@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_user_error, is_png, jpeg, write_rows
+from conftest import Calls, assert_user_error, is_png, jpeg, write_rows
 from PIL import Image
 
 from utils.common.errors import UserError
@@ -27,8 +27,8 @@ GENUINE = [True, False] * 10
 
 # Verification files, by the writers there are
 
-def python3(protocol):
-    return lambda images, genuine: pickle.dumps((images, genuine), protocol)
+def python3(protocol, flags=list):
+    return lambda images, genuine: pickle.dumps((images, flags(genuine)), protocol)
 
 
 def arrays(protocol, shape=(-1,)):
@@ -61,16 +61,12 @@ def array(image):
             + b"J" + struct.pack("<i", len(image)) + b"K\x01\x86" + dtype + b"\x89" + string(image) + b"tb")
 
 
-def numpy_flags(make, protocol):
-    return lambda images, genuine: pickle.dumps((images, make(genuine)), protocol)
-
-
 WRITERS = {
     **{f"Python 3, protocol {protocol}": python3(protocol) for protocol in range(6)},
     **{f"array, protocol {protocol}": arrays(protocol) for protocol in (2, 3, 4, 5)},
     "array (N, 1), protocol 5": arrays(5, (-1, 1)), "array, numpy 1": old_numpy,
     "Python 2": python2(string), "array, Python 2": python2(array),
-    **{f"numpy's {name}, protocol {protocol}": numpy_flags(make, protocol) for protocol in (0, 2, 5) for name, make in (
+    **{f"numpy's {name}, protocol {protocol}": python3(protocol, make) for protocol in (0, 2, 5) for name, make in (
         ("booleans", np.array), ("big-endian numbers", lambda flags: np.array(flags, ">i8")),
         ("list of booleans", lambda flags: list(np.array(flags))), ("floats", np.float32))},
     "ints and tuples": lambda images, genuine: pickle.dumps([tuple(images), [int(flag) for flag in genuine]], 4)}
@@ -96,14 +92,6 @@ def test_equal_images_are_listed_once(tmp_path, images):
     assert len(pairs.paths) == 39 and pairs.second[19] == pairs.first[0]
 
 
-class Hostile:
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 @pytest.mark.parametrize("call", [(os.system, "touch {}"), (exec, "open({!r}, 'w')"), (np.fromfile, "{}"),
                                   (Path, "{}"), (getattr, os, "system")])
@@ -111,7 +99,7 @@ def test_a_pickle_that_asks_for_anything_else_is_rejected_and_runs_nothing(tmp_p
     trace = tmp_path / "trace"
     arguments = [argument.format(str(trace)) if isinstance(argument, str) else argument for argument in call[1:]]
     path = tmp_path / "lfw.bin"
-    path.write_bytes(pickle.dumps(([*images[:39], Hostile(call[0], *arguments)], GENUINE), protocol)
+    path.write_bytes(pickle.dumps(([*images[:39], Calls(call[0], *arguments)], GENUINE), protocol)
                      if os not in arguments else b"cos\nsystem\n(S'touch %s'\ntR." % os.fsencode(trace))
     with pytest.raises(UserError, match=r"lfw\.bin is no verification file \(it asks for .*which images do not need"):
         read_bin(path)
@@ -159,19 +147,8 @@ def test_eval_of_a_bin_has_the_metrics_of_the_folder(call_script, shared, publis
     assert is_png(tmp_path / "mistakes.png")
 
 
-@pytest.mark.parametrize("name, words", [
-    ("hostile.bin", "'os'.'system'"), ("damaged.bin", "image 39 does not decode"), ("folder.bin", "directory"),
-    ("gone.bin", "No such file")])
+@pytest.mark.parametrize("name, words", [("damaged.bin", "image 39 does not decode"), ("gone.bin", "No such file")])
 def test_eval_of_an_invalid_bin_is_one_line_on_stderr(call_script, published_weights, images, tmp_path, name, words):
-    (tmp_path / "hostile.bin").write_bytes(b"cos\nsystem\n(S'touch trace'\ntR.")
     (tmp_path / "damaged.bin").write_bytes(pickle.dumps(([*images[:39], b"no image"], GENUINE), 2))
-    (tmp_path / "folder.bin").mkdir()
     assert_user_error(call_script("eval_LFW.py", "--model-path", published_weights, "--device", "cpu", "--bin", name),
                       name, words)
-    assert not (tmp_path / "trace").exists()
-
-
-def test_bin_download_and_align_exclude_each_other(call_script):
-    for flags in (("--bin", "x", "--download"), ("--align-from", "x", "--bin", "y"),
-                  ("--download", "--align-from", "x")):
-        assert_user_error(call_script("eval_LFW.py", *flags), "not allowed with")

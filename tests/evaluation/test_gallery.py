@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Calls
 from PIL import Image
 
-from arcface import Arcface, Candidate
+from arcface import Arcface
 from utils.common.errors import UserError
 from utils.evaluation import gallery as gallery_module
 from utils.evaluation.gallery import CACHE_NAME, Gallery, fit_gallery_tail, nearest_identities, open_gallery
@@ -66,10 +67,6 @@ def draw(path, color, size=8):
     Image.new("RGB", (size, size), color).save(path)
 
 
-def name_by_path(gallery):
-    return dict(zip(gallery.paths, (gallery.names[number] for number in gallery.identity)))
-
-
 def open_colors(folder, settings=SETTINGS):
     """Return (Gallery, sorted names of the images that were embedded for it)."""
     embed = ColorEmbedder()
@@ -80,23 +77,18 @@ def open_colors(folder, settings=SETTINGS):
 # the answer
 
 def test_a_face_finds_its_person_at_the_distance_of_the_nearest_image(arcface, people, faces):
+    threshold = arcface.gallery_threshold(arcface.open_gallery(people))
     for person in PEOPLE:
         query = faces(person)[-1]
         found = arcface.identify(query, people)
-        assert [type(candidate) for candidate in found] == [Candidate] * 3 and found[0].name == person
-        assert found == sorted(found, key=lambda candidate: candidate.distance)
-        unsure = arcface.gallery_threshold(arcface.open_gallery(people)).unsure
+        assert found[0].name == person and [candidate.same for candidate in found] == [True, False, False]
         for candidate in found:
             distances = {path: arcface.detect_image(query, path) for path in (people / candidate.name).iterdir()}
             assert candidate.distance == pytest.approx(min(distances.values()), abs=1e-6)
             assert distances[candidate.path] == min(distances.values())
             assert candidate.similarity == pytest.approx(1 - candidate.distance ** 2 / 2)
-            assert candidate.threshold < arcface.threshold and candidate.remarks == ()
-            assert candidate.same is (candidate.distance < candidate.threshold)
-            assert candidate.verdict == ("same" if candidate.same else "not sure" if candidate.distance < unsure[1]
-                                         else "different")
-    assert any(candidate.same for candidate in found) and not all(candidate.same for candidate in found)
-    assert arcface.identify(faces("王小明")[0], people)[0].distance == pytest.approx(0, abs=1e-5)
+            assert candidate.threshold == threshold.value < arcface.threshold and candidate.remarks == ()
+            assert candidate.verdict == threshold.verdict(candidate.distance)
 
 
 def test_the_nearest_identities_are_those_of_a_loop_over_all_images():
@@ -121,8 +113,9 @@ def test_folders_and_loose_images_are_people_and_the_rest_is_reported(colors):
     for name in ("green/notes.txt", "red/phone.HEIC"):
         (colors / name).write_text("no image")
     gallery, _ = open_colors(colors)
-    assert name_by_path(gallery) == {"blue.png": "blue", "red.jpg": "red", "green/1.png": "green", "red/1.png": "red",
-                                     "red/2.png": "red"}
+    names = [gallery.names[number] for number in gallery.identity]
+    assert dict(zip(gallery.paths, names)) == {"blue.png": "blue", "red.jpg": "red", "green/1.png": "green",
+                                               "red/1.png": "red", "red/2.png": "red"}
     assert len(gallery.skipped) == 2 and "1 .heic" in gallery.skipped[0] and "deep" in gallery.skipped[1]
 
 
@@ -133,16 +126,6 @@ def test_one_name_in_two_unicode_forms_is_one_person(tmp_path):
     draw(tmp_path / f"{forms[1]}.png", (9, 0, 0))
     gallery, _ = open_colors(tmp_path)
     assert gallery.names == [forms[0]] and len(gallery.paths) == 3
-
-
-@pytest.mark.skipif(os.name == "nt", reason="links and such names need rights there")
-def test_dangling_links_and_names_that_are_not_unicode_do_not_stop_it(colors):
-    (colors / "gone.png").symlink_to(colors / "nowhere.png")
-    odd = os.fsdecode(b"\xff.png")
-    shutil.copyfile(colors / "blue.png", colors / odd)
-    gallery, _ = open_colors(colors)
-    assert odd in gallery.paths and len(gallery.skipped) == 1 and "gone.png" in gallery.skipped[0]
-    assert open_colors(colors)[1] == []
 
 
 @pytest.mark.parametrize("content", [[], ["notes.txt"], ["bad.png", "ann/bad.png"]])
@@ -159,17 +142,6 @@ def test_a_gallery_without_a_usable_image_is_a_user_error(tmp_path, content):
 
 
 # what is embedded again
-
-def test_a_second_query_embeds_only_its_image_also_after_the_gallery_moved(arcface, people, faces, monkeypatch):
-    query, embedded, embed = faces("王小明")[-1], [], arcface.embed_anything
-    first = arcface.identify(query, people)
-    monkeypatch.setattr(arcface, "embed_anything", lambda images, *args, **named: embedded.append(len(images)) or embed(
-        images, *args, **named))
-    assert arcface.identify(query, people) == first and embedded == [1]
-    people.rename(people.with_name("moved"))
-    assert [person.name for person in arcface.identify(query, people.with_name("moved"))] == [c.name for c in first]
-    assert embedded == [1, 1]
-
 
 def test_only_new_and_changed_images_are_embedded_again_and_removed_ones_disappear(colors):
     assert open_colors(colors)[1] == ["1.png", "1.png", "2.png", "blue.png"]
@@ -216,14 +188,12 @@ def test_an_image_that_failed_is_reported_again_and_tried_again_only_after_a_cha
 
 
 def test_an_emptied_gallery_keeps_no_embeddings(colors):
-    for settings in (SETTINGS, SETTINGS | {"weights_sha256": "two"}):
-        draw(colors / "red.png", (255, 0, 0))
+    open_colors(colors)
+    for path in colors.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="holds no image"):
         open_colors(colors)
-        for path in colors.rglob("*.png"):
-            path.unlink()
-        with pytest.raises(UserError, match="holds no image"):
-            open_colors(colors, settings)
-        assert not (colors / CACHE_NAME).exists()
+    assert not (colors / CACHE_NAME).exists()
 
 
 def test_other_weights_or_preprocessing_embed_everything_again(colors, arcface, published_weights, people):
@@ -240,30 +210,15 @@ def test_other_weights_or_preprocessing_embed_everything_again(colors, arcface, 
 
 # the cache
 
-class Malicious:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def change(cache, **arrays):
-    """Write the cache again with some of its arrays replaced."""
-    with np.load(cache) as content:
-        np.savez(cache, **(dict(content) | arrays))
-
-
 @pytest.mark.parametrize("damage", [
-    lambda cache, evil: cache.write_bytes(b""), lambda cache, evil: cache.write_bytes(cache.read_bytes()[:-300]),
+    lambda cache, evil: cache.write_bytes(cache.read_bytes()[:-300]),
     lambda cache, evil: cache.write_bytes(cache.read_bytes().replace(b"blue.png", b"blau.png")),
     lambda cache, evil: cache.write_bytes(pickle.dumps(evil)),
-    lambda cache, evil: change(cache, embeddings=np.array([evil] * 4, object)),
-    lambda cache, evil: np.save(cache.open("wb"), np.zeros(3))],
-    ids=["empty", "truncated", "flipped bytes", "pickle", "pickled embeddings", "npy"])
+    lambda cache, evil: np.savez(cache, **(dict(np.load(cache)) | {"embeddings": np.array([evil] * 4, object)}))],
+    ids=["truncated", "flipped bytes", "pickle", "pickled embeddings"])
 def test_a_damaged_or_hostile_cache_is_written_again_and_never_runs(colors, tmp_path, damage):
     expected, _ = open_colors(colors)
-    damage(colors / CACHE_NAME, Malicious(tmp_path / "executed"))
+    damage(colors / CACHE_NAME, Calls(os.mkdir, str(tmp_path / "executed")))
     gallery, seen = open_colors(colors)
     assert len(seen) == 4 and np.array_equal(gallery.embeddings, expected.embeddings)
     assert not (tmp_path / "executed").exists() and open_colors(colors)[1] == []
@@ -273,11 +228,6 @@ def test_a_cache_that_cannot_be_written_is_reported_and_the_answer_comes_all_the
     (colors / CACHE_NAME / "in the way").mkdir(parents=True)
     gallery, _ = open_colors(colors)
     assert len(gallery.paths) == 4 and CACHE_NAME in gallery.note and "\n" not in gallery.note
-
-
-def test_git_ignores_the_cache():
-    ignored = (Path(gallery_module.__file__).parents[2] / ".gitignore").read_text(encoding="utf-8").splitlines()
-    assert CACHE_NAME in ignored
 
 
 # the gallery's own impostors

@@ -111,11 +111,6 @@ def test_missing_images_are_an_error_that_names_the_first_and_the_count(tiny, te
         tiny(text)
 
 
-def test_a_missing_list_is_an_error_that_names_it(tiny):
-    with pytest.raises(UserError, match=r"nowhere\.txt does not exist"):
-        read_pairs(tiny.path.with_name("nowhere.txt"), tiny.folder)
-
-
 def test_a_list_of_own_pairs_holds_paths(tiny):
     pairs, expected = tiny(OWN), tiny()
     assert set(pairs.paths) == set(expected.paths) and (pairs.folds, pairs.name, pairs.identities) == (2, "pairs", None)
