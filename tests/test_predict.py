@@ -93,7 +93,7 @@ def test_the_scripts_run_from_any_folder(run_script, same, tmp_path):
     (["a.jpg", "b.jpg", "--model-path", "gone.pth"], ["predict.py", "gone.pth"]),
     (["--face", "0"], ["--face"]), (["--face", "two"], ["--face"]), (["a.jpg", "--face", "1", "2", "3"], ["--face"]),
     (["a.jpg", "--all-faces"], ["--gallery"]), (["a.jpg", "b.jpg", "--save", "x.txt"], ["x.txt", ".png"]),
-    (["--backbone", "resnet7"], ["resnet7", "mobilefacenet"])])
+    (["--backbone", "resnet7"], ["resnet7", "mobilefacenet"]), (["--export", "face.pth"], ["face.pth", ".onnx"])])
 def test_predict_with_a_wrong_flag_is_a_user_error(call_script, weights, arguments, words):
     assert_user_error(call_script("predict.py", *weights, *arguments), *words)
 

@@ -9,14 +9,13 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLED, write_small_weights
+from conftest import BUNDLED, Calls, write_small_weights
 
 from nets.arcface import ArcfaceNet
 from utils.common.errors import UserError
 from utils.common.files import hash_file
 from utils.weights.checkpoint import (
     InvalidWeights,
-    find_weights,
     load,
     load_embedder,
     load_for_training,
@@ -91,10 +90,6 @@ def test_the_backbone_is_inferred_from_names_and_shapes(eighteen):
     assert load_embedder(BUNDLED, "arcface_mobilefacenet").backbone == "mobilefacenet"
 
 
-def test_a_run_folder_stands_for_its_best_weights(tmp_path):
-    assert find_weights(tmp_path) == tmp_path / "best.pth"
-
-
 @pytest.mark.parametrize("classes, loaded", [(5, True), (6, False), (None, False)])
 def test_a_head_is_loaded_if_its_number_of_classes_is_equal(state, tmp_path, classes, loaded):
     head = {} if classes is None else {"head.weight": torch.full((classes, 128), 0.5)}
@@ -121,21 +116,17 @@ def test_pretrained_weights_may_lack_layers_but_not_fit_badly(state, tmp_path):
 
 # Files of other programs.
 
-def bare(state):
-    return {name.removeprefix("arcface."): value for name, value in state.items()}
-
-
-def prefixed(prefix, state):
-    return {prefix + name: value for name, value in state.items()}
+def renamed(state, prefix):
+    return {prefix + name.removeprefix("arcface."): value for name, value in state.items()}
 
 
 @pytest.mark.parametrize("wrap", [
     lambda state: {"state_dict": state}, lambda state: {"epoch": 3, "net": state, "optimizer": {"lr": 1.0}},
-    lambda state: {"model": {"state_dict": state}}, lambda state: prefixed("_orig_mod.module.", state),
-    lambda state: prefixed("module.backbone.", bare(state)),
-    lambda state: {name.replace("arcface.", "arcface._orig_mod."): value for name, value in state.items()},
-    lambda state: bare(state) | {"head.weight": torch.ones(3, 128)},
-    lambda state: {"epoch": 20, "state_dict_backbone": prefixed("module.", bare(state)),
+    lambda state: {"model": {"state_dict": state}}, lambda state: renamed(state, "_orig_mod.module.arcface."),
+    lambda state: renamed(state, "module.backbone."),
+    lambda state: renamed(state, "arcface._orig_mod."),
+    lambda state: renamed(state, "") | {"head.weight": torch.ones(3, 128)},
+    lambda state: {"epoch": 20, "state_dict_backbone": renamed(state, "module."),
                    "state_dict_softmax_fc": {"weight": torch.ones(2, 128)}}],
     ids=["state_dict", "net", "nested", "compiled", "backbone", "part compiled", "bare with head", "insightface"])
 def test_weights_of_other_programs_load_as_ours(state, tmp_path, wrap):
@@ -182,12 +173,6 @@ def test_insightfaces_mobilefacenet_is_ours_under_other_names(state, tmp_path):
 
 # Files that do not fit, or hold something else.
 
-def test_weights_of_another_backbone_are_a_user_error_that_suggests_it(eighteen):
-    with pytest.raises(UserError) as caught:
-        load_embedder(eighteen, "mobilefacenet")
-    assert_one_line(caught, str(eighteen), "use --backbone iresnet18", "Missing")
-
-
 def test_missing_unexpected_and_wrong_shapes_are_listed(state, tmp_path):
     first, second, *_ = state
     odd = dict(state) | {"arcface.surplus": state[first], second: torch.zeros(5, 7)}
@@ -214,34 +199,18 @@ def test_a_training_checkpoint_is_a_user_error_that_points_to_the_weights(state,
         load_embedder(tmp_path / "last.pt")
 
 
-class Malicious:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
 @pytest.mark.parametrize("write", [
     lambda content, path: path.write_bytes(pickle.dumps(content)),
     lambda content, path: torch.save({STEM: content}, path)])
 def test_code_in_a_weight_file_never_runs(tmp_path, write):
     marker, path = tmp_path / "executed", tmp_path / "evil.pth"
-    write(Malicious(marker), path)
+    write(Calls(os.mkdir, str(marker)), path)
     with pytest.raises(UserError, match=r"evil\.pth"):
         load_embedder(path)
     assert not marker.exists()
 
 
-# Damaged files, most of which torch.load takes for whole.
-
-@pytest.mark.parametrize("fraction", [0.5, 0.999])
-def test_a_truncated_file_is_a_user_error(tmp_path, fraction):
-    whole = BUNDLED.read_bytes()
-    (tmp_path / "cut.pth").write_bytes(whole[:int(fraction * len(whole))])
-    with pytest.raises(UserError, match=r"cut\.pth is damaged or cut short"):
-        load(tmp_path / "cut.pth")
-
+# Damaged files, which torch.load takes for whole.
 
 def flip(content, position, bit):
     content = bytearray(content)
@@ -273,15 +242,10 @@ def test_a_file_without_checksums_is_compared_with_the_hash_beside_it(state, tmp
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -1e20])
-def test_values_that_no_network_has_are_neither_read_nor_written(state, tmp_path, value):
+def test_values_that_no_network_has_are_a_user_error(state, tmp_path, value):
     spoiled = state[STEM].clone()
     spoiled[0, 0, 0, 0] = value
     torch.save(state | {STEM: spoiled}, tmp_path / "odd.pth")
     with pytest.raises(InvalidWeights, match=rf"odd\.pth is damaged or of a run that diverged \({STEM} ") as caught:
         read_weights(tmp_path / "odd.pth")
     assert_one_line(caught)
-    save({"a": torch.ones(2)}, tmp_path / "last.pt")
-    before = (tmp_path / "last.pt").read_bytes()
-    with pytest.raises(InvalidWeights, match=r"optimizer\.state\.0\.exp_avg .*last\.pt"):
-        save({"optimizer": {"state": {0: {"exp_avg": spoiled}}}}, tmp_path / "last.pt")
-    assert (tmp_path / "last.pt").read_bytes() == before

@@ -134,7 +134,3 @@ def test_an_exporter_that_fails_is_one_line_with_its_reason(tiny, tmp_path, monk
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: print("noise") or torch.zeros(2) @ torch.zeros(3))
     assert_not_kept(tiny(), tmp_path / "face.onnx", "cannot export .*inconsistent tensor size")
     assert capfd.readouterr() == ("", "")
-
-
-def test_another_ending_is_a_user_error(tiny, tmp_path):
-    assert_not_kept(tiny(), tmp_path / "face.pth", r"ends in \.onnx")
