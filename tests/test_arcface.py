@@ -14,7 +14,6 @@ from PIL import Image
 
 from arcface import Arcface
 from nets.arcface import ArcfaceNet
-from utils.common.errors import UserError
 from utils.faces.images import preprocess
 
 SETTINGS = ("model_path", "backbone", "input_shape", "letterbox_image", "cuda", "align", "face", "threshold")
@@ -67,16 +66,9 @@ def test_verify_fields_agree(arcface, pairs):
 
 # embeddings
 
-def test_embeddings_of_mixed_kinds_are_unit_float32(arcface, faces):
-    found = arcface.embed([kinds(path)[index % 4] for index, path in enumerate(faces)])
-    assert isinstance(found, np.ndarray) and found.dtype == np.float32 and found.shape == (len(faces), 128)
-    assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(len(faces)), abs=1e-6)
-    assert np.abs(found - arcface.embed(faces)).max() < 1e-6
-    assert arcface.embed([]).shape == (0, 128)
-
-
 def test_embeddings_do_not_depend_on_the_batch_size_the_order_or_the_kind_of_iterable(arcface, faces):
     expected = arcface.embed(faces)
+    assert expected.dtype == np.float32 and arcface.embed([]).shape == (0, 128)
     for batch_size in (1, 5, 1000):
         assert np.abs(arcface.embed(faces, batch_size=batch_size) - expected).max() < 1e-5
     assert np.abs(arcface.embed(faces[::-1])[::-1] - expected).max() < 1e-5
@@ -124,14 +116,6 @@ def test_invalid_images_may_be_skipped_and_the_others_embedded(arcface, faces, t
     assert max(map(len, errors.values())) < 1000
 
 
-@pytest.mark.parametrize("source", ["gone.jpg", "text.jpg"])
-def test_an_image_that_does_not_open_is_a_user_error_that_names_it(arcface, faces, tmp_path, source):
-    (tmp_path / "text.jpg").write_text("not an image")
-    for call in (arcface.detect_image, lambda *both: arcface.embed(list(both))):
-        with pytest.raises(UserError, match=source):
-            call(faces[0], tmp_path / source)
-
-
 # settings
 
 def test_an_unknown_setting_is_a_type_error_that_lists_the_settings():
@@ -144,11 +128,6 @@ def test_an_unknown_setting_is_a_type_error_that_lists_the_settings():
 def test_an_invalid_value_is_a_value_error(published_weights, settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         Arcface(model_path=published_weights, cuda=False, **settings)
-
-
-def test_an_input_shape_the_networks_do_not_take_is_a_user_error(published_weights):
-    with pytest.raises(UserError, match="112x112"):
-        Arcface(model_path=published_weights, input_shape=[224, 224, 3])
 
 
 def test_show_config_prints_every_setting(published_weights, capsys):

@@ -1,17 +1,14 @@
 """Arcface and predict.py on photos, in which a face is found and aligned."""
 import shutil
-import subprocess
 import sys
-import urllib.request
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error
+from conftest import ROOT
 from photos import CROPS, PHOTOS, side_by_side
 from PIL import Image
 
 from arcface import Arcface
-from utils.faces.detector import MODEL_PATH
 from utils.faces.face_crop import NoDetector
 from utils.faces.images import open_image
 
@@ -26,11 +23,20 @@ def group(tmp_path):
 
 
 @pytest.fixture
-def no_network(monkeypatch, tmp_path):
-    def refuse(*arguments, **settings):
-        raise urllib.request.URLError("no network")
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.chdir(tmp_path)
+def people(tmp_path):
+    """A gallery of photo_1's person, ann, and of photo_3's, bob."""
+    for name, photo in (("ann", PHOTOS[0]), ("bob", PHOTOS[2])):
+        (tmp_path / "people" / name).mkdir(parents=True)
+        shutil.copy(photo, tmp_path / "people" / name / "1.jpg")
+    return tmp_path / "people"
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """photo_2 with 14 pixels between the eyes."""
+    photo = open_image(PHOTOS[1])
+    photo.resize((photo.width // 7, photo.height // 7)).save(tmp_path / "tiny.png")
+    return tmp_path / "tiny.png"
 
 
 def test_arcface_distinguishes_people_in_photos_and_draws_them(face_model, arcface):
@@ -64,58 +70,19 @@ def test_each_image_has_its_own_face(face_model, group, published_weights):
     assert swapped.draw(group, PHOTOS[2], match).height > 700  # PHOTOS[2] has no second face
 
 
-def test_the_query_has_its_own_face_and_a_gallery_the_main_one(face_model, group, published_weights):
-    people = group.parent / "people"
-    people.mkdir()
-    for name, photo in zip(("ann", "bob"), (PHOTOS[0], PHOTOS[2])):
-        shutil.copy(photo, people / f"{name}.jpg")
+def test_the_query_has_its_own_face_and_a_gallery_the_main_one(face_model, group, people, published_weights):
     arcface = Arcface(model_path=published_weights, cuda=False, face=(2, 5))
     found = arcface.identify(group, people)
     assert found[0].name == "bob" and arcface.draw_candidates(group, found).width > 300
 
 
-def test_a_gallery_of_photos_without_a_detector_is_one_error(no_network, arcface, tmp_path):
+def test_a_gallery_of_photos_without_a_detector_is_one_error(monkeypatch, arcface, tmp_path):
+    monkeypatch.setitem(sys.modules, "cv2", None)
     (tmp_path / "people").mkdir()
     for photo in PHOTOS:
         shutil.copy(photo, tmp_path / "people")
     with pytest.raises(NoDetector, match="--align no"):
         arcface.open_gallery(tmp_path / "people")
-
-
-def test_predict_on_aligned_crops_never_imports_opencv(face_model):
-    code = ("import sys; sys.argv[1:] = sys.argv[2:]; sys.path.insert(0, sys.argv.pop(1)); import predict\n"
-            "predict.main(); sys.exit('cv2' in sys.modules)")
-    result = subprocess.run([sys.executable, "-c", code, "-", *map(str, (ROOT, CROPS[0], CROPS[2], *WEIGHTS))],
-                            cwd=face_model.parent.parent, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0 and "Verdict: different people" in result.stdout, result.stderr
-
-
-def test_predict_without_the_face_asked_for_is_a_user_error(face_model, call_script):
-    result = call_script("predict.py", PHOTOS[0], PHOTOS[1], "--face", 2, *WEIGHTS)
-    assert_user_error(result, PHOTOS[0], "has no face 2: give --face 1 to 1")
-
-
-def test_predict_on_photos_without_a_detector_gives_no_verdict(no_network, call_script):
-    result = call_script("predict.py", PHOTOS[0], PHOTOS[2], *WEIGHTS)
-    assert_user_error(result, PHOTOS[0], MODEL_PATH, "--align no")
-    assert "Verdict" not in result.stdout
-
-
-@pytest.fixture
-def people(tmp_path):
-    """A gallery of photo_1's person, ann, and of photo_3's, bob."""
-    for name, photo in (("ann", PHOTOS[0]), ("bob", PHOTOS[2])):
-        (tmp_path / "people" / name).mkdir(parents=True)
-        shutil.copy(photo, tmp_path / "people" / name / "1.jpg")
-    return tmp_path / "people"
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    """photo_2 with 14 pixels between the eyes."""
-    photo = open_image(PHOTOS[1])
-    photo.resize((photo.width // 7, photo.height // 7)).save(tmp_path / "tiny.png")
-    return tmp_path / "tiny.png"
 
 
 def test_a_gallery_photo_of_several_faces_is_left_out_or_remarked(face_model, arcface, people, group):

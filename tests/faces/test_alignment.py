@@ -5,7 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.faces.alignment import TEMPLATE, align, eye_distance, similarity
+from utils.faces.alignment import TEMPLATE, align, similarity
 
 coordinate = st.floats(-500, 500, width=32)
 points = st.lists(st.tuples(coordinate, coordinate), min_size=5, max_size=5).map(np.array)
@@ -75,7 +75,3 @@ def test_a_large_face_is_not_aliased(scale, angle):
     landmarks = transformed(TEMPLATE - 56, angle, scale, (800, 800))
     middle = np.asarray(align(Image.fromarray(stripes), landmarks), int)[30:80, 30:80]
     assert abs(middle.mean() - 127.5) < 2 and middle.std() < 12
-
-
-def test_the_eyes_of_the_template_are_35_pixels_apart():
-    assert eye_distance(TEMPLATE) == pytest.approx(35.24, abs=0.01)

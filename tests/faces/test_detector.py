@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from photos import CROPS, PHOTOS, difference, side_by_side
-from PIL import ExifTags, Image
+from PIL import Image
 
 from utils.common.errors import UserError
 from utils.faces.alignment import TEMPLATE, align, similarity
@@ -38,15 +38,6 @@ def test_crops_equal_those_aligned_by_hand(detector):
     for photo, expected in zip(PHOTOS, map(open_image, CROPS)):
         others = [difference(crop(detector, other), expected) for other in PHOTOS if other != photo]
         assert difference(crop(detector, photo), expected) < 30 < min(others)
-
-
-@pytest.mark.parametrize("transpose, orientation", [
-    (Image.Transpose.ROTATE_90, 6), (Image.Transpose.FLIP_LEFT_RIGHT, 2)])
-def test_a_photo_is_upright_by_its_exif(detector, tmp_path, transpose, orientation):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    open_image(PHOTOS[0]).transpose(transpose).save(tmp_path / "stored.png", exif=exif)
-    assert difference(crop(detector, tmp_path / "stored.png"), crop(detector, PHOTOS[0])) < 1
 
 
 @pytest.mark.parametrize("scale", [0.16, 0.5, 2.2, 5])

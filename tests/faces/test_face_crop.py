@@ -1,8 +1,6 @@
 """utils/faces/face_crop.py: which face of an image counts, what is said about it, and what shows no face at all."""
-import pickle
 import sys
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -129,26 +127,7 @@ def test_what_the_detector_knows_is_said(face, remarks, uncertain, ambiguous):
     assert (face.remarks, bool(face.doubts), face.ambiguous) == (remarks, uncertain, ambiguous)
 
 
-# Settings, threads and processes
-
-@pytest.mark.parametrize("settings", [{"align": "yes"}, {"align": None}, {"face": 0}])
-def test_impossible_settings_are_refused(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        FaceCrop(**settings)
-
-
-def test_eight_threads_share_a_crop_and_an_image(face_model):
-    crop, photo = FaceCrop(), Image.open(PHOTOS[0])
-    with ThreadPoolExecutor(8) as pool:
-        crops = list(pool.map(lambda _: np.asarray(crop.find(photo).crop), range(16)))
-    assert all(np.array_equal(found, crops[0]) for found in crops)
-
-
-def test_a_crop_can_be_pickled(face_model):
-    crop = FaceCrop(face=2)
-    crop.find(side_by_side(PHOTOS[0], PHOTOS[2]))
-    assert vars(pickle.loads(pickle.dumps(crop))) == vars(crop)
-
+# Without a detector
 
 def test_a_photo_without_a_detector_is_an_error_and_an_aligned_crop_is_none(without):
     with pytest.raises(NoDetector, match=r"photo_1\.jpg needs face detection: .*--align no if") as caught:

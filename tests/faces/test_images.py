@@ -1,11 +1,5 @@
 """utils/faces/images.py: every image becomes the same upright RGB 112x112 input."""
 import io
-import os
-import socket
-import struct
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,21 +109,6 @@ def test_what_the_caller_made_of_an_image_is_taken_as_it_is(tmp_path, kind):
         assert np.array_equal(pixels(made), np.asarray(made.convert("RGB"))), made
 
 
-@pytest.mark.parametrize("kind, count, value, rotated", [
-    (3, 1, (77).to_bytes(4, "little"), False), (3, 1, bytes(4), False), (1, 1, b"\6\0\0\0", False),
-    (2, 2, b"6\0\0\0", False), (11, 1, struct.pack("<f", 6.5), False), (3, 0, b"\6\0\0\0", False),
-    (99, 1, b"\6\0\0\0", False), (3, 1, b"\6\0\0\0", True), (4, 1, b"\6\0\0\0", True)],
-    ids=["77", "0", "byte", "text", "float", "none", "no type", "short", "long"])
-def test_an_odd_exif_orientation_changes_nothing(tmp_path, kind, count, value, rotated):
-    block = b"Exif\0\0II*\0\10\0\0\0\1\0" + struct.pack("<HHI", 0x0112, kind, count) + value + bytes(4)
-    assert open_image(save(quadrants(), tmp_path / "odd.jpg", exif=block)).size == ((32, 48) if rotated else (48, 32))
-
-
-def test_an_orientation_in_xmp_counts(tmp_path):
-    path = save(quadrants(), tmp_path / "xmp.jpg", xmp=b'<x tiff:Orientation="6"/>')
-    assert open_image(path).size == (32, 48)
-
-
 # Sources
 
 def test_path_string_pil_image_open_file_and_array_give_the_same(tmp_path):
@@ -160,25 +139,6 @@ def test_what_is_no_image_at_all_is_a_type_error_of_one_short_line(source):
     assert len(str(caught.value)) < 500
 
 
-def test_a_base64_string_is_quoted_in_part():
-    for text in ("data:image/jpeg;base64," + "/9j/4AAQ" * 17_000, "/9j/4AAQ" * 17_000, "a/" * 1000):
-        with pytest.raises(UserError, match=r" \[\d+ characters\] .*: give the path of an image") as caught:
-            open_image(text)
-        assert len(str(caught.value)) < 1000
-
-
-@pytest.mark.parametrize("kind", ["image", "file", "encoded"])
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
-def test_eight_threads_share_one_image_or_open_file(tmp_path, kind, suffix):
-    path = save(Image.fromarray(noise(300, 200)), tmp_path / f"noise.{suffix}")
-    expected, start = pixels(path), threading.Barrier(8)
-    for _ in range(5):
-        with open(path, "rb") as file, Image.open(path) as image, ThreadPoolExecutor(8) as pool:
-            source = {"image": image, "file": file, "encoded": EncodedImage(path.read_bytes(), "record")}[kind]
-            for found in pool.map(lambda _, source=source: (start.wait(), pixels(source))[1], range(8)):
-                assert (found == expected).all()
-
-
 # Errors
 
 @pytest.mark.parametrize("name, answer", [
@@ -203,17 +163,6 @@ def test_other_formats_are_refused_whatever_the_file_is_called(tmp_path, monkeyp
     (tmp_path / "face.jpg").write_bytes(head + bytes(200))
     with pytest.raises(UserError, match=r"face\.jpg does not decode \(not an image, or in a format .* such as HEIC\)"):
         open_image(tmp_path / "face.jpg")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="there are none there")
-def test_pipes_sockets_and_devices_are_refused_without_waiting(tmp_path, monkeypatch):
-    os.mkfifo(tmp_path / "pipe.jpg")
-    monkeypatch.chdir(tmp_path)  # the name of a socket is short
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind("socket.jpg")
-        for path in (tmp_path / "pipe.jpg", Path("socket.jpg"), Path("/dev/zero")):
-            with pytest.raises(UserError, match=f"{path.name} is not a file"):
-                open_image(path)
 
 
 def make_truncated(path):

@@ -68,11 +68,18 @@ def decoded(path):
     return np.asarray(image)
 
 
-def check_mutated_images(folder, count, seed, capfd):
+def test_whole_images_open(tmp_path):
+    for name, content in whole_images().items():
+        (tmp_path / name).write_bytes(content)
+        assert decoded(tmp_path / name).shape in ((40, 60, 3), (60, 40, 3))
+
+
+@pytest.mark.parametrize("count, seed", [(150, 1), pytest.param(5000, 2, marks=pytest.mark.faults)])
+def test_a_damaged_image_opens_or_is_a_user_error(tmp_path, capfd, count, seed):
     rng, whole, opened = np.random.default_rng(seed), list(whole_images().items()), 0
     for number in range(count):
         name, content = whole[number % len(whole)]
-        path = folder / f"{number} 图 {name}"
+        path = tmp_path / f"{number} 图 {name}"
         path.write_bytes(mutate(content, rng))
         capfd.readouterr()
         result = decoded(path)
@@ -84,18 +91,3 @@ def check_mutated_images(folder, count, seed, capfd):
             opened += 1
         path.unlink()
     assert 0.3 < opened / count < 0.9  # else they are hardly damaged, or wrecks
-
-
-def test_whole_images_open(tmp_path):
-    for name, content in whole_images().items():
-        (tmp_path / name).write_bytes(content)
-        assert decoded(tmp_path / name).shape in ((40, 60, 3), (60, 40, 3))
-
-
-def test_a_damaged_image_opens_or_is_a_user_error(tmp_path, capfd):
-    check_mutated_images(tmp_path, 150, 1, capfd)
-
-
-@pytest.mark.faults
-def test_five_thousand_damaged_images(tmp_path, capfd):
-    check_mutated_images(tmp_path, 5000, 2, capfd)
