@@ -40,16 +40,6 @@ def test_it_writes_the_list_and_sums_up(call_script, tmp_path):
     assert (tmp_path / "new folder" / "second_classes.txt").is_file()
 
 
-def test_it_reads_real_faces(run_script, shared, tmp_path, face_model):
-    for person in sorted(path for path in (shared / "faces_train").iterdir() if path.is_dir())[:3]:
-        (tmp_path / "datasets" / person.name).mkdir(parents=True)
-        for image in sorted(person.iterdir())[:4]:
-            shutil.copy(image, tmp_path / "datasets" / person.name)
-    result = run_script("txt_annotation.py")
-    assert "3 people, 12 images, 4 / 4 / 4 images" in result.stdout and "0 skipped" in result.stdout
-    assert result.stderr == "" and len(result.stdout.splitlines()) == 2
-
-
 def test_equal_images_are_reported_with_a_pair_of_their_files(call_script, tmp_path):
     root = make_identities(tmp_path / "datasets", ann=3, bob=2)
     shutil.copy(root / "ann" / "1.png", root / "bob" / "x.png")

@@ -1,5 +1,4 @@
 """The annotation file: what is written is read again, and every mistake in it is named."""
-import os
 import re
 
 import pytest
@@ -10,7 +9,6 @@ from utils.common.errors import UserError
 from utils.data.annotation import (
     check_files_exist,
     check_trainable,
-    pack,
     read_annotation,
     read_names,
     write_annotation,
@@ -59,14 +57,6 @@ def test_images_that_have_moved_are_read_with_their_new_root(tmp_path, root):
     lines = [f"{label};{root}{divider}{image.replace('/', divider)}\n" for label, image in enumerate(images)]
     paths, labels = read(write(tmp_path / "list.txt", "".join(lines)), tmp_path / "new")
     assert paths == [str(tmp_path / "new" / image) for image in images] and labels == [0, 1]
-
-
-def test_packed_paths_are_a_sequence():
-    names = ["/a.jpg", "", "李 雷/1.jpg", "b;c", os.fsdecode(b"b\xff.jpg")]
-    paths = pack(names)
-    assert list(paths) == names and len(paths) == 5 and paths[-2] == "b;c"
-    with pytest.raises(IndexError):
-        paths[5]
 
 
 @pytest.mark.parametrize("line", ["no semicolon", "anna;/c.jpg", "-1;/c.jpg", ";/c.jpg", "1;", " 1;/c.jpg",

@@ -1,6 +1,5 @@
 """The training set, its validation split and batches, unreadable images and killed loader workers."""
 import csv
-import multiprocessing
 import os
 import shutil
 import signal
@@ -65,12 +64,6 @@ def place(folder, *names):
     return folder
 
 
-def test_an_item_is_pixels_label_and_index_in_the_whole_set(faces):
-    pixels, label, index = dataset_of(faces, [1, 4, 8])[2]
-    assert pixels.shape == (112, 112, 3) and pixels.dtype == torch.uint8 and pixels[0, 0, 0] == 8
-    assert (label, index) == (2, 8)
-
-
 @pytest.mark.parametrize("unreadable, position, index", [([4], 1, 6), ([8, 2], 3, 4)])
 def test_the_next_image_of_the_same_split_replaces_one_that_cannot_be_read(faces, capsys, unreadable, position, index):
     dataset = dataset_of(faces, [2, 4, 6, 8])
@@ -120,17 +113,6 @@ def test_a_killed_worker_is_a_user_error_when_the_next_batch_is_awaited(monkeypa
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # else it would be raised anywhere
     with pytest.raises(UserError, match="killed, most often because memory ran out: lower --num-workers"):
         list(batches)
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_so_is_a_worker_killed_between_two_epochs(monkeypatch):
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
-    loader = DataLoader(range(4), batch_size=2, num_workers=1, persistent_workers=True)
-    assert len(list(batches_of(loader))) == 2
-    [process] = [child for child in multiprocessing.active_children() if child.daemon]
-    process.kill()
-    with pytest.raises(UserError, match="killed, most often because memory ran out"):
-        list(batches_of(loader))
 
 
 def test_batches_cover_the_epoch_once_and_depend_on_the_epoch():
