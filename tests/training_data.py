@@ -1,9 +1,11 @@
-"""Annotation files and run folders for the tests of training."""
+"""Settings, heads, annotation files and run folders for the tests of training."""
 import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
+from nets.head import MarginHead
 from utils.data.dataset import EpochBatches
 from utils.training.losses import LabelLoss
 from utils.training.settings import check_args, make_parser
@@ -48,6 +50,26 @@ class FakeLoader(list):
 
 class FakeDataset(list):
     input_shape = (112, 112)
+
+
+class NormMargin(MarginHead):
+    """A margin that depends on the embedding's length, with a gradient through it, as MagFace's does."""
+
+    def margin(self, cosine, norm):
+        return cosine - self.m * torch.tanh(norm)
+
+
+def by_logits(head, embeddings, labels, lam=None, ranks=1):
+    """Return what head.losses() has to return, by the logits of all classes and F.cross_entropy.
+
+    With several ranks, mixup blends within the images of each.
+    """
+    cosine = F.normalize(embeddings) @ F.normalize(head.weight).T
+    correct, losses = cosine.argmax(1) == labels, F.cross_entropy(head(embeddings, labels), labels, reduction="none")
+    if lam is None:
+        return losses, correct
+    others = torch.cat([part.roll(1) for part in labels.chunk(ranks)])
+    return lam * losses + (1 - lam) * F.cross_entropy(head(embeddings, others), others, reduction="none"), correct
 
 
 def write_faces(shared, path, identities=4, images=10, skip=0):

@@ -106,10 +106,10 @@ def test_a_cosine_that_rounding_puts_beyond_one_has_a_finite_gradient():
     assert shifted.isfinite().all() and cosine.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [-1, 3])
-def test_a_label_out_of_range_is_an_error_that_names_it_and_the_class_count(wrong):
+@pytest.mark.parametrize(("method", "wrong"), [("forward", -1), ("forward", 3), ("losses", 3)])
+def test_a_label_out_of_range_is_an_error_that_names_it_and_the_class_count(method, wrong):
     with pytest.raises(ValueError, match=rf"label {wrong} .* 3 classes"):
-        make_head(torch.eye(3))(torch.randn(3, 3), torch.tensor([0, wrong, 2]))
+        getattr(make_head(torch.eye(3)), method)(torch.randn(3, 3), torch.tensor([0, wrong, 2]))
 
 
 def test_accuracy_is_computed_without_the_margin():

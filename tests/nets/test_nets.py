@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nets.arcface import BACKBONES, ArcfaceNet, backbone_name
+from nets.arcface import ArcfaceNet, backbone_name
 from nets.depthwise import DepthwiseConv2d
 from utils.evaluation.embedding import embed_batch, inference_copy
 from utils.weights.checkpoint import load_embedder
@@ -86,12 +86,6 @@ def test_aliases_of_backbones_are_understood(alias, name):
     assert backbone_name(alias) == name == meta_net(alias).backbone
 
 
-@pytest.mark.parametrize("name", ["resnet50", "", "MobileFaceNet"])
-def test_an_unknown_backbone_is_an_error_that_lists_the_known_ones(name):
-    with pytest.raises(ValueError, match=rf"{name!r}.*{', '.join(BACKBONES)}"):
-        ArcfaceNet(backbone=name)
-
-
 @pytest.mark.parametrize("backbone", SMALL)
 def test_embeddings_are_float32_of_unit_length_also_under_bf16_autocast(backbone):
     net = ArcfaceNet(backbone=backbone).eval()
@@ -165,12 +159,3 @@ def test_a_depthwise_convolution_with_a_stride_is_float32_under_bf16_autocast_on
     assert output.dtype == torch.bfloat16
     assert torch.equal(output, exact.bfloat16()) == (stride == 2)
     torch.testing.assert_close(layer(images.float()), exact)
-
-
-def test_bf16_embeddings_are_close_to_the_float32_ones(published):
-    images = torch.randint(0, 256, (20, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    fast, exact = embed_batch(inference_copy(published), images, bf16=True), embed_batch(published, images)
-    assert fast.dtype == torch.float32
-    torch.testing.assert_close(fast.norm(dim=1), torch.ones(20), rtol=0, atol=1e-5)
-    similarity = (fast * exact).sum(1)
-    assert similarity.min() > 0.995 and similarity.max() < 1 - 1e-7

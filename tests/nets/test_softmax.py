@@ -4,15 +4,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from training_data import NormMargin, by_logits
 
-from nets.head import ArcMarginProduct, MarginHead
-
-
-class NormMargin(MarginHead):
-    """A margin that depends on the embedding's length, with a gradient through it, as MagFace's does."""
-
-    def margin(self, cosine, norm):
-        return cosine - self.m * torch.tanh(norm)
+from nets.head import ArcMarginProduct
 
 
 def make(kind=ArcMarginProduct, classes=101, dimensions=16, images=12, dtype=torch.float64, **settings):
@@ -22,16 +16,6 @@ def make(kind=ArcMarginProduct, classes=101, dimensions=16, images=12, dtype=tor
     embeddings, labels = torch.randn(images, dimensions, dtype=dtype), torch.randint(0, classes, (images,))
     embeddings[0], embeddings[-1] = 3 * head.weight.detach()[labels[0]], -head.weight.detach()[labels[-1]]
     return head, embeddings.requires_grad_(), labels, torch.rand(images, dtype=dtype)
-
-
-def by_logits(head, embeddings, labels, lam=None):
-    """Return what `losses` has to return, by `forward` and F.cross_entropy."""
-    cosine = F.normalize(embeddings) @ F.normalize(head.weight).T
-    correct, losses = cosine.argmax(1) == labels, F.cross_entropy(head(embeddings, labels), labels, reduction="none")
-    if lam is None:
-        return losses, correct
-    others = labels.roll(1)
-    return lam * losses + (1 - lam) * F.cross_entropy(head(embeddings, others), others, reduction="none"), correct
 
 
 def gradients(losses, head, embeddings):
@@ -89,12 +73,6 @@ def test_a_second_backward_pass_is_an_error():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="compute the loss again"):
         loss.backward()
-
-
-def test_a_label_out_of_range_is_an_error():
-    head, embeddings, labels, _ = make()
-    with pytest.raises(ValueError, match=r"label 101 .* 101 classes"):
-        head.losses(embeddings, torch.full_like(labels, 101))
 
 
 def test_the_loss_of_a_single_class_is_zero():

@@ -19,10 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from training_data import FakeDataset, FakeLoader, make_args
+from training_data import FakeDataset, FakeLoader, NormMargin, by_logits, make_args
 
 from nets.arcface import BACKBONES, HEADS, Backbone
-from nets.head import ArcMarginProduct, MarginHead
+from nets.head import ArcMarginProduct
 from nets.partial_fc import Shard
 from train import train_step
 from utils.common import distributed
@@ -44,13 +44,6 @@ class Tiny(nn.Module):
 
     def forward(self, images):
         return self.features(F.adaptive_avg_pool2d(images, 4).flatten(1).double())
-
-
-class NormMargin(MarginHead):
-    """A margin that depends on the embedding's length, with a gradient through it."""
-
-    def margin(self, cosine, norm):
-        return cosine - self.m * torch.tanh(norm)
 
 
 BACKBONES["tiny"] = Backbone(Tiny, 16, 64.0, "features", False)
@@ -140,18 +133,6 @@ def overflow():
     return distributed.gather([state.step, same, state.loss_scale.value, state.ema.updates])
 
 
-def by_logits(head, embeddings, labels, lam):
-    """Return the loss of each image as the cross-entropy of its logits of all classes, and whether the target wins."""
-    cosine = F.normalize(embeddings) @ F.normalize(head.weight).T
-    correct, losses = cosine.argmax(1) == labels, F.cross_entropy(head(embeddings, labels), labels, reduction="none")
-    if lam is not None:
-        # Mixup blends within a rank.
-        others = torch.cat([part.roll(1) for part in labels.split(len(labels) // distributed.world_size())])
-        other = F.cross_entropy(head(embeddings, others), others, reduction="none")
-        losses = lam * losses + (1 - lam) * other
-    return losses, correct
-
-
 def errors_of_one_batch(classes, images, mixup):
     """Return the relative errors of loss, gradients and norm against one rank's, and how many `correct` differ."""
     torch.manual_seed(5)
@@ -164,7 +145,7 @@ def errors_of_one_batch(classes, images, mixup):
         with torch.no_grad():  # one image on its class's axis, one opposite it
             whole.weight[labels[0]] = body(inputs[0])
             whole.weight[labels[-1]] = -body(inputs[-1])
-    losses, right = by_logits(whole, body(inputs), labels, lam)
+    losses, right = by_logits(whole, body(inputs), labels, lam, ranks)
     expected = losses.mean()
     right_gradients = torch.autograd.grad(expected, [whole.weight, body.weight])
     first, last = shard.bounds(classes)

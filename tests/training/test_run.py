@@ -5,10 +5,8 @@ import os
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from conftest import is_png
 
 from utils.training import run as module
 from utils.training.run import COLUMNS, Run, make_folder
@@ -21,22 +19,6 @@ def test_the_curves_mark_the_epoch_of_best_pth(tmp_path, monkeypatch):
     for epoch, accuracy in enumerate((0.7, 0.8, 0.8), 1):
         run.log(row(epoch) | {"lfw_accuracy": accuracy})
     assert marked == {tmp_path / "loss.png": 2, tmp_path / "accuracy.png": 2}
-
-
-def test_the_batch_image_has_a_name_for_each_face(tmp_path, monkeypatch):
-    drawn, draw_batch = [], module.draw_batch
-    monkeypatch.setattr(module, "draw_batch", lambda *arguments: drawn.append(arguments) or draw_batch(*arguments))
-    Run(tmp_path, {}).save_batch_image(torch.linspace(-1, 1, 70).reshape(70, 1, 1, 1).expand(70, 3, 8, 8), ["王"] * 70)
-    (pixels, names), = drawn
-    assert len(pixels) == len(names) == 64 and pixels.dtype == np.uint8 and pixels[0].max() == 0
-    assert is_png(tmp_path / "batch.png")
-
-def test_the_benchmark_that_eval_lists_first_chooses_best_pth(tmp_path):
-    run = Run(tmp_path, {})
-    for epoch, first, second in ((1, 0.9, 0.7), (2, 0.8, 0.95)):
-        run.log({"epoch": epoch, "train_loss": 1.0, "eval/agedb_30_accuracy": first, "lfw_accuracy": second})
-    assert module.best_row(run.rows)["epoch"] == 1
-    assert (tmp_path / "log.csv").read_text().splitlines()[0].split(",")[:len(COLUMNS)] == list(COLUMNS)
 
 
 def row(epoch):
