@@ -20,11 +20,6 @@ def side_by_side(*photos):
     return group
 
 
-def save_without_face(path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)).save(path)
-    return path
-
-
 def difference(first, second):
     """Mean over the pixels of two crops: below 26 for one photo, above 44 for two."""
     return np.abs(np.asarray(first, float) - np.asarray(second, float)).mean()

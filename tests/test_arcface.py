@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from arcface import Arcface
 from nets.arcface import ArcfaceNet
+from utils.evaluation.pairs import read_pairs
 from utils.faces.images import preprocess
 
 SETTINGS = ("model_path", "backbone", "input_shape", "letterbox_image", "cuda", "align", "face", "threshold")
@@ -22,13 +24,9 @@ SETTINGS = ("model_path", "backbone", "input_shape", "letterbox_image", "cuda", 
 @pytest.fixture(scope="module")
 def pairs(shared):
     """The first twelve genuine and twelve impostor pairs of LFW, as paths: (genuine, impostor)."""
-    def image_path(name, number):
-        return str(shared / "lfw" / "images" / name / f"{name}_{int(number):04d}.jpg")
-
-    lines = [line.split() for line in (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:601]]
-    genuine = [(image_path(name, n), image_path(name, m)) for name, n, m in (line for line in lines if len(line) == 3)]
-    impostor = [(image_path(*line[:2]), image_path(*line[2:])) for line in lines if len(line) == 4]
-    return genuine[:12], impostor[:12]
+    found = read_pairs(ROOT / "model_data" / "lfw_pair.txt", shared / "lfw" / "images")
+    paths = [(str(found.paths[first]), str(found.paths[second])) for first, second in zip(found.first, found.second)]
+    return paths[:12], paths[300:312]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def faces(pairs):
 def kinds(path):
     """One image as a path, a path object, a PIL image and an array."""
     image = Image.open(path).convert("RGB")
-    return [path, os.fspath(path), image, np.asarray(image)]
+    return [path, Path(path), image, np.asarray(image)]
 
 
 # distances and verdicts

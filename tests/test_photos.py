@@ -31,14 +31,6 @@ def people(tmp_path):
     return tmp_path / "people"
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    """photo_2 with 14 pixels between the eyes."""
-    photo = open_image(PHOTOS[1])
-    photo.resize((photo.width // 7, photo.height // 7)).save(tmp_path / "tiny.png")
-    return tmp_path / "tiny.png"
-
-
 def test_arcface_distinguishes_people_in_photos_and_draws_them(face_model, arcface):
     same, *others = (arcface.detect_image(PHOTOS[first], PHOTOS[second]) for first, second in ((0, 1), (0, 2), (1, 2)))
     assert same < 0.9 and min(others) > 1.1
@@ -97,7 +89,9 @@ def test_a_gallery_photo_of_several_faces_is_left_out_or_remarked(face_model, ar
         assert found["bob"].remarks == (f"{people / 'bob' / 'group.png'}: 2 faces, number 1 counts",)
 
 
-def test_a_tiny_face_makes_the_verdict_not_sure_and_says_why(face_model, arcface, people, tiny, call_script):
+def test_a_tiny_face_makes_the_verdict_not_sure_and_says_why(face_model, arcface, people, call_script, tmp_path):
+    photo, tiny = open_image(PHOTOS[1]), tmp_path / "tiny.png"
+    photo.resize((photo.width // 7, photo.height // 7)).save(tiny)  # 14 pixels between the eyes
     match = arcface.verify(PHOTOS[0], tiny)
     assert match.verdict == "not sure"
     assert str(tiny) in match.remarks[0] and "pixels between the eyes" in match.remarks[0]

@@ -77,7 +77,7 @@ def test_predict_ends_quietly_at_the_end_of_input_and_on_ctrl_c(call_script, wei
 
 
 def test_the_scripts_run_from_any_folder(run_script, same, tmp_path):
-    """The bundled weights and their threshold are beside the code, the pictures where the caller is."""
+    """The bundled weights and their threshold are beside the code, the images where the caller is."""
     for number, path in enumerate(same):
         shutil.copy(path, tmp_path / f"{number}.jpg")
     result = run_script("predict.py", "0.jpg", "1.jpg", "--no-cuda", "--no-show")

@@ -42,10 +42,11 @@ def test_it_writes_the_list_and_sums_up(call_script, tmp_path):
 
 def test_equal_images_are_reported_with_a_pair_of_their_files(call_script, tmp_path):
     root = make_identities(tmp_path / "datasets", ann=3, bob=2)
-    shutil.copy(root / "ann" / "1.png", root / "bob" / "x.png")
+    for number in (0, 1):
+        shutil.copy(root / "ann" / f"{number}.png", root / "bob" / f"copy {number}.png")
     shutil.copy(root / "ann" / "2.png", root / "ann" / "y.png")
     result = call_script("txt_annotation.py")
-    assert f"1 images are also under another person, {root}/ann/1.png and {root}/bob/x.png first" in result.stdout
+    assert f"2 images are also under another person, {root}/ann/0.png and {root}/bob/copy 0.png first" in result.stdout
     assert "1 images are copies of another one of the same person" in result.stdout
     assert "copies" not in call_script("txt_annotation.py", "--no-check").stdout
 

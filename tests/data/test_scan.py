@@ -3,13 +3,11 @@ import os
 import signal
 import unicodedata
 
-import numpy as np
 import pytest
 from scanning import draw, make_identities, scan
 
 from utils.common.errors import UserError
 from utils.data import scan as module
-from utils.data.scan import describe_duplicates
 
 
 def test_labels_go_by_sorted_folder_name_and_paths_are_sorted(tmp_path):
@@ -74,15 +72,3 @@ def test_a_killed_process_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "open_image", lambda path: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match="was killed, most often because memory ran out"):
         scan(tmp_path)
-
-
-def test_duplicates_are_counted_within_an_identity_and_between_two():
-    paths, labels = list("abcdefg"), np.array([0, 0, 0, 1, 1, 2, 2])
-
-    def describe(*hashes):
-        return list(describe_duplicates(np.array(hashes, np.uint64), labels, paths))
-    assert describe(1, 2, 3, 4, 5, 6, 7) == []
-    assert describe(1, 1, 1, 4, 5, 6, 6) == ["3 images are copies of another one of the same person"]
-    between, within = describe(1, 2, 3, 2, 5, 3, 3)
-    assert between.startswith("2 images are also under another person, b and d first")
-    assert within.startswith("1 images are copies")

@@ -1,7 +1,6 @@
 """docs/extending.md: its code is what adding a backbone and a head takes, from training to prediction."""
 import math
 import re
-import signal
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from conftest import ROOT
 from training_data import QUICK, only_run, weights, write_faces
 
 from nets.arcface import BACKBONES, HEADS, ArcfaceNet
+from utils.training.run import StopRequest
 from utils.weights.checkpoint import load_for_training, save
 
 
@@ -28,16 +28,9 @@ def extended():
 
 
 @pytest.fixture
-def signals_restored():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def train_here(extended, signals_restored, call_script, shared, tmp_path):
+def train_here(extended, call_script, shared, tmp_path, monkeypatch):
     """`train_here(*flags)` trains the new backbone in this process and returns the folder of the run."""
+    monkeypatch.setattr(StopRequest, "listen", lambda self: None)
     def train(*flags):
         annotation = write_faces(shared, tmp_path / "cls_train.txt", identities=4, images=6)
         result = call_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,

@@ -131,15 +131,6 @@ def test_a_batch_is_a_grid_whose_captions_stay_below_their_own_images(number, co
 
 # Photos
 
-@pytest.mark.parametrize("side, size, longest", [
-    (200, (400, 300), 336), (30, (400, 300), 533), (8, (400, 300), 1008), (30, (60, 60), 336),
-    (2000, (4000, 3000), 336), (100, (4000, 3000), 1008)])
-def test_the_smaller_the_faces_the_larger_the_photo_within_limits(side, size, longest):
-    drawn = draw_faces(found([(10, 10, side, side), (20, 20, side * 1.2, side * 1.2)], size=size))
-    assert max(drawn.size) == longest
-    assert drawn.width / drawn.height == pytest.approx(size[0] / size[1], abs=0.01)
-
-
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_face_that_counts_has_the_color_and_the_landmarks(number):
     boxes = [(200, 100, 90, 90), (40, 100, 80, 80)]

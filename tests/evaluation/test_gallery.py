@@ -2,7 +2,6 @@
 import os
 import pickle
 import shutil
-import time
 import unicodedata
 from pathlib import Path
 
@@ -158,19 +157,6 @@ def test_only_new_and_changed_images_are_embedded_again_and_removed_ones_disappe
     assert seen == ["1.png", "2.png"]
     assert np.array_equal(gallery.embeddings, ColorEmbedder()([colors / path for path in gallery.paths])[0])
     assert [path.name for path in colors.glob(".*")] == [CACHE_NAME]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no time of status change")
-def test_an_image_replaced_by_one_of_equal_size_and_time_is_embedded_again(colors):
-    image = colors / "blue.bmp"
-    for color in ((0, 0, 255), (0, 0, 30)):
-        draw(image, color)
-        os.utime(image, (10 ** 9, 10 ** 9))
-        gallery, seen = open_colors(colors)
-        assert "blue.bmp" in seen
-        assert gallery.embeddings[gallery.paths.index("blue.bmp")][2] == pytest.approx(color[2] / 255)
-        time.sleep(0.02)  # a tick of the file system's clock
-    assert open_colors(colors)[1] == []
 
 
 def test_an_image_that_failed_is_reported_again_and_tried_again_only_after_a_change(colors):

@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 from conftest import assert_user_error, write_rows
 from PIL import Image
+from tqdm import tqdm
 
 from utils.common.errors import UserError
 from utils.evaluation.pairs import align_lfw, fetch_lfw, read_pairs
 from utils.faces.alignment import TEMPLATE
-
-
-def every(iterable, total):
-    return iterable
 
 
 @pytest.fixture
@@ -37,16 +34,6 @@ def home(tmp_path, monkeypatch):
     return folder
 
 
-def pack(home, shared, few_pairs):
-    """Write lfw.tgz and the lists beside it, as scikit-learn downloads them."""
-    names = {path.parent.name for path in read_pairs(few_pairs, shared / "lfw_raw_folds1-3").paths}
-    with tarfile.open(home / "lfw.tgz", "w:gz") as file:
-        for name in names:
-            file.add(shared / "lfw_raw_folds1-3" / name, f"lfw/{name}")
-    for name in ("pairsDevTrain.txt", "pairsDevTest.txt", "pairs.txt"):
-        (home / name).write_text("")
-
-
 def test_without_a_face_an_image_is_cropped_at_the_usual_place_and_crops_are_kept(tmp_path):
     class Blind:
         def detect(self, image):
@@ -56,12 +43,12 @@ def test_without_a_face_an_image_is_cropped_at_the_usual_place_and_crops_are_kep
     image = Image.new("RGB", (250, 250))
     image.paste("white", (103, 111, 107, 114))  # an eye
     image.save(path)
-    assert align_lfw([path], tmp_path / "lfw", Blind(), every) == 1
+    assert align_lfw([path], tmp_path / "lfw", Blind(), tqdm) == 1
     crop = np.asarray(Image.open(crop_path))
     row, column = np.unravel_index(crop[..., 0].argmax(), (112, 112))
     assert abs(column - TEMPLATE[0, 0]) < 3 and abs(row - TEMPLATE[0, 1]) < 3
     written = crop_path.stat().st_mtime_ns
-    assert align_lfw([path], tmp_path / "lfw", Blind(), every) == 0 and crop_path.stat().st_mtime_ns == written
+    assert align_lfw([path], tmp_path / "lfw", Blind(), tqdm) == 0 and crop_path.stat().st_mtime_ns == written
 
 
 def test_eval_aligns_a_folder_of_originals(run_script, shared, published_weights, few_pairs, face_model, tmp_path):
@@ -74,7 +61,12 @@ def test_eval_aligns_a_folder_of_originals(run_script, shared, published_weights
 
 
 def test_an_archive_is_unpacked_into_the_folder_that_the_list_fits(home, shared, few_pairs, capsys):
-    pack(home, shared, few_pairs)
+    names = {path.parent.name for path in read_pairs(few_pairs, shared / "lfw_raw_folds1-3").paths}
+    with tarfile.open(home / "lfw.tgz", "w:gz") as file:
+        for name in names:
+            file.add(shared / "lfw_raw_folds1-3" / name, f"lfw/{name}")
+    for name in ("pairsDevTrain.txt", "pairsDevTest.txt", "pairs.txt"):
+        (home / name).write_text("")
     assert fetch_lfw() == home / "lfw" and "fetching lfw.tgz" in capsys.readouterr().out
     assert len(read_pairs(few_pairs, fetch_lfw()).genuine) == 20
 

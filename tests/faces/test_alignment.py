@@ -63,11 +63,6 @@ def test_the_crop_has_the_landmarks_where_the_template_has_them(size, scale, ang
         assert np.abs(found - expected).max() < 0.1
 
 
-def test_landmarks_at_the_template_leave_the_image_as_it_is():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8))
-    assert np.array_equal(np.asarray(align(image, TEMPLATE)), np.asarray(image))
-
-
 @pytest.mark.parametrize("scale, angle", [(12, 0), (7.3, 0), (12, 0.3)])
 def test_a_large_face_is_not_aliased(scale, angle):
     stripes = np.zeros((1600, 1600, 3), np.uint8)  # far finer than the crop's pixels, which can only show their mean

@@ -41,11 +41,6 @@ def test_the_warm_up_and_the_flat_end_of_a_short_run_have_a_minimum_of_an_epoch(
     assert values[end - 1] > 1e-4 and values[end:] == [1e-4] * round(100 * flat)
 
 
-def test_a_run_of_one_epoch_with_a_given_warm_up_still_decays():
-    values = rates(LearningRate("cos", 0.01, 1e-4, total_steps=100, steps_per_epoch=100, warmup_epochs=0.1))
-    assert max(values) == values[10] == 0.01 and values[69] > 1e-4 and values[70:] == [1e-4] * 30
-
-
 @pytest.mark.parametrize(("warmup_epochs", "reached"), [(0, 0), (0.5, 50)])
 @pytest.mark.parametrize(("decay", "milestones"), [("cos", ()), ("step", ()), ("cos", (8,))])
 def test_the_warm_up_lasts_as_long_as_given(decay, milestones, warmup_epochs, reached):

@@ -11,7 +11,6 @@ from conftest import assert_user_error
 from training_data import (
     QUICK,
     assert_same_weights,
-    make_args,
     make_state,
     only_run,
     train_command,
@@ -20,7 +19,7 @@ from training_data import (
 )
 
 from utils.common.errors import UserError
-from utils.training.checkpoint import check_resumed_args, read_checkpoint, save_checkpoint
+from utils.training.checkpoint import read_checkpoint, save_checkpoint
 from utils.training.losses import LabelLoss
 from utils.training.run import Run, StopRequest
 
@@ -102,17 +101,6 @@ def test_a_resume_with_other_images_is_a_user_error(run_script, finished, shared
     assert_user_error(result, "training images", "--force")
 
 
-def test_a_resume_with_another_teacher_in_the_same_file_is_a_user_error(tmp_path):
-    def args_with(content):
-        (tmp_path / "teacher.pth").write_bytes(content)
-        return make_args("--teacher", tmp_path / "teacher.pth")
-
-    saved = vars(args_with(b"one"))
-    check_resumed_args(saved, args_with(b"one"))
-    with pytest.raises(UserError, match="teacher_sha256"):
-        check_resumed_args(saved, args_with(b"another"))
-
-
 def test_a_resume_without_the_state_of_a_run_is_a_user_error(run_script, published_weights, tmp_path):
     assert_user_error(run_script("train.py", "--resume"), "no run in logs")
     assert_user_error(run_script("train.py", "--resume", tmp_path / "nowhere"), "nowhere does not exist")
@@ -184,14 +172,10 @@ def test_the_averaged_weights_are_saved(train_here):
     assert not torch.equal(weights(run)[name], state["model"][name])
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
+def test_a_damaged_file_and_one_of_another_version_are_user_errors(tmp_path):
     state, args = make_state()
+    checkpoint = tmp_path / "last.pt"
     save_checkpoint(state, Run(tmp_path, {"data_sha256": ""}), args)
-    return tmp_path / "last.pt"
-
-
-def test_a_damaged_file_and_one_of_another_version_are_user_errors(checkpoint):
     content = torch.load(checkpoint, weights_only=True)
     whole = checkpoint.read_bytes()
     middle = len(whole) // 2

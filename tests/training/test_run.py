@@ -25,21 +25,16 @@ def row(epoch):
     return dict.fromkeys(COLUMNS, 0.5) | {"epoch": epoch, "lfw_accuracy": math.nan}
 
 
-def refuse(monkeypatch, ending, number):
-    """Let os.replace fail for files whose names end so, as on Windows where a program holds one open."""
-    replace = os.replace
-
-    def replace_or_fail(source, target):
-        if str(target).endswith(ending):
-            raise OSError(number, os.strerror(number), str(target))
-        replace(source, target)
-    monkeypatch.setattr(os, "replace", replace_or_fail)
-
-
 @pytest.mark.parametrize("ending, missing, warnings", [
     ("log.csv", {"log.csv"}, 2), ("loss.png", {"loss.png"}, 2), (".pth", {"best.pth", "best.json"}, 3)])
 def test_a_file_that_cannot_be_written_costs_a_warning(tmp_path, monkeypatch, capsys, ending, missing, warnings):
-    refuse(monkeypatch, ending, errno.ENOSPC)
+    replace = os.replace
+
+    def replace_unless_refused(source, target):
+        if str(target).endswith(ending):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace(source, target)
+    monkeypatch.setattr(os, "replace", replace_unless_refused)
     run = Run(tmp_path, {})
     for epoch in (1, 2):
         run.log(row(epoch))
