@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from gpu_step import capture_step, count_work
+from gpu import capture_step, count_work
 
 from nets.head import ArcMarginProduct
 
@@ -73,14 +73,11 @@ def test_work_of_an_image(backbone, macs):
 
 
 def test_a_small_size_runs_on_a_cpu(run_script, tmp_path):
-    """Without torch.compile, which takes minutes: the time is over before."""
-    only = "--only", "training", "embedding", "head"
-    result = run_script("benchmarks/gpu.py", "--device", "cpu", "--seconds", 50, *only)
+    result = run_script("benchmarks/gpu.py", "--device", "cpu", "--only", "training", "embedding", "head")
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    rows = {(row["measurement"], row.get("mode")): row for row in rows}
-    assert rows["training", "eager"]["img/s"] > 0 and rows["training", "eager"]["kernels"] > 700
-    assert rows["training", "graph"]["error"] == "RuntimeError: CUDA graphs need a CUDA device"
-    assert rows["training", "compile+layout"]["error"] == "TimeoutError: not measured"
-    assert rows["head", None]["ratio"] > 0 and rows["embedding", None]["floor img/s"] > 0
-    assert "| training | mobilefacenet | 4 |" in result.stdout
+    rows = {row["measurement"]: row for row in rows}
+    assert rows["training"]["img/s"] > 0 and rows["training"]["kernels"] > 700
+    assert rows["training"]["loss difference"] == 0 and rows["training"]["floor img/s"] > 0
+    assert rows["head"]["ms"] > rows["head"]["floor ms"] > 0 and rows["embedding"]["img/s"] > 0
+    assert "| training | mobilefacenet | 4 | eager |" in result.stdout
