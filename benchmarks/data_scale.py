@@ -1,13 +1,12 @@
-"""Time and memory that millions of images cost before the first step and in each process of the loader.
+"""Time and memory that millions of images cost before the first step and in each worker process of the loader.
 
     python benchmarks/data_scale.py                           0.5, 5 and 17 million images, workers forked and spawned
-    python benchmarks/data_scale.py --images 5.2 --taken 1
+    python benchmarks/data_scale.py --images 0.1
 
-Each measurement is a process of its own. Its list repeats the paths of a thousand empty files. "start" is the time
-from the list to the order of the first epoch, without imports. The memory of a worker is what it shares with no other
-process (/proc, so Linux only), at its start and after it has read the paths of its part of the epoch.
+Each list repeats the path of an empty file, 50 times for each identity. The start is from the list to the order of the
+first epoch. The memory of a worker is what it shares with no other process (/proc, so Linux only), after it has read
+the paths of its part of the first million images.
 """
-import json
 import multiprocessing
 import resource
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from processes import run_again
+from processes import in_new_processes
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils.common.errors import SettingsParser, script
@@ -26,7 +25,7 @@ from utils.common.files import hash_file
 from utils.data.annotation import check_files_exist, check_trainable, read_annotation
 from utils.data.dataset import make_loaders
 
-FILES, IMAGES_PER_IDENTITY, BATCH_SIZE = 1000, 50, 512
+BATCH_SIZE, READ = 512, 1_000_000
 
 
 def private_megabytes(worker):
@@ -41,26 +40,25 @@ def read_path(paths, index):
     return torch.zeros(1, 1, 3, dtype=torch.uint8)
 
 
-def measure(args):
-    start, cpu = time.perf_counter(), time.process_time()
-    paths, labels = read_annotation(args.list)
-    check_trainable(labels, args.list)
-    check_files_exist(paths, args.list)
-    hash_file(args.list)
-    multiprocessing.set_start_method(args.start)
+def measure(list_path, method):
+    """Return CPU seconds of the start, and megabytes of the main process and of the largest worker."""
+    start = time.process_time()
+    paths, labels = read_annotation(list_path)
+    check_trainable(labels, list_path)
+    check_files_exist(paths, list_path)
+    hash_file(list_path)
+    multiprocessing.set_start_method(method, force=True)
     settings = SimpleNamespace(input_shape=[112, 112], letterbox_image=True, num_workers=2, val_split=0.01, seed=11,
                                batch_size=BATCH_SIZE)
     loader, _ = make_loaders(paths, labels, settings, torch.device("cpu"))
     loader.batch_sampler.indices_of(0)
-    found = {"start_s": time.perf_counter() - start, "start_cpu_s": time.process_time() - cpu}
+    seconds = time.process_time() - start
     loader.dataset.load = partial(read_path, paths)
     batches = iter(loader)
-    next(batches)
-    found["worker_MB"] = max(map(private_megabytes, multiprocessing.active_children()))
-    for _ in range(min(len(loader) - 2, int(args.taken * 1e6) // BATCH_SIZE)):
+    for _ in range(min(len(loader) - 1, READ // BATCH_SIZE)):
         next(batches)
-    found["worker_after_MB"] = max(map(private_megabytes, multiprocessing.active_children()))
-    return found | {"main_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    worker = max(map(private_megabytes, multiprocessing.active_children()))
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, worker
 
 
 @script
@@ -68,24 +66,16 @@ def main():
     parser = SettingsParser(__doc__)
     parser.add_argument("--images", type=float, nargs="+", default=[0.5, 5, 17], metavar="MILLIONS",
                         help="length of the lists")
-    parser.add_argument("--taken", type=float, default=100, metavar="MILLIONS", help="images of the epoch, at most")
-    parser.add_argument("--list", help="measure this list, and print JSON")
-    parser.add_argument("--start", choices=("fork", "spawn"), help="how the workers of that measurement are started")
     args = parser.parse_args()
-    if args.list:
-        print(json.dumps(measure(args)))
-        return
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(FILES):
-            Path(folder, f"{number:04d}.jpg").touch()
+        Path(folder, "0000.jpg").touch()
         for millions in args.images:
             with open(f"{folder}/list.txt", "w", encoding="utf-8") as file:
-                file.writelines(f"{number // IMAGES_PER_IDENTITY};{folder}/{number % FILES:04d}.jpg\n"
-                                for number in range(int(millions * 1e6)))
-            for start in ("fork", "spawn"):
-                found = run_again("--list", f"{folder}/list.txt", "--start", start, "--taken", args.taken)
-                print(f"{millions:g} M images, {start}:", *(f"{name} {value:.1f}" for name, value in found.items()),
-                      flush=True)
+                file.writelines(f"{number // 50};{folder}/0000.jpg\n" for number in range(int(millions * 1e6)))
+            for method in ("fork", "spawn"):
+                (seconds, main_process, worker), = in_new_processes(measure, (f"{folder}/list.txt", method))
+                print(f"{millions:g} M images, {method}: start {seconds:.1f} CPU s, main process {main_process:.0f} "
+                      f"MB, worker {worker:.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

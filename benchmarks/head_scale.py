@@ -1,16 +1,15 @@
-"""CPU time and memory of the head's step against the number of classes; by formulas, of millions on many devices.
+"""CPU time and memory of the head's step against the number of classes.
 
-    python benchmarks/head_scale.py                     measurements beside the formulas
-    python benchmarks/head_scale.py --arithmetic        what 2 and 10 million classes take on 8 and 64 devices
+    python benchmarks/head_scale.py
+    python benchmarks/head_scale.py --classes 5000 --steps 2
 
 one-hot: the published head, which computes the margin for all classes. ours: nets/head.py. sharded: --shard-head over
 two ranks, the larger of which counts. sampled: --sample-rate 0.1. A step is forward and backward of the head and SGD
-with momentum, for 64 embeddings of 512 dimensions, in float32 on the CPU. Each measurement is a process of its own: the
-minimum CPU time of its steps, and its peak memory less that after steps with 2,000 classes. Here malloc returns freed
-tensors to the kernel, so that the peak is what is needed; train.py keeps them, and may hold another copy of the weight.
+with momentum, for 64 embeddings of 512 dimensions, in float32 on the CPU. A measurement is the minimum CPU time of its
+steps, and the peak memory less that after steps with 2,000 classes. Here malloc returns freed tensors to the kernel.
 """
-import json
 import math
+import os
 import resource
 import sys
 import time
@@ -18,35 +17,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from processes import run_again
+from processes import in_new_processes
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from nets.head import ArcMarginProduct
 from nets.partial_fc import UNSHARDED, Shard, sampled_head
-from nets.softmax import CHUNK
 from utils.common import distributed
 from utils.common.errors import SettingsParser, script
 
 DIMENSIONS, IMAGES, RANKS, RATE = 512, 64, 2, 0.1
 CLASSES = (50_000, 93_431, 200_000)  # the second is MS1MV3's
-SIDES = "one-hot", "ours", "sharded", "sampled"
-
-
-def head_bytes(rows, images, rate=1.0):
-    """Return the memory of a head of so many rows at the end of its backward pass, float32 with momentum.
-
-    images: of all ranks that share the head. rate: --sample-rate.
-    """
-    sample = math.ceil(rate * rows)
-    copies = 2 * rows + sample * (1 if rate == 1 else 3)
-    return 4 * (copies * DIMENSIONS + sample * images + min(CHUNK, sample * DIMENSIONS))
-
-
-def expected_bytes(side, classes):
-    if side == "one-hot":  # in the backward pass of normalising the weight, with seven tensors of its size
-        return 4 * classes * 7 * DIMENSIONS
-    return head_bytes(math.ceil(classes / RANKS) if side == "sharded" else classes, IMAGES,
-                      RATE if side == "sampled" else 1.0)
 
 
 def one_hot_losses(head, embeddings, labels):
@@ -61,7 +41,7 @@ def one_hot_losses(head, embeddings, labels):
 
 def min_seconds(side, classes, steps):
     """Return the least CPU time of a step. The first step does not count."""
-    shard = Shard(distributed.rank(), distributed.world_size()) if side == "sharded" else UNSHARDED
+    shard = Shard(distributed.rank(), RANKS) if side == "sharded" else UNSHARDED
     head = ArcMarginProduct(DIMENSIONS, classes, 64.0, 0.5, shard=shard)
     optimizer, seconds = torch.optim.SGD(head.parameters(), 0.1, 0.9, nesterov=True, fused=True), []
     for number in range(steps):
@@ -77,39 +57,17 @@ def min_seconds(side, classes, steps):
     return min(seconds[1:])
 
 
-def measure(side, classes, steps):
-    """Return seconds and bytes, the maximum over the ranks."""
-    distributed.start(torch.device("cpu"))
+def measure(side, classes, steps, rank):
+    """Return seconds and megabytes of one rank."""
+    if side == "sharded":  # as torchrun does
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        distributed.start(torch.device("cpu"))
     min_seconds(side, 2000, 3)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = min_seconds(side, classes, steps)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    found = dict(zip(("seconds", "bytes"), distributed.reduce([seconds, peak], largest=True)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     distributed.stop()
-    return found
-
-
-def measure_all(args):
-    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)
-    print("classes  head      s/step     MB   formula")
-    for classes in args.classes:
-        for side in SIDES:
-            found = run_again("--side", side, "--classes", classes, "--steps", args.steps,
-                              launcher=torchrun if side == "sharded" else (), MALLOC_MMAP_THRESHOLD_="1000000")
-            expected = expected_bytes(side, classes)
-            print(f"{classes:>7}  {side:8} {found['seconds']:7.3f} {found['bytes'] / 1e6:7.0f}  {expected / 1e6:7.0f} "
-                  f"({expected / found['bytes'] - 1:+.1%})", flush=True)
-
-
-def print_arithmetic():
-    """Print what a device needs that embeds 128 images of each batch."""
-    print("classes     devices  GB/device  with --sample-rate 0.1  TFLOP/step of a device")
-    for classes in (2_000_000, 10_000_000):
-        for devices in (8, 64):
-            rows, images = math.ceil(classes / devices), 128 * devices
-            whole, sampled = (head_bytes(rows, images, rate) / 1e9 for rate in (1.0, RATE))
-            print(f"{classes:>10,} {devices:>8} {whole:>10.2f} {sampled:>23.2f} "
-                  f"{6 * rows * images * DIMENSIONS / 1e12:>23.2f}")
+    return seconds, peak * 1024 / 1e6
 
 
 @script
@@ -117,15 +75,16 @@ def main():
     parser = SettingsParser(__doc__)
     parser.add_argument("--classes", type=int, nargs="+", default=CLASSES)
     parser.add_argument("--steps", type=int, default=4, help="of a measurement; the first does not count")
-    parser.add_argument("--side", choices=SIDES, help="one measurement of this head, as JSON")
-    parser.add_argument("--arithmetic", action="store_true", help="only print what many devices need")
     args = parser.parse_args()
-    if args.side:
-        print(json.dumps(measure(args.side, args.classes[0], args.steps)), flush=True)
-        return
-    if not args.arithmetic:
-        measure_all(args)
-    print_arithmetic()
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": "1000000", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511",
+                   "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
+    print("classes  head      s/step     MB")
+    for classes in args.classes:
+        for side in ("one-hot", "ours", "sharded", "sampled"):
+            ranks = range(RANKS if side == "sharded" else 1)
+            found = in_new_processes(measure, *((side, classes, args.steps, rank) for rank in ranks))
+            seconds, megabytes = map(max, zip(*found))
+            print(f"{classes:>7}  {side:8} {seconds:7.3f} {megabytes:7.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
     python benchmarks/held_out.py --datasets-path datasets
     python train.py --lfw-dir held_out --lfw-pairs held_out/pairs.txt
-    python eval_LFW.py --lfw-dir held_out --lfw-pairs held_out/pairs.txt --model-path logs/RUN/best.pth
 
 Writes cls_train.txt without the held-out identities (every tenth by name, from the fifth on), links to their images as
 held_out/<identity>/<identity>_0001.jpg, and ten folds of 300 genuine and 300 impostor pairs drawn at random.
@@ -23,15 +22,6 @@ from utils.data.scan import list_root, scan_identities
 FOLDS, PAIRS = 10, 300
 
 
-def parse_args():
-    parser = SettingsParser(__doc__)
-    parser.add_argument("--datasets-path", default="datasets", help="a folder with one folder of images per person")
-    parser.add_argument("--output", default="cls_train.txt", help="the annotation file of the identities to train on")
-    parser.add_argument("--held-out", default="held_out", help="the folder to make for the others")
-    parser.add_argument("--seed", type=int, default=11)
-    return parser.parse_args()
-
-
 def draw_pairs(counts, generator):
     """Yield the lines of a list of pairs. counts: {name: images}."""
     names = sorted(counts)
@@ -49,7 +39,11 @@ def draw_pairs(counts, generator):
 
 @script
 def main():
-    args = parse_args()
+    parser = SettingsParser(__doc__)
+    parser.add_argument("--datasets-path", default="datasets", help="a folder with one folder of images per person")
+    parser.add_argument("--output", default="cls_train.txt", help="the annotation file of the identities to train on")
+    parser.add_argument("--held-out", default="held_out", help="the folder to make for the others")
+    args = parser.parse_args()
     listed, _ = list_root(os.path.abspath(args.datasets_path))
     scanned = tqdm(scan_identities(listed), "people", len(listed), unit="", disable=None)
     images = {identity.name: identity.images for identity in scanned if identity.images}
@@ -66,7 +60,7 @@ def main():
             link.unlink(missing_ok=True)
             link.symlink_to(Path(path).resolve())
     counts = {name: len(paths) for name, paths in held_out.items()}
-    write_text(Path(args.held_out, "pairs.txt"), "\n".join(draw_pairs(counts, random.Random(args.seed))) + "\n")
+    write_text(Path(args.held_out, "pairs.txt"), "\n".join(draw_pairs(counts, random.Random(11))) + "\n")
     print(f"{args.output}: {len(images)} people; {args.held_out}: {len(names)} people, {sum(counts.values())} images, "
           f"{2 * FOLDS * PAIRS} pairs")
 

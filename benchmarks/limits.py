@@ -2,7 +2,6 @@
 
     python benchmarks/limits.py --folder lfw                                      the baseline
     python benchmarks/limits.py --folder people --first "rofm_*"                  masks against all images
-    python benchmarks/limits.py --folder people --first "rofm_*" --second "rofm_*"
     python benchmarks/limits.py --folder lfw --shrink 32                          faces of 32 pixels against LFW
     python benchmarks/limits.py --folder children --groups                        its folders are not single people
 
@@ -20,21 +19,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from arcface import Arcface
-from utils.common.device import keep_freed_memory
 from utils.common.errors import SettingsParser, UserError, script
 from utils.faces.images import EXTENSIONS, open_image
-
-
-def parse_args():
-    parser = SettingsParser(__doc__)
-    parser.add_argument("--folder", required=True, help="a folder with a folder of aligned images for each person")
-    parser.add_argument("--first", default="*", metavar="PATTERN", help="file names of the first images of pairs")
-    parser.add_argument("--second", default="*", metavar="PATTERN", help="file names of the second images")
-    parser.add_argument("--shrink", type=int, metavar="SIZE", help="reduce the first images to SIZE pixels")
-    parser.add_argument("--groups", action="store_true", help="count each image as an identity")
-    parser.add_argument("--most", type=int, default=600, help="first images, and second images, at most")
-    parser.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth", help="weights (.pth)")
-    return parser.parse_args()
 
 
 def draw_images(args, pattern):
@@ -57,9 +43,16 @@ def shrink(path, size):
 
 @script
 def main():
-    args = parse_args()
-    arcface = Arcface(model_path=args.model_path, align=False)
-    keep_freed_memory(arcface.device)
+    parser = SettingsParser(__doc__)
+    parser.add_argument("--folder", required=True, help="a folder with a folder of aligned images for each person")
+    parser.add_argument("--first", default="*", metavar="PATTERN", help="file names of the first images of pairs")
+    parser.add_argument("--second", default="*", metavar="PATTERN", help="file names of the second images")
+    parser.add_argument("--shrink", type=int, metavar="SIZE", help="reduce the first images to SIZE pixels")
+    parser.add_argument("--groups", action="store_true", help="count each image as an identity")
+    parser.add_argument("--most", type=int, default=600, help="first images, and second images, at most")
+    parser.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth", help="weights (.pth)")
+    args = parser.parse_args()
+    arcface = Arcface(model_path=args.model_path)
     thresholds = arcface.thresholds.record.get("thresholds")
     if not thresholds:
         raise UserError(f"no thresholds were measured for {args.model_path}: run eval_LFW.py --save-threshold")

@@ -2,14 +2,12 @@
 
     python benchmarks/train_speed.py --annotation-path cls_train.txt
     python benchmarks/train_speed.py --annotation-path cls_train.txt --backbone iresnet50 --batch-size 32 --bf16
-    python benchmarks/train_speed.py --annotation-path cls_train.txt --steps 50 --repeats 1     do the losses agree?
 
 plain: the published loop. It is eager, channels first, float32, with the defaults of malloc and cuDNN, a margin by a
 one-hot matrix, an accuracy by a softmax, and an optimizer that is not fused. ours: train_step, set up as in train.py
 for a long run. Each measurement is a process of its own, and its images are decoded beforehand. The flags are those of
 train.py. Peak memory is that of the process, or what PyTorch reserved on a CUDA device.
 """
-import json
 import math
 import resource
 import statistics
@@ -20,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from processes import compare_sides
+from processes import in_new_processes
 from torch.utils.data import default_collate
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -38,18 +36,8 @@ from utils.training.state import TrainState, make_net
 WARM_UP = 3  # steps that do not count
 
 
-def parse_args():
-    parser = make_parser()
-    parser.add_argument("--steps", type=int, default=8, help="counted steps of one measurement")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each loop")
-    parser.add_argument("--side", choices=("plain", "ours"), help="one measurement of this loop, as JSON")
-    args = parser.parse_args()
-    check_args(args, parser)
-    return args
-
-
-def measure(args):
-    ours = args.side == "ours"
+def measure(args, ours):
+    """Return images per second, peak memory in MB, and the losses of all steps."""
     if not ours:
         args.bf16 = args.fp16 = False
     device = init_device(args) if ours else choose_device(args.device)
@@ -75,8 +63,7 @@ def measure(args):
         state.batch += 1
     peak = (torch.cuda.max_memory_reserved(device) if device.type == "cuda"
             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    return {"images_per_second": sampler.batch_size / statistics.median(seconds[WARM_UP:]), "losses": losses,
-            "peak_MB": peak / 2 ** 20}
+    return sampler.batch_size / statistics.median(seconds[WARM_UP:]), peak / 2 ** 20, losses
 
 
 def plain_step(state, batch, args):
@@ -98,15 +85,21 @@ def plain_step(state, batch, args):
 
 @script
 def main():
-    args = parse_args()
-    if args.side:
-        print(json.dumps(measure(args)))
-        return
-    plain, ours = compare_sides(args.repeats, "images_per_second")
-    print(f"{args.backbone}, batch {args.batch_size}; peak memory: plain {plain['peak_MB']:.0f} MB, ours "
-          f"{ours['peak_MB']:.0f} MB")
-    differences = [abs(a - b) for a, b in zip(plain["losses"], ours["losses"])]
-    print(f"largest difference of the first {len(differences)} losses: {max(differences):.2e}")
+    parser = make_parser()
+    parser.add_argument("--steps", type=int, default=8, help="counted steps of one measurement")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each loop")
+    args, rates = parser.parse_args(), []
+    check_args(args, parser)
+    for _ in range(args.repeats):
+        (plain, plain_peak, plain_losses), = in_new_processes(measure, (args, False))
+        (ours, peak, losses), = in_new_processes(measure, (args, True))
+        rates.append((plain, ours, ours / plain))
+        print(f"plain {plain:.1f}, ours {ours:.1f} img/s", flush=True)
+    (plain, ours, ratio), ratios = map(statistics.median, zip(*rates)), [ratio for *_, ratio in rates]
+    print(f"{args.backbone}, batch {args.batch_size}, medians: plain {plain:.1f} img/s, {plain_peak:.0f} MB; ours "
+          f"{ours:.1f} img/s, {peak:.0f} MB; ratio {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    difference = max(abs(a - b) for a, b in zip(plain_losses, losses))
+    print(f"largest difference of the first {len(losses)} losses: {difference:.2e}")
 
 
 if __name__ == "__main__":
