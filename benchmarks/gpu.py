@@ -14,7 +14,7 @@ products, so its floor is three times one of them.
 
 Decide as follows, and repeat what is in doubt with --only:
 1. busy (time in kernels / time of the step) is above 0.8 for eager at batch 64: a CUDA graph cannot help there.
-2. graph is 1.5 times as fast as eager at 64, with a loss difference that rounding explains: capture.
+2. graph is 1.5 times as fast as eager at 64, with a loss difference no larger than that of compile: capture.
 3. compile+layout or compile is 1.15 times as fast as eager at 512: compile.
 4. busy is below 0.9 for graph at 64: read the loss one step late.
 5. end_to_end is below 0.9 of training at the same batch: the loader is the limit, not the step.
