@@ -62,7 +62,7 @@ def main():
         if state.epoch >= args.epochs:
             raise UserError(f"{run.folder} has finished its {args.epochs} epochs: give more --epochs, with --force")
         del checkpoint  # it would keep its file open
-    print("\n".join([f"run: {run.folder}", *state.describe(batches, val_loader, args), *batches.advice()]))
+    print("\n".join([f"run: {run.folder}", *state.describe(batches, val_loader, args)]))
     draw_first_batch(train_loader, class_names, run, args)
     print(compile_if_it_pays(state, args, (args.epochs - state.epoch) * batches.count))
     run.write_json("settings.json", vars(args))  # here, because --compile and the defaults are decided

@@ -133,12 +133,6 @@ def test_batches_started_in_the_middle_are_the_rest_of_the_epoch():
     assert list(batches) == whole[2:] and len(batches) == 1
 
 
-def test_few_batches_an_epoch_give_advice():
-    assert EpochBatches(640, 64, 1).advice() == []
-    [advice] = EpochBatches(300, 64, 1).advice()
-    assert "are 4 batch(es)" in advice and "44 images are left out" in advice and "smaller --batch-size" in advice
-
-
 @pytest.mark.parametrize("fraction", [0, 0.5, 0.99])
 def test_the_validation_split_leaves_every_identity_a_training_image(fraction):
     labels = [0] * 50 + [1] * 2 + [2] + [3] * 30

@@ -21,7 +21,6 @@ from utils.data.annotation import check_files_exist, check_trainable, pack, read
 from utils.data.records import read_records
 from utils.faces.images import EXTENSIONS, describe_unread, extension, preprocess
 
-MIN_BATCHES = 10  # of an epoch; with fewer the user is advised of a smaller batch size
 MAX_UNREADABLE = 100  # images in a row; if none of them can be read, the disk is gone
 
 
@@ -159,14 +158,6 @@ class EpochBatches:
         size = self.batch_size // distributed.world_size()
         first = batch * self.batch_size + distributed.rank() * size
         return self.order[first:first + size].tolist()
-
-    def advice(self):
-        """Return [a line that advises a smaller batch size] if an epoch has few batches, else []."""
-        batches, left_out = divmod(self.count, self.batch_size)
-        if batches >= MIN_BATCHES:
-            return []
-        return [f"{self.count} images in batches of {self.batch_size} are {batches} batch(es) an epoch, and {left_out} "
-                "images are left out: use a smaller --batch-size, or add images"]
 
 
 def mix_seeds(*numbers):
