@@ -217,7 +217,7 @@ def init_device(args):
 
 def draw_first_batch(loader, class_names, run, args):
     """Write batch.png: the first batch as the network sees it."""
-    images, labels, _ = default_collate([loader.dataset[index] for index in loader.batch_sampler.indices_of(0)])
+    images, labels, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
     names = ["unlabeled" if label == IGNORE else class_names[label] for label in labels]
     run.save_batch_image(augment(images, args.seed, 0, 0, args.augment)[0], names)
 

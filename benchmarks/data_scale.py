@@ -51,7 +51,7 @@ def measure(list_path, method):
     settings = SimpleNamespace(input_shape=[112, 112], letterbox_image=True, num_workers=2, val_split=0.01, seed=11,
                                batch_size=BATCH_SIZE)
     loader, _ = make_loaders(paths, labels, settings, torch.device("cpu"))
-    loader.batch_sampler.indices_of(0)
+    next(iter(loader.batch_sampler))
     seconds = time.process_time() - start
     loader.dataset.load = partial(read_path, paths)
     batches = iter(loader)

@@ -68,9 +68,9 @@ def noise():
 def take_steps(state, args, steps):
     """Return [(mean loss, number correct)] of steps of two batches each, over all ranks."""
     images, labels = noise()
-    batches, results = EpochBatches(IMAGES, BATCH, 1), []
+    batches, results = list(EpochBatches(IMAGES, BATCH, 1)), []
     for step in range(state.step, state.step + steps):
-        parts = [torch.tensor(batches.indices_of((2 * step + half) % 4)) for half in range(2)]
+        parts = [torch.tensor(batches[(2 * step + half) % 4]) for half in range(2)]
         state.batch = 2 * step
         loss, correct = train_step(state, [(images[part], labels[part], part) for part in parts], args)
         results.append(distributed.reduce([loss / distributed.world_size(), correct]))

@@ -4,8 +4,6 @@ import hashlib
 import os
 import random
 import signal
-from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -58,13 +56,15 @@ def read_unlabeled(root):
 
     Hidden files and folders are left out. Raises UserError if there is no image.
     """
-    files = [path for path in sorted(Path(root).rglob("*"))
-             if not any(part.startswith(".") for part in path.relative_to(root).parts)]
-    paths = [str(path) for path in files if extension(path.name) in EXTENSIONS]
+    files = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        files += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+    paths = sorted(path for path in files if extension(path) in EXTENSIONS)
     if not paths:
         raise UserError(f"{root} holds no image: give --unlabeled a folder of images")
     print(f"{root}: {len(paths)} unlabeled images")
-    if unread := describe_unread(Counter(extension(path.name) for path in files)):
+    if unread := describe_unread(files):
         print(unread)
     names = "\n".join(os.path.relpath(path, root) for path in paths)
     return pack(paths), hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
@@ -93,10 +93,8 @@ def split_validation(labels, fraction, seed):
     order = np.random.default_rng(seed).permutation(len(labeled))
     last = np.zeros(labeled.max() + 1, np.int64)
     last[labeled[order]] = np.arange(len(labeled))  # an identity's last position in the order is written last
-    free = np.ones(len(labeled), bool)
-    free[last] = False
     held_out = np.zeros(len(labels), bool)
-    held_out[order[free][:int(len(labeled) * fraction)]] = True
+    held_out[np.delete(order, last)[:int(len(labeled) * fraction)]] = True
     return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
 
 
@@ -141,23 +139,18 @@ class EpochBatches:
         self.count, self.seed = count, seed
         self.batch_size = min(batch_size, count) // world_size * world_size
         self.epoch = self.start = 0
-        self.order, self.order_epoch = None, None
 
     def __len__(self):
         return max(0, self.count // self.batch_size - self.start)
 
     def __iter__(self):
-        for batch in range(self.start, self.start + len(self)):
-            yield self.indices_of(batch)
-
-    def indices_of(self, batch):
-        """Return this rank's indices into the training images, for one batch of the epoch."""
-        if self.order_epoch != self.epoch:
-            generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
-            self.order, self.order_epoch = torch.randperm(self.count, generator=generator), self.epoch
+        """Yield this rank's indices into the training images, a list for each batch."""
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
+        order = torch.randperm(self.count, generator=generator)
         size = self.batch_size // distributed.world_size()
-        first = batch * self.batch_size + distributed.rank() * size
-        return self.order[first:first + size].tolist()
+        for batch in range(self.start, self.start + len(self)):
+            first = batch * self.batch_size + distributed.rank() * size
+            yield order[first:first + size].tolist()
 
 
 def mix_seeds(*numbers):

@@ -10,7 +10,7 @@ import numpy as np
 from utils.common.device import available_cores
 from utils.common.errors import UserError
 from utils.common.files import hash_file, identity_name
-from utils.faces.images import EXTENSIONS, UNREAD_EXTENSIONS, extension, open_image
+from utils.faces.images import EXTENSIONS, extension, open_image
 
 
 class Identity(NamedTuple):
@@ -31,38 +31,11 @@ def list_root(root):
         raise UserError(f"{root} is not a folder: make one folder per person in it, or give --datasets-path")
     identities, skipped = {}, []
     for entry in sorted(os.scandir(root), key=lambda entry: (identity_name(entry.name), entry.name)):
-        if not entry.is_dir():
-            reason = "a file beside the person folders"
-        elif entry.name.startswith("."):
-            reason = "a hidden folder"
-        else:
+        if entry.is_dir() and not entry.name.startswith("."):
             identities.setdefault(identity_name(entry.name), []).append(entry.path)
-            continue
-        skipped.append((entry.path, reason))
-    return identities, skipped
-
-
-def list_folder(folder):
-    """Return (paths that are images by their names, [(path, reason)] of everything else), both sorted."""
-    images, skipped = [], []
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        return [], [(folder, f"cannot be read ({error.strerror})")]
-    for entry in entries:
-        if entry.is_dir():
-            reason = "a folder inside a person's folder; if it is a person's, give --datasets-path the folder around it"
-        elif extension(entry.name) in UNREAD_EXTENSIONS:
-            reason = "a format that is not read: save it as .jpg or .png"
-        elif entry.name.startswith(".") or extension(entry.name) not in EXTENSIONS:
-            reason = "not an image by its extension"
-        elif entry.path != entry.path.encode("utf-8", "ignore").decode():
-            reason = "a name that is not valid Unicode"
         else:
-            images.append(entry.path)
-            continue
-        skipped.append((entry.path, reason))
-    return images, skipped
+            skipped.append((entry.path, "a file beside the person folders, or a hidden folder"))
+    return identities, skipped
 
 
 def scan_identities(identities, check=True):
@@ -88,19 +61,36 @@ def scan_identity(item, check=True):
     name, folders = item
     found = Identity(name, [], [], [])
     for folder in folders:
-        paths, skipped = list_folder(folder)
-        found.skipped.extend(skipped)
-        for path in paths:
-            try:
-                if check:
-                    open_image(path)
-                    found.hashes.append(int(hash_file(path)[:16], 16))
-                found.images.append(path)
-            except UserError as error:
-                found.skipped.append((path, reason_of(error, path)))
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            found.skipped.append((folder, f"cannot be read ({error.strerror})"))
+            continue
+        for entry in entries:
+            reason = why_no_image(entry)
+            if check and not reason:
+                try:
+                    open_image(entry.path)
+                    found.hashes.append(int(hash_file(entry.path)[:16], 16))
+                except UserError as error:
+                    reason = reason_of(error, entry.path)
+            if reason:
+                found.skipped.append((entry.path, reason))
+            else:
+                found.images.append(entry.path)
     if not found.images:
         found.skipped.append((folders[0], "a person with no image"))
     return found
+
+
+def why_no_image(entry):
+    """Return why an entry of a person's folder is no image by its name, or None if it is one."""
+    if entry.is_dir():
+        return "a folder inside a person's folder; if it is a person's, give --datasets-path the folder around it"
+    if entry.name.startswith(".") or extension(entry.name) not in EXTENSIONS:
+        return "not an image by its extension; if it is one, save it as .jpg or .png"
+    if entry.path != entry.path.encode("utf-8", "ignore").decode():
+        return "a name that is not valid Unicode"
 
 
 def reason_of(error, path):

@@ -9,7 +9,6 @@ is the time of creation.) What else an embedding depends on, such as the weights
 import json
 import os
 from array import array
-from collections import Counter
 from itertools import compress
 from operator import attrgetter
 from pathlib import Path
@@ -95,7 +94,7 @@ def list_images(folder):
 
     Loose images come first, then those of each folder, both sorted.
     """
-    paths, stamps, skipped, nested, unread = [], array("q"), [], [], Counter()
+    paths, stamps, skipped, nested, unread = [], array("q"), [], [], []
     folders = [("", folder)]
     for prefix, path in folders:  # grows by the folders inside the first one
         for entry in sorted(os.scandir(path), key=attrgetter("name")):
@@ -114,7 +113,7 @@ def list_images(folder):
                 paths.append(prefix + name)
                 stamps.extend((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
             else:
-                unread[extension] += 1
+                unread.append(name)
     if line := describe_unread(unread):
         skipped.append(line)
     if nested:

@@ -5,6 +5,7 @@ import math
 import os
 import threading
 import warnings
+from collections import Counter
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
@@ -14,8 +15,6 @@ from utils.common.errors import UserError, first_line, shorten
 # The formats that Pillow may detect: by default it would hand a PostScript file to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF")
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".avif"}
-UNREAD_EXTENSIONS = {".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".orf", ".pef", ".psd",
-                     ".raf", ".raw", ".rw2", ".svg", ".tga"}
 GRAY = (128, 128, 128)
 
 # The transpose for each EXIF orientation. ImageOps.exif_transpose() would also rewrite the EXIF, and fail if that is
@@ -140,11 +139,12 @@ def extension(path):
     return os.path.splitext(path)[1].lower()
 
 
-def describe_unread(extensions):
-    """Return a line on the images among files that were left out, by {extension: count}; None if there are none."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(extensions.items()) if kind in UNREAD_EXTENSIONS)
-    if kinds:
-        return f"left out, their format is not read: {kinds}: save them as .jpg or .png"
+def describe_unread(names):
+    """Return a line that counts the files that are not read, by extension; None if all are images."""
+    unread = Counter(extension(name) or "without extension" for name in names if extension(name) not in EXTENSIONS)
+    if unread:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(unread.items()))
+        return f"left out: {kinds}: save images as .jpg or .png"
 
 
 class EncodedImage(io.BytesIO):
