@@ -70,12 +70,13 @@ class FaceDetector:
         download(MODEL_URL, locate(model_path), MODEL_SHA256)
         self.model_path = str(locate(model_path))
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # else YuNet warns of its own defaults
-        self.create, self.per_thread = cv2.FaceDetectorYN.create, threading.local()
+        self.cv2, self.per_thread = cv2, threading.local()
 
     def networks(self):
         """Return two FaceDetectorYN for this thread: one with a box per face, and one with every box."""
         if not hasattr(self.per_thread, "networks"):
-            self.per_thread.networks = [self.create(self.model_path, "", (VIEW, VIEW), score, overlap)
+            create = self.cv2.FaceDetectorYN.create
+            self.per_thread.networks = [create(self.model_path, "", (VIEW, VIEW), score, overlap)
                                         for score, overlap in ((SCORE, SAME_FACE), (SCORE / 2, 1.0))]
         return self.per_thread.networks
 
@@ -95,7 +96,9 @@ class FaceDetector:
             rows.append(found)
             if scale == 1:
                 break
-        faces = [Face(row[:4], row[4:14].reshape(5, 2), float(row[14])) for row in one_row_per_face(np.vstack(rows))]
+        rows = np.vstack(rows)
+        rows = rows[list(self.cv2.dnn.NMSBoxes(rows[:, :4], rows[:, 14], SCORE, SAME_FACE))]
+        faces = [Face(row[:4], row[4:14].reshape(5, 2), float(row[14])) for row in rows]
 
         def prominence(face):
             offset = face.box[:2] + face.box[2:] / 2 - np.divide(image.size, 2)
@@ -105,13 +108,14 @@ class FaceDetector:
     def detect_upright(self, source):
         """Return (RGB PIL image, its faces as detect() returns them, degrees that it was rotated clockwise)."""
         image = open_image(source)
-        faces, degrees = self.detect(image), 0
-        least = max(best_score(faces) + ROTATION_GAIN, LEAST_ROTATED)
-        for angle, transpose in ROTATIONS.items() if best_score(faces) < UPRIGHT_SCORE else ():
-            rotated = self.detect(image.transpose(transpose))
-            if best_score(rotated) >= least:
-                faces, degrees, least = rotated, angle, best_score(rotated)
-        return image.transpose(ROTATIONS[degrees]) if degrees else image, faces, degrees
+        faces = self.detect(image)
+        if best_score(faces) >= UPRIGHT_SCORE:
+            return image, faces, 0
+        rotated = {degrees: self.detect(image.transpose(transpose)) for degrees, transpose in ROTATIONS.items()}
+        best = max(rotated, key=lambda degrees: best_score(rotated[degrees]))
+        if best_score(rotated[best]) < max(best_score(faces) + ROTATION_GAIN, LEAST_ROTATED):
+            return image, faces, 0
+        return image.transpose(ROTATIONS[best]), rotated[best], best
 
     def shows_face(self, crop):
         """Return whether an aligned crop, an RGB PIL image, shows a face at all."""
@@ -154,12 +158,3 @@ def overlap(box, rows):
     high = np.minimum(box[:2] + box[2:4], rows[:, :2] + rows[:, 2:4])
     common = np.prod(np.clip(high - low, 0, None), axis=1)
     return common / np.maximum(box[2] * box[3] + rows[:, 2] * rows[:, 3] - common, 1e-9)
-
-
-def one_row_per_face(rows):
-    """Keep the row of the highest score for each face. rows: (N, 15), from several runs on one photo."""
-    kept = []
-    for row in rows[np.argsort(-rows[:, 14], kind="stable")]:
-        if not kept or overlap(row[:4], np.array(kept)).max() <= SAME_FACE:
-            kept.append(row)
-    return kept
