@@ -10,13 +10,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake of the user's, who can fix it: the message is one line that names the file and the remedy.
-
-    Each line is cut to a readable length: it may quote an image given as base64 text.
-    """
-
-    def __init__(self, message):
-        super().__init__("\n".join(map(shorten, str(message).splitlines())))
+    """A mistake of the user's, who can fix it: the message is one line that names the file and the remedy."""
 
 
 def print_error(line):
@@ -27,15 +21,7 @@ def print_error(line):
 
 def first_line(error):
     """Return the first line of an exception's message, or the name of its class if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def shorten(text, longest=800):
-    """Return the text, with its middle left out if it has more than `longest` characters."""
-    text = str(text)
-    half = longest // 2
-    return text if len(text) <= longest else f"{text[:half]} ... [{len(text)} characters] ... {text[-half:]}"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def number(kind=float, minimum=-math.inf, maximum=math.inf, above=-math.inf, below=math.inf):
@@ -49,7 +35,7 @@ def number(kind=float, minimum=-math.inf, maximum=math.inf, above=-math.inf, bel
             if math.isfinite(value) and minimum <= value <= maximum and above < value < below:
                 return value
         name = "an integer" if kind is int else "a finite number"
-        raise argparse.ArgumentTypeError(f"{shorten(text, 40)!r} is not {' '.join(filter(None, (name, given)))}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {' '.join(filter(None, (name, given)))}")
     return parse
 
 
@@ -103,5 +89,5 @@ class SettingsParser(argparse.ArgumentParser):
                          formatter_class=HelpFormatter, **kwargs)
 
     def error(self, message):
-        print_error(f"{self.prog}: {shorten(message)} (see python {self.prog} --help)")
+        print_error(f"{self.prog}: {message} (see python {self.prog} --help)")
         sys.exit(2)
