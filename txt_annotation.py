@@ -31,12 +31,6 @@ def parse_args():
     return parser.parse_args()
 
 
-def align_photos(source, destination):
-    counts = align_folder(source, destination)
-    print(f"{destination}: {counts['written']} crops written, {counts['kept']} kept, {counts['removed']} removed, as "
-          f"their photo is gone, {counts['left out']} left out: {report_path(destination)}")
-
-
 def print_skipped(skipped):
     for path, reason in skipped:
         tqdm.write(f"skipped {path}: {reason}")
@@ -82,7 +76,9 @@ def print_hints(paths, labels, hashes):
 def main():
     args = parse_args()
     if args.align_to:
-        align_photos(args.datasets_path, args.align_to)
+        counts = align_folder(args.datasets_path, args.align_to)
+        print(f"{args.align_to}: {counts['written']} crops written, {counts['kept']} kept, {counts['removed']} removed"
+              f", as their photo is gone, {counts['left out']} left out: {report_path(args.align_to)}")
     list_faces(os.path.abspath(args.align_to or args.datasets_path), args.output, args.check)
 
 

@@ -103,12 +103,6 @@ def test_the_crop_of_a_photo_that_is_gone_is_removed_and_reported(photos, crops)
     assert len(contents(crops)) == 3
 
 
-def test_two_photos_of_one_crop_name_are_not_mixed(photos, crops):
-    shutil.copy(OTHER, photos / "ann" / "a.png.jpg")
-    align_folder(photos, crops)
-    assert "ann/a.png.jpg,left out: a.png.jpg is the crop of another photo" in report_path(crops).read_text("utf-8")
-
-
 @pytest.mark.parametrize("destination", [".", "new/er", "..", "link"])
 def test_a_destination_within_the_photos_or_around_them_is_a_user_error(photos, destination):
     (photos.parent / "elsewhere").symlink_to(photos)

@@ -31,27 +31,28 @@ def align_folder(source, destination):
         raise UserError(f"--align-to {destination} and {source} are inside one another: give a folder apart from the "
                         "photos")
     photos, remarks = list_photos(source)
-    crops = {}
-    for photo in photos:
-        crop = destination / photo.parent.name / (photo.name if photo.suffix == ".jpg" else f"{photo.name}.jpg")
-        if crops.setdefault(crop, photo) != photo:
-            remarks[photo] = f"left out: {crop.name} is the crop of another photo"
+    crops = {destination / photo.parent.name / f"{photo.name.removesuffix('.jpg')}.jpg": photo for photo in photos}
     counts = Counter({"left out": len(remarks)})
     shared_detector()  # raises here, and not for each photo
-    pool = ThreadPoolExecutor(available_cores())  # Pillow and OpenCV release the interpreter lock
-    try:
+    with ThreadPoolExecutor(available_cores()) as pool:  # Pillow and OpenCV release the interpreter lock
         results = pool.map(align_photo, crops.values(), crops)
         for photo, (outcome, remark) in zip(crops.values(), tqdm(results, "aligning", len(crops), disable=None)):
             counts[outcome] += 1
             if remark:
                 remarks[photo] = remark
-    finally:
-        pool.shutdown(cancel_futures=True)  # also after Ctrl-C
 
-    removed = remove_orphans(destination, crops)
-    counts["removed"] = len(removed)
-    remarks |= {source / crop.relative_to(destination): "the photo is gone, its crop is removed" for crop in removed}
-    write_report(remarks, source, destination)
+    expected = {identity_name(str(crop)) for crop in crops}  # a Mac's disk may list them in another Unicode form
+    orphans = [path for path in destination.glob("*/*")
+               if identity_name(str(path)) not in expected and read_comment(path)]
+    for orphan in orphans:
+        orphan.unlink()
+        remarks[source / orphan.relative_to(destination)] = "the photo is gone, its crop is removed"
+    counts["removed"] = len(orphans)
+
+    report = io.StringIO()
+    rows = sorted((path.relative_to(source).as_posix(), remark) for path, remark in remarks.items())
+    csv.writer(report, lineterminator="\n").writerows([("photo", "remark"), *rows])
+    write_text(report_path(destination), report.getvalue().encode(errors="backslashreplace").decode())
     return counts
 
 
@@ -65,16 +66,6 @@ def list_photos(source):
     if not photos:
         raise UserError(f"{source} holds no photo: make one folder of photos per person in it")
     return photos, {Path(path): f"left out: {reason}" for path, reason in skipped}
-
-
-def remove_orphans(destination, crops):
-    """Remove the crops without a photo, and return their paths. crops: those with a photo."""
-    expected = {identity_name(str(crop)) for crop in crops}  # a Mac's disk may list them in another Unicode form
-    orphans = [path for path in destination.glob("*/*")
-               if identity_name(str(path)) not in expected and read_comment(path)]
-    for path in orphans:
-        path.unlink()
-    return orphans
 
 
 def align_photo(photo, crop):
@@ -110,10 +101,3 @@ def read_comment(crop):
 def report_path(destination):
     """Return the path of the remarks: faces/ -> faces_alignment.csv, beside it."""
     return Path(f"{os.path.abspath(destination)}_alignment.csv")
-
-
-def write_report(remarks, source, destination):
-    text = io.StringIO()
-    rows = sorted((path.relative_to(source).as_posix(), remark) for path, remark in remarks.items())
-    csv.writer(text, lineterminator="\n").writerows([("photo", "remark"), *rows])
-    write_text(report_path(destination), text.getvalue().encode(errors="backslashreplace").decode())
