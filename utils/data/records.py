@@ -21,7 +21,6 @@ from utils.faces.images import EncodedImage
 MAGIC = 0xCED7230A
 WHOLE, FIRST, MIDDLE, LAST = range(4)  # kinds of parts
 HEADER_BYTES = 24  # IRHeader
-MAX_LABEL = 1 << 24  # float32 cannot count further
 
 
 class Records:
@@ -63,8 +62,7 @@ def join_parts(record):
 def read_records(folder):
     """Read <folder>/train.rec, by its index, into (Records, int32 tensor of labels 0..C-1, SHA-256 of the set).
 
-    Only the heads of the records are read. Prints how many records are left out because their label is invalid.
-    Raises UserError if the two files do not belong together, and if there is no image.
+    Only the heads of the records are read. Raises UserError if the files do not fit each other or hold no image.
     """
     path, index_path = Path(folder, "train.rec"), Path(folder, "train.idx")
     try:
@@ -77,16 +75,10 @@ def read_records(folder):
     offsets = np.sort(offsets)
     sizes = np.diff(offsets, append=size)
     labels, empty = read_heads(words, offsets, sizes, path)
-    with np.errstate(invalid="ignore"):
-        valid = (labels == np.floor(labels)) & (labels >= 0) & (labels < MAX_LABEL) & ~empty
-    invalid = np.flatnonzero(~valid & ~empty)
-    if not valid.any():
-        raise UserError(f"{path} holds no image with a label: it is no training set of faces")
-    if len(invalid):
-        print(f"left out: {len(invalid)} records of {path} without the number of a person as their label, at byte "
-              f"{offsets[invalid[0]]} first")
-    labels = torch.from_numpy(np.unique(labels[valid], return_inverse=True)[1].astype(np.int32))
-    offsets, sizes = torch.from_numpy(offsets[valid]), torch.from_numpy(sizes[valid])
+    if empty.all():
+        raise UserError(f"{path} holds no image: it is no training set of faces")
+    labels = torch.from_numpy(np.unique(labels[~empty], return_inverse=True)[1].astype(np.int32))
+    offsets, sizes = torch.from_numpy(offsets[~empty]), torch.from_numpy(sizes[~empty])
     sha256 = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in (offsets, sizes, labels))).hexdigest()
     return Records(str(path), offsets, sizes), labels, sha256
 
