@@ -1,13 +1,9 @@
 """A folder of one folder per identity: its images, what is left out, and what looks like a mistake."""
 import os
-import signal
 import unicodedata
 
 import pytest
 from scanning import draw, make_identities, scan
-
-from utils.common.errors import UserError
-from utils.data import scan as module
 
 
 def test_labels_go_by_sorted_folder_name_and_paths_are_sorted(tmp_path):
@@ -64,11 +60,3 @@ def test_what_is_no_image_is_skipped_with_its_reason(tmp_path):
             "bob/text.jpg": "decode", "bob/gone.jpg": "not a file", "bob/truncated.jpg": "truncated"}.items():
         assert reason in scanned.skipped.pop(name), name
     assert not scanned.skipped
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_killed_process_is_a_user_error(tmp_path, monkeypatch):
-    make_identities(tmp_path, ann=1)
-    monkeypatch.setattr(module, "open_image", lambda path: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(UserError, match="was killed, most often because memory ran out"):
-        scan(tmp_path)

@@ -2,7 +2,6 @@
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import numpy as np
@@ -42,18 +41,13 @@ def scan_identities(identities, check=True):
     """Yield the Identity of each item of list_root's dict, in its order.
 
     check: decode and hash every image, on all cores, and skip those that do not decode.
-    Raises UserError if a process that decodes is killed.
     """
     if not check:
         yield from (scan_identity(item, check=False) for item in identities.items())
         return
-    try:
-        with ProcessPoolExecutor(available_cores(), initializer=signal.signal,
-                                 initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is for the main process
-            yield from pool.map(scan_identity, identities.items(), chunksize=1 + len(identities) // 10_000)
-    except BrokenProcessPool:
-        raise UserError("a process that decodes images was killed, most often because memory ran out: run it again, "
-                        "with --no-check if the images are known to be valid") from None
+    with ProcessPoolExecutor(available_cores(), initializer=signal.signal,
+                             initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is for the main process
+        yield from pool.map(scan_identity, identities.items(), chunksize=1 + len(identities) // 10_000)
 
 
 def scan_identity(item, check=True):
