@@ -18,15 +18,11 @@ def similarity(source, target):
 
     The least-squares solution, never a reflection (Umeyama 1991, IEEE PAMI 13(4), eq. 40-42). In complex numbers such a
     map is z -> a z + b, so it is a linear regression.
-    Raises ValueError if the points determine no map: not finite, all in one place, or unlike each other.
     """
-    with np.errstate(all="ignore"):
-        source, target = (np.asarray(points, np.float64) @ (1, 1j) for points in (source, target))
-        centered = source - source.mean()
-        a = np.vdot(centered, target - target.mean()) / np.vdot(centered, centered).real
-        b = target.mean() - a * source.mean()
-    if not 1e-6 < abs(a) < 1e6:  # false for NaN too
-        raise ValueError("these landmarks cannot be aligned: they are not finite, all in one place, or no face")
+    source, target = (np.asarray(points, np.float64) @ (1, 1j) for points in (source, target))
+    centered = source - source.mean()
+    a = np.vdot(centered, target - target.mean()) / np.vdot(centered, centered).real
+    b = target.mean() - a * source.mean()
     return np.array([(a.real, -a.imag, b.real), (a.imag, a.real, b.imag)])
 
 
@@ -48,13 +44,8 @@ def warp(image, matrix, size):
 def align(image, landmarks, size=TEMPLATE_SIZE):
     """Return the aligned crop (size, size) of an RGB PIL image.
 
-    landmarks: (5, 2) in pixels of the image, in the order of TEMPLATE. Raises ValueError if they determine no crop.
+    landmarks: (5, 2) in pixels of the image, in the order of TEMPLATE.
     """
     target = (TEMPLATE + 0.5) * (size / TEMPLATE_SIZE) - 0.5
     to_crop = np.vstack([similarity(landmarks, target), (0, 0, 1)])
     return warp(image, np.linalg.inv(to_crop)[:2], size)
-
-
-def eye_distance(landmarks):
-    """Return the distance between the eyes in pixels; it is 35 in the template."""
-    return float(np.linalg.norm(landmarks[1] - landmarks[0]))

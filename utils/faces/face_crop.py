@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.common.errors import UserError
-from utils.faces.alignment import TEMPLATE, TEMPLATE_SIZE, align, eye_distance
+from utils.faces.alignment import TEMPLATE, TEMPLATE_SIZE, align
 from utils.faces.detector import FaceDetector
 from utils.faces.images import image_name, open_image
 
@@ -57,7 +57,7 @@ class CroppedFace(NamedTuple):
         """Why a verdict on this face must be "not sure", a list of phrases; `remarks` begins with them."""
         if self.face is None:
             return []
-        doubts, eyes = [], eye_distance(self.face.landmarks)
+        doubts, eyes = [], np.linalg.norm(self.face.landmarks[1] - self.face.landmarks[0])
         if eyes < LEAST_EYE_DISTANCE:
             doubts.append(f"only {eyes:.0f} pixels between the eyes")
         if self.face.score < LEAST_SCORE:
@@ -82,8 +82,7 @@ class FaceCrop:
 
     align: True: every image is a photo. False: none is. "auto": all but those that has_crop_size().
     face: which face of a photo, 1 for the main one (FaceDetector.detect).
-    The detector is made for the first photo, so aligned crops never wait for OpenCV. Raises ValueError for other
-    settings.
+    Raises ValueError for other settings. The detector is made for the first photo: aligned crops need no OpenCV.
     """
 
     def __init__(self, align="auto", face=1):
@@ -94,8 +93,7 @@ class FaceCrop:
     def find(self, source):
         """Return the CroppedFace of what open_image takes. A CroppedFace is returned as it is.
 
-        Raises UserError, which names the file, for a photo with too few faces, and NoDetector for a photo if there is
-        no detector.
+        Raises UserError for a photo with too few faces, and NoDetector for a photo if there is no detector.
         """
         if isinstance(source, CroppedFace):
             return source
@@ -163,8 +161,7 @@ def has_crop_size(size):
 def are_aligned(sources, most=24):
     """Return whether images show their faces where the template has them.
 
-    The detector judges about `most` of them. Images without a face do not count; if none shows one, the answer is True.
-    Raises NoDetector.
+    About `most` of them are judged. Images without a face do not count; without any, it is True. Raises NoDetector.
     """
     offsets = []
     for index in range(0, len(sources), max(1, len(sources) // most)):
