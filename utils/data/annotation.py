@@ -101,11 +101,10 @@ def read_names(annotation_path, num_classes):
     """Return the class names from classes_path(), or the labels as names if that file is missing or does not fit."""
     labels = [str(label) for label in range(num_classes)]
     try:
-        rows = [line.partition(";") for line in read_lines(classes_path(annotation_path), "")]
+        found, _, names = zip(*(line.partition(";") for line in read_lines(classes_path(annotation_path), "")))
     except UserError:
         return labels  # another program wrote the list
-    names = [name for _, _, name in rows]
-    return names if [label for label, _, _ in rows] == labels and all(names) else labels
+    return list(names) if list(found) == labels and all(names) else labels
 
 
 def check_files_exist(paths, annotation_path):

@@ -26,28 +26,21 @@ def augment(images, seed, epoch, batch, kinds=()):
     What happens to image i of the global batch depends on (seed, epoch, batch, i) alone, not on the number of workers
     or ranks, nor on interruptions. Only mixup stays within the batch of its rank.
     """
-    draw = Draw(mix_seeds(seed, epoch, batch), 1 + MAX_DRAWS * len(kinds), len(images), images.device)
+    # All numbers are drawn at once on the CPU and sent to the device in one copy.
+    generator = torch.Generator().manual_seed(mix_seeds(seed, epoch, batch))
+    numbers = torch.rand(1 + MAX_DRAWS * len(kinds), distributed.world_size(), len(images), generator=generator)
+    numbers = iter(send(numbers[:, distributed.rank()], images.device))
+
+    def draw(low, high):
+        """Return a uniform random number for each image, float32 (B,)."""
+        return low + (high - low) * next(numbers)
+
     images = normalise(images)
     images = torch.where(draw(0, 1)[:, None, None, None] < 0.5, images.flip(3), images)
     for kind in kinds:
         if kind != "mixup":
             images = KINDS[kind](images, draw)
     return mixup(images, draw) if "mixup" in kinds else (images, None)
-
-
-class Draw:
-    """`draw(low, high)` returns a uniform random number for each image, float32 (B,), at most `calls` times.
-
-    All numbers are drawn at once on the CPU and sent to the device in one copy.
-    """
-
-    def __init__(self, seed, calls, count, device):
-        generator = torch.Generator().manual_seed(seed)
-        numbers = torch.rand(calls, distributed.world_size(), count, generator=generator)[:, distributed.rank()]
-        self.numbers = iter(send(numbers, device))
-
-    def __call__(self, low, high):
-        return low + (high - low) * next(self.numbers)
 
 
 def affine(images, draw):

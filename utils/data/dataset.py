@@ -159,10 +159,7 @@ def mix_seeds(*numbers):
 
 
 def make_loaders(images, labels, settings, device):
-    """Return (training loader over EpochBatches, validation loader or None).
-
-    images, labels: of a TrainingSet. The worker processes share them.
-    """
+    """Return (training loader over EpochBatches, validation loader or None) of a TrainingSet's images and labels."""
     def make_loader(indices, **batching):
         dataset = FaceDataset(images, labels, indices, settings.input_shape, settings.letterbox_image)
         return DataLoader(dataset, num_workers=workers, pin_memory=device.type == "cuda",
