@@ -74,3 +74,8 @@ def test_a_script_ends_with_one_line(monkeypatch, capsys, error, status, line, r
         main()
     assert end.value.code == status
     assert capsys.readouterr().err == (f"rank {rank}: {line}" if rank and line else line)
+
+
+def test_a_message_that_quotes_an_image_as_base64_is_cut():
+    message = str(UserError(f"{'iVBORw0KGgo' * 12_000} does not exist: give a path"))
+    assert len(message) < 1000 and message.endswith(" does not exist: give a path")
