@@ -17,7 +17,6 @@ import time
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 from nets.head import IGNORE
@@ -29,15 +28,12 @@ from utils.data.augmentation import augment
 from utils.data.dataset import batches_of, make_loaders, mix_seeds, print_overlap, read_training_set
 from utils.faces.images import check_input_shape
 from utils.training.checkpoint import check_resumed_data, save_checkpoint
-from utils.training.compilation import compile_if_it_pays
-from utils.training.distillation import make_loss
+from utils.training.losses import make_loss
 from utils.training.optim import clip_gradients
 from utils.training.run import Run, StopRequest, progress_bar
 from utils.training.settings import check_ranks, parse_args
-from utils.training.state import MEMORY_FORMAT, TrainState, make_net, new_sums
+from utils.training.state import MEMORY_FORMAT, TrainState, compile_if_it_pays, make_net, new_sums
 from utils.training.validation import measure_benchmarks, read_benchmarks, validate
-
-COLLAPSE_EVERY = 50  # steps between two checks for equal embeddings
 
 
 @script
@@ -142,7 +138,7 @@ def train_step(state, batches, args):
     for _, labels, _ in batches:
         state.net.head.check_labels(labels[labels != IGNORE])  # here, while they are on the CPU
     labels = [send(labels, state.device) for _, labels, _ in batches]
-    outcomes = []
+    losses, correct = [], []
     with sampled_head(state.net.head, state.optimizer, torch.cat(labels), args.sample_rate, seed):
         for number, (images, _, indices) in enumerate(batches):
             images, lam = augment(send(images, state.device), args.seed, state.epoch, state.batch + number,
@@ -150,19 +146,18 @@ def train_step(state, batches, args):
             # DistributedDataParallel averages the gradients over the ranks once a step, not once a batch.
             state.wrapped_loss.require_backward_grad_sync = number == len(batches) - 1
             with state.autocast():
-                outcome = state.wrapped_loss(images.contiguous(memory_format=MEMORY_FORMAT), labels[number], lam,
-                                             state.loss_fn.targets(indices))
-            (outcome.loss * (state.loss_scale.value / len(batches))).backward()
-            outcomes.append(outcome._replace(loss=outcome.loss.detach()))
+                loss, is_correct = state.wrapped_loss(images.contiguous(memory_format=MEMORY_FORMAT), labels[number],
+                                                      lam, state.loss_fn.targets(indices))
+            (loss * (state.loss_scale.value / len(batches))).backward()
+            losses.append(loss.detach())
+            correct.append(is_correct.sum())
 
         parameters = list(state.net.parameters())
         state.loss_scale.unscale_(parameters)
         norm = clip_gradients(parameters, state.net.head, args.grad_clip)
-        loss, correct, norm, spread = torch.stack([  # the one wait
-            torch.stack([outcome.loss for outcome in outcomes]).mean(),
-            torch.stack([outcome.correct.sum() for outcome in outcomes]).sum(), norm,
-            embedding_spread(outcomes) if state.step % COLLAPSE_EVERY == 0 else norm.new_ones(())]).tolist()
-        check_step(state, loss, norm, spread, lr)
+        loss, correct, norm = torch.stack([  # the one wait for the device
+            torch.stack(losses).mean(), torch.stack(correct).sum(), norm]).tolist()
+        check_step(state, loss, norm, lr)
         if math.isfinite(norm):
             state.optimizer.step()
     state.loss_scale.update(overflow=not math.isfinite(norm))
@@ -172,14 +167,8 @@ def train_step(state, batches, args):
     return loss, correct
 
 
-def embedding_spread(outcomes):
-    """Return the largest absolute difference between any embedding of a batch and its first; the minimum of batches."""
-    embeddings = [F.normalize(outcome.embeddings.float()) for outcome in outcomes]
-    return torch.stack([(batch - batch[0]).abs().max() for batch in embeddings]).min()
-
-
-def check_step(state, loss, norm, spread, lr):
-    """Raises UserError if the loss or the gradient is not finite, or if all embeddings of a batch are equal.
+def check_step(state, loss, norm, lr):
+    """Raises UserError if the loss or the gradient is not finite.
 
     With a loss scale infinite gradients are normal, unless the scale is at its minimum.
     """
@@ -189,8 +178,6 @@ def check_step(state, loss, norm, spread, lr):
                         "5; last.pt, if there is one, holds an earlier state")
     if not math.isfinite(norm) and state.loss_scale.value < 2:
         raise UserError(f"the gradients exceed fp16 {where}: resume with --no-fp16 --bf16 --force")
-    if spread < 1e-4:
-        raise UserError(f"all embeddings of a batch are equal {where}, the network has collapsed: lower --init-lr")
 
 
 def finish_epoch(state, run, val_loader, benchmarks, args):

@@ -28,10 +28,9 @@ from utils.common.errors import script
 from utils.data.annotation import read_annotation
 from utils.data.augmentation import augment
 from utils.data.dataset import EpochBatches, FaceDataset
-from utils.training.compilation import compile_if_it_pays
 from utils.training.losses import LabelLoss
 from utils.training.settings import check_args, make_parser
-from utils.training.state import TrainState, make_net
+from utils.training.state import TrainState, compile_if_it_pays, make_net
 
 WARM_UP = 3  # steps that do not count
 

@@ -20,7 +20,7 @@ class Backbone(NamedTuple):
     embedding_size: int
     scale: float          # the head's s
     embedding_layer: str  # the layer whose weight makes the embedding
-    compile_pays: bool    # torch.compile speeds up its training on a CPU (see utils/training/compilation.py)
+    compile_pays: bool    # torch.compile speeds up its training on a CPU (see utils/training/state.py)
 
 
 BACKBONES = {

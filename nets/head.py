@@ -107,18 +107,6 @@ class MarginHead(nn.Module):
         if len(invalid):
             raise ValueError(f"label {invalid[0]} is not in 0..{self.classes - 1}: the head has {self.classes} classes")
 
-    def expected_initial_loss(self):
-        """Return the cross-entropy before anything is learned, when every cosine is N(0, 1/in_features).
-
-        log(C) for the guess, s^2 / 2d for the spread of the C exponentials, and the margin's part, taken at the mean
-        positive and negative cosine. For ArcFace that part is about s sin(m): 28.6 in all for s=32, d=128, C=10575.
-        """
-        dimensions = self.weight.shape[1]
-        mean = math.sqrt(2 / (math.pi * dimensions))
-        cosine, norm = torch.tensor([[mean], [-mean]]), torch.full((2, 1), math.sqrt(dimensions))  # after BatchNorm
-        shift = (self.add_margin(cosine, norm) - cosine).mean().item()
-        return math.log(self.classes) + self.s ** 2 / (2 * dimensions) - self.s * shift
-
 
 def cross_entropy(target_logit, lse_negatives):
     """Return log(1 + exp(lse_negatives - target_logit))."""

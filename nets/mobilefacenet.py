@@ -3,7 +3,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from nets.depthwise import DepthwiseConv2d
+from nets.mobilenet import DepthwiseConv2d
 
 
 def conv_bn(conv):

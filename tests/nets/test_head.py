@@ -118,14 +118,3 @@ def test_accuracy_is_computed_without_the_margin():
     embeddings = on_circle([0.4, 0.4, -0.5, 0.9])
     assert head(embeddings, labels).argmax(1).tolist() == [1, 0, 0, 1]
     assert head.losses(embeddings, labels)[1].tolist() == [True, False, True, True]
-
-
-@pytest.mark.parametrize(("dimensions", "classes", "s", "m", "easy_margin"), [
-    (512, 10575, 64, 0.5, False), (128, 10575, 32, 0.2, False), (128, 2000, 32, 0.5, True)])
-def test_expected_initial_loss_is_that_of_random_embeddings(dimensions, classes, s, m, easy_margin):
-    torch.manual_seed(10)
-    head = ArcMarginProduct(dimensions, classes, s, m, easy_margin)
-    labels = torch.randint(0, classes, (1024,))
-    with torch.inference_mode():
-        loss = F.cross_entropy(head(torch.randn(1024, dimensions), labels), labels).item()
-    assert head.expected_initial_loss() == pytest.approx(loss, rel=0.02)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nets.arcface import ArcfaceNet, backbone_name
-from nets.depthwise import DepthwiseConv2d
+from nets.mobilenet import DepthwiseConv2d
 from utils.evaluation.embedding import embed_batch, inference_copy
 from utils.weights.checkpoint import load_embedder
 

@@ -18,7 +18,7 @@ from training_data import make_state
 from train import train_step
 from utils.common import distributed
 from utils.data.dataset import EpochBatches
-from utils.training.distillation import DistillationLoss
+from utils.training.losses import DistillationLoss
 
 IMAGES = 16
 

@@ -17,8 +17,7 @@ from nets.head import ArcMarginProduct
 from train import train_step
 from utils.common.device import tune_cuda
 from utils.data.augmentation import KINDS
-from utils.training.distillation import DistillationLoss
-from utils.training.losses import LabelLoss
+from utils.training.losses import DistillationLoss, LabelLoss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="for a machine with a CUDA device")
 

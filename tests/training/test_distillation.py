@@ -11,7 +11,8 @@ from train import train_step
 from utils.data.annotation import read_annotation
 from utils.data.dataset import FaceDataset
 from utils.evaluation.embedding import embed_batch, inference_copy
-from utils.training.distillation import DistillationLoss, fit_projection, teacher_embeddings
+from utils.training.distillation import fit_projection, teacher_embeddings
+from utils.training.losses import DistillationLoss
 from utils.training.validation import validate
 from utils.weights.checkpoint import load_embedder
 
@@ -72,13 +73,13 @@ def test_the_loss_is_the_distance_to_the_targets_and_the_weighted_loss_of_the_la
     images, labels, indices = torch.randn(4, 3, 112, 112), torch.tensor([0, 1, 2, IGNORE]), torch.tensor([7, 0, 3, 4])
     lam = torch.tensor([1.0, 0.5, 0.75, 1.0])
     state.net.eval()
-    outcome = state.loss_fn(images, labels, lam, state.loss_fn.targets(indices))
+    loss, is_correct = state.loss_fn(images, labels, lam, state.loss_fn.targets(indices))
     embeddings, targets = state.net.arcface(images), table[indices]
     mixed = lam[:, None] * targets + (1 - lam)[:, None] * targets.roll(1, 0)
     expected = (1 - F.cosine_similarity(embeddings, mixed)).mean()
     losses, correct = state.net.head.losses(embeddings, labels, lam)
-    torch.testing.assert_close(outcome.loss, expected + label_weight * losses.mean())
-    assert torch.equal(outcome.correct, correct) if label_weight else outcome.correct.isnan().all()
+    torch.testing.assert_close(loss, expected + label_weight * losses.mean())
+    assert torch.equal(is_correct, correct) if label_weight else is_correct.isnan().all()
 
 
 def test_a_student_learns_its_teachers_embeddings():

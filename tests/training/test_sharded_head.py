@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_data import make_args
 
 from nets.partial_fc import Shard, init_rows
+from utils.common import distributed
+from utils.data.dataset import make_loaders
 
 TOLERANCE = 1e-10
 SEVERAL = pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -55,7 +58,7 @@ def test_steps_with_accumulation_clipping_and_an_average_are_those_of_one_rank(r
 
 
 @SEVERAL
-def test_validation_counts_every_image_once(results, ranks):
+def test_validation_is_that_of_one_rank(results, ranks):
     one, several = results["1"]["trained"]["validated"], results[str(ranks)]["trained"]["validated"]
     assert several["val_loss"] == pytest.approx(one["val_loss"], rel=TOLERANCE)
     assert several["val_accuracy"] == one["val_accuracy"]
@@ -96,3 +99,14 @@ def test_rows_are_drawn_as_xavier_uniform_does_and_every_class_is_in_one_part():
             assert torch.rand(1) == after
         assert torch.equal(torch.cat(parts), expected)
     assert [Shard(rank, 4).bounds(3) for rank in range(4)] == [(0, 0), (0, 1), (1, 2), (2, 3)]
+
+
+def test_all_ranks_get_equally_many_images_to_validate_on(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    args = make_args("--shard-head", "--val-split", 0.25, "--batch-size", 6, "--num-workers", 0)
+    counts = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        _, loader = make_loaders([""] * 44, torch.arange(44) % 4, args, torch.device("cpu"))
+        counts.append(len(loader.dataset))
+    assert counts == [3, 3, 3]  # of 11

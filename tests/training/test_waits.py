@@ -6,8 +6,7 @@ from training_data import FakeLoader, make_state, noise_batch
 
 from train import train_step
 from utils.data.augmentation import KINDS
-from utils.training.distillation import DistillationLoss
-from utils.training.losses import LabelLoss
+from utils.training.losses import DistillationLoss, LabelLoss
 from utils.training.validation import validate
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None or torch.cuda.is_available(),

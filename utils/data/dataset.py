@@ -175,6 +175,8 @@ def make_loaders(images, labels, settings, device):
         raise UserError(f"{len(training)} images in batches of {settings.batch_size} are fewer than two a rank: "
                         "BatchNorm needs more, add images")
     train_loader = make_loader(training, batch_sampler=batches)
+    if settings.shard_head:  # the ranks communicate in each batch, so all get equally many images
+        validation = validation[:len(validation) // world_size * world_size]
     if not len(validation):
         return train_loader, None
     return train_loader, make_loader(validation[rank::world_size], batch_size=settings.batch_size // world_size)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx.experimental.optimization import fuse
 
-from nets.depthwise import DepthwiseConv2d
+from nets.mobilenet import DepthwiseConv2d
 from utils.common.errors import UserError
 from utils.faces.images import normalise, preprocess
 

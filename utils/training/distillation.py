@@ -8,62 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from nets.partial_fc import Shard
 from utils.common import distributed
-from utils.common.device import send
 from utils.common.errors import UserError
 from utils.common.files import hash_file
-from utils.data.dataset import FaceDataset
 from utils.evaluation.embedding import embed_images, inference_copy
-from utils.training.losses import LabelLoss, Outcome
 from utils.weights import checkpoint
 
 SAMPLE = 10_000  # images from which the projection of the targets is computed
-
-
-class DistillationLoss(LabelLoss):
-    """1 - cosine to the target + label_weight * cross-entropy of the margin logits, both means over all images.
-
-    table: (N, T), of teacher_embeddings(). The buffer `projection` (T, D) brings its rows to the student's embedding
-    size; it is saved in last.pt.
-    """
-
-    def __init__(self, net, projection, table, label_weight=0.0):
-        super().__init__(net)
-        self.table, self.label_weight = table, label_weight
-        self.register_buffer("projection", projection)
-
-    def targets(self, indices):
-        """Return the teachers' embeddings (B, T) of images, by their indices in the whole training set."""
-        return send(self.table[indices], self.projection.device)
-
-    def forward(self, images, labels, lam=None, targets=None, net=None):
-        net = net or self.net
-        embeddings = net.arcface(images)
-        with torch.autocast(images.device.type, enabled=False):
-            targets = targets.float() @ self.projection
-            if lam is not None:  # mixup blends targets as it blends images
-                targets = lam[:, None] * targets + (1 - lam)[:, None] * targets.roll(1, 0)
-            loss = (1 - F.cosine_similarity(embeddings.float(), targets)).mean()
-        correct = torch.full_like(labels, torch.nan, dtype=torch.float32)
-        if self.label_weight:
-            losses, correct = net.head.losses(embeddings, labels, lam)
-            loss = loss + self.label_weight * losses.mean()
-        return Outcome(loss, correct, embeddings.detach())
-
-
-def make_loss(args, net, images, labels, device):
-    """Return LabelLoss, or DistillationLoss with the targets of --teacher. images, labels: of the whole TrainingSet."""
-    if not args.teacher:
-        return LabelLoss(net)
-    dataset = FaceDataset(images, labels, range(len(labels)), args.input_shape, args.letterbox_image)
-    table = teacher_embeddings(args.teacher, dataset, args.teacher_flip, args.save_dir, device)
-    from_weights = (args.model_path or args.pretrained) and args.resume is None  # last.pt has the projection
-    projection = fit_projection(table, net.embedding_size, dataset, inference_copy(net) if from_weights else None)
-    return DistillationLoss(net, projection.to(device), table, args.label_weight)
 
 
 def teacher_embeddings(paths, dataset, flip, folder, device):
@@ -73,7 +27,7 @@ def teacher_embeddings(paths, dataset, flip, folder, device):
     flip: average each embedding with that of the horizontally flipped image. Each teacher's embeddings are kept in
     `folder`, in a file named by the hashes of the teacher and of the images. Every rank embeds its part of the images.
     """
-    images_sha256, tables = hash_images(dataset.images), []
+    images_sha256, tables = distributed.gather(hash_images(dataset.images) if distributed.is_main() else None)[0], []
     part = range(*Shard(distributed.rank(), distributed.world_size()).bounds(len(dataset)))
     for path in paths:
         key = repr((hash_file(path), images_sha256, flip, tuple(dataset.input_shape), dataset.letterbox))

@@ -2,7 +2,6 @@
 import csv
 import functools
 import io
-import itertools
 import json
 import math
 import shlex
@@ -144,15 +143,14 @@ def describe_row(row):
 
 def make_folder(save_dir, backbone):
     """Make <save_dir>/<time>_<backbone>/, which no other run has, and return its path."""
-    name = time.strftime("%Y_%m_%d_%H_%M_%S") + "_" + backbone
-    for number in itertools.count(1):
-        folder = Path(save_dir, name if number == 1 else f"{name}_{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except OSError as error:
-            if not folder.is_dir():  # else another run has started in this second
-                raise UserError(f"cannot make {folder} ({error.strerror}): choose another --save-dir") from None
+    folder = Path(save_dir, f"{time.strftime('%Y_%m_%d_%H_%M_%S')}_{backbone}")
+    while folder.exists():  # another run has started in this second
+        folder = folder.with_name(f"{folder.name}_2")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder} ({error.strerror}): choose another --save-dir") from None
+    return folder
 
 
 def commit():

@@ -5,7 +5,6 @@ from statistics import mean
 
 import torch
 
-from nets.head import IGNORE
 from utils.common import distributed
 from utils.common.device import send
 from utils.common.errors import UserError
@@ -31,12 +30,12 @@ def validate(state, loader):
     net.head = state.ema.net.head
     net.head.m = state.margin.m  # train_step sets it again
     losses, correct, counts = [], [], []
-    for images, labels, indices in padded(batches_of(loader), loader, net.head.shard):
+    for images, labels, indices in batches_of(loader):
         images, labels = normalise(send(images, state.device)), send(labels, state.device)
         with state.autocast():
-            outcome = state.loss_fn(images, labels, targets=state.loss_fn.targets(indices), net=net)
-        losses.append(outcome.loss * len(indices))
-        correct.append(outcome.correct.sum())
+            loss, is_correct = state.loss_fn(images, labels, targets=state.loss_fn.targets(indices), net=net)
+        losses.append(loss * len(indices))
+        correct.append(is_correct.sum())
         counts.append(len(indices))
     values = torch.stack([*losses, *correct]).tolist() if counts else []  # one wait for the device, at the end
     loss, correct, count = distributed.reduce([sum(values[:len(counts)]), sum(values[len(counts):]), sum(counts)])
@@ -44,24 +43,6 @@ def validate(state, loader):
         raise UserError(f"the validation loss is {loss / count} after epoch {state.epoch}: lower --init-lr, or train "
                         "without --fp16 and --bf16")
     return {"val_loss": loss / count, "val_accuracy": correct / count}
-
-
-def padded(batches, loader, shard):
-    """Yield the batches. With a sharded head, which communicates in each, all ranks get equally many of equal size.
-
-    Ranks with fewer images are padded with gray, unlabeled ones, which have no index.
-    """
-    if shard.world_size == 1:
-        yield from batches
-        return
-    most, = map(int, distributed.reduce([len(loader.dataset)], largest=True))
-    shape = (*loader.dataset.input_shape[:2], 3)
-    empty = torch.zeros(0, *shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    for first in range(0, most, loader.batch_size):
-        images, labels, indices = next(batches, empty)
-        missing = min(loader.batch_size, most - first) - len(labels)
-        yield (torch.cat([images, images.new_full((missing, *shape), 128)]),
-               torch.cat([labels, labels.new_full((missing,), IGNORE)]), indices)
 
 
 def read_benchmarks(args):
