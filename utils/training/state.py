@@ -92,14 +92,16 @@ class TrainState:
             "loss_scale": self.loss_scale.state_dict(), "projection": getattr(self.loss_fn, "projection", None),
             "step": self.step, "epoch": self.epoch, "batch": self.batch,
             "sums": dict(zip(self.sums, distributed.reduce(self.sums.values())))}
-        return self.map_head_rows(state, self.net.head.shard.collect_rows)
+        collect, shape = self.net.head.shard.collect_rows, self.net.head.weight.shape  # of the head and its momentum
+        return weights.map_tensors(state, lambda tensor: collect(tensor) if tensor.shape == shape else tensor)
 
     def load_state_dict(self, state):
         """Continue from what `state_dict` returned, with any number of ranks. Raises UserError if it does not fit."""
-        own = slice(*self.net.head.shard.bounds(self.net.head.classes))
+        head = self.net.head
+        own, shape = slice(*head.shard.bounds(head.classes)), (head.classes, head.weight.shape[1])
         groups = self.optimizer.state_dict()["param_groups"]  # of these settings, which --force may have changed
         try:
-            state = self.map_head_rows(state, lambda rows: rows[own])
+            state = weights.map_tensors(state, lambda tensor: tensor[own] if tensor.shape == shape else tensor)
             self.net.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
             # A copy, because the file's tensors stay on the disk.
@@ -112,20 +114,6 @@ class TrainState:
                             "its best.pth with --model-path") from None
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.sums = state["sums"] if distributed.is_main() else new_sums()
-
-    def map_head_rows(self, state, convert):
-        """Return a copy of the state in which `convert` has changed every tensor that has a row for each class."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        head = next(index for index, parameter in enumerate(parameters) if parameter is self.net.head.weight)
-        model, ema, optimizer = state["model"], state["ema"], state["optimizer"]
-        model = model | {"head.weight": convert(model["head.weight"])}
-        if ema:
-            ema = ema | {"net": ema["net"] | {"head.weight": convert(ema["net"]["head.weight"])}}
-        if head in optimizer["state"]:
-            of_head = {name: convert(value) if torch.is_tensor(value) and value.ndim == 2 else value
-                       for name, value in optimizer["state"][head].items()}
-            optimizer = optimizer | {"state": optimizer["state"] | {head: of_head}}
-        return state | {"model": model, "ema": ema, "optimizer": optimizer}
 
     def exported_weights(self, args):
         """Return the state dict of an epoch's weight file: the averaged network's. Every rank has to call it.

@@ -33,7 +33,7 @@ def save(content, path):
     A name that ends in .safetensors takes a state dict, in that format. Equal weights make equal files. Raises
     InvalidWeights for values that no network has, and UserError if the file cannot be written.
     """
-    content = on_cpu(content)
+    content = map_tensors(content, torch.Tensor.cpu)
     if name := find_invalid(content):
         raise InvalidWeights(f"{name} holds values that are not finite or huge, {path} is not written")
     with atomic_write(path) as temporary, open(temporary, "wb") as file:  # torch keeps a path's name in the file
@@ -47,13 +47,13 @@ def save(content, path):
             raise OSError(f"is the disk full? {first_line(error)}") from error
 
 
-def on_cpu(content):
-    """Return a copy of nested dicts and lists with every tensor on the CPU."""
+def map_tensors(content, convert):
+    """Return a copy of nested dicts and lists in which every tensor is convert(tensor)."""
     if isinstance(content, dict):
-        return {key: on_cpu(value) for key, value in content.items()}
+        return {key: map_tensors(value, convert) for key, value in content.items()}
     if isinstance(content, list):
-        return [on_cpu(value) for value in content]
-    return content.cpu() if isinstance(content, torch.Tensor) else content
+        return [map_tensors(value, convert) for value in content]
+    return convert(content) if isinstance(content, torch.Tensor) else content
 
 
 def find_invalid(content):
