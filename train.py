@@ -27,7 +27,7 @@ from utils.common.errors import UserError, script
 from utils.data.augmentation import augment
 from utils.data.dataset import batches_of, make_loaders, mix_seeds, print_overlap, read_training_set
 from utils.faces.images import check_input_shape
-from utils.training.checkpoint import check_resumed_data, save_checkpoint
+from utils.training.checkpoint import check_resumed, save_checkpoint
 from utils.training.losses import make_loss
 from utils.training.optim import clip_gradients
 from utils.training.run import Run, StopRequest, progress_bar
@@ -41,7 +41,10 @@ def main():
     args, checkpoint = parse_args()
     check_input_shape(args.input_shape)
     device = init_device(args)
-    images, labels, class_names, data_sha256 = read_training_set(args)
+    images, labels, class_names, args.images_sha256 = read_training_set(args)
+    args.classes = len(class_names)
+    if checkpoint:
+        check_resumed(checkpoint["settings"], args)
     benchmarks = read_benchmarks(args)
     for pairs in benchmarks.values():
         print_overlap(class_names, pairs.name, pairs.identities or [])
@@ -49,9 +52,8 @@ def main():
     batches = train_loader.batch_sampler
     net = make_net(args, len(class_names), device)
     state = TrainState(args, net, make_loss(args, net, images, labels, device), batches, device)
-    run = Run.start(args, data_sha256=data_sha256, people=len(class_names))
+    run = Run.start(args)
     if checkpoint:
-        check_resumed_data(checkpoint, data_sha256, len(class_names), args)
         state.load_state_dict(checkpoint)
         run.rows = checkpoint["rows"]
         print(f"resumed after step {state.step}, in epoch {state.epoch + 1}")

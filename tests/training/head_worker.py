@@ -107,7 +107,7 @@ def resumed(folder, steps):
     if (folder / "last.pt").exists():
         state.load_state_dict(read_checkpoint(folder / "last.pt"))
     losses = take_steps(state, args, steps)
-    save_checkpoint(state, SimpleNamespace(folder=folder, rows=[], origin={"data_sha256": ""}), args)
+    save_checkpoint(state, SimpleNamespace(folder=folder, rows=[]), args)
     return result_of(state, args, losses)
 
 

@@ -19,7 +19,7 @@ from training_data import (
 )
 
 from utils.common.errors import UserError
-from utils.training.checkpoint import read_checkpoint, save_checkpoint
+from utils.training.checkpoint import check_resumed, read_checkpoint, save_checkpoint
 from utils.training.losses import LabelLoss
 from utils.training.run import Run, StopRequest
 
@@ -98,7 +98,18 @@ def test_a_resume_with_other_settings_is_a_user_error(run_script, finished, flag
 def test_a_resume_with_other_images_is_a_user_error(run_script, finished, shared, tmp_path):
     other = write_faces(shared, tmp_path / "other.txt", skip=5)
     result = run_script("train.py", "--resume", "--annotation-path", other, cwd=finished)
-    assert_user_error(result, "training images", "--force")
+    assert_user_error(result, "images_sha256", "--force")
+
+
+def test_a_resume_with_another_teacher_in_the_same_file_is_a_user_error(tmp_path):
+    def args_with(content):
+        (tmp_path / "teacher.pth").write_bytes(content)
+        return make_args("--teacher", tmp_path / "teacher.pth")
+
+    saved = vars(args_with(b"one"))
+    check_resumed(saved, args_with(b"one"))
+    with pytest.raises(UserError, match="teacher_sha256"):
+        check_resumed(saved, args_with(b"another"))
 
 
 def test_a_resume_without_the_state_of_a_run_is_a_user_error(run_script, published_weights, tmp_path):
@@ -175,7 +186,7 @@ def test_the_averaged_weights_are_saved(train_here):
 def test_a_damaged_file_and_one_of_another_version_are_user_errors(tmp_path):
     state, args = make_state()
     checkpoint = tmp_path / "last.pt"
-    save_checkpoint(state, Run(tmp_path, {"data_sha256": ""}), args)
+    save_checkpoint(state, Run(tmp_path, {}), args)
     content = torch.load(checkpoint, weights_only=True)
     whole = checkpoint.read_bytes()
     middle = len(whole) // 2

@@ -152,7 +152,7 @@ def test_the_learning_rate_after_scaling_is_printed(flags, line):
 def test_a_state_that_is_not_finite_never_replaces_a_good_one(tmp_path):
     state, args = make_state()
     train_step(state, [noise_batch()], args)
-    run = Run(tmp_path, {"data_sha256": ""})
+    run = Run(tmp_path, {})
     save_checkpoint(state, run, args)
     good = (tmp_path / "last.pt").read_bytes()
     state.optimizer.state_dict()["state"][0]["momentum_buffer"].fill_(torch.nan)

@@ -45,7 +45,7 @@ def test_a_run_writes_what_the_readme_lists(trained):
     assert settings["epochs"] == 4
     training = json.loads((trained / "best.json").read_text(encoding="utf-8"))["training"]
     data = (trained.parent.parent / "cls_train.txt").read_bytes()
-    assert training["data_sha256"] == hashlib.sha256(data).hexdigest() and training["people"] == IDENTITIES
+    assert settings["images_sha256"] == hashlib.sha256(data).hexdigest() and settings["classes"] == IDENTITIES
     assert training["settings"] == settings and 1 <= training["epoch"] <= 4 and "lfw_accuracy" not in training
 
 

@@ -10,9 +10,8 @@ NOT_SAVED = {"resume", "force"}  # settings of one start
 # Settings that may differ when a run is resumed: they change where and how it runs, not what it computes.
 FREE = {"num_workers", "device", "save_dir", "save_period", "checkpoint_every", "annotation_path", "datasets_path",
         "unlabeled", "shard_head", "compile", "teacher"}
-FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate"}  # the saved state does not fit others
-KEYS = {"model", "ema", "optimizer", "loss_scale", "projection", "step", "epoch", "batch", "sums", "rows", "settings",
-        "data_sha256", "classes"}
+FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate", "classes"}  # the saved state does not fit others
+KEYS = {"model", "ema", "optimizer", "loss_scale", "projection", "step", "epoch", "batch", "sums", "rows", "settings"}
 
 
 def find_checkpoint(resume, save_dir):
@@ -41,7 +40,7 @@ def save_checkpoint(state, run, args):
     Raises UserError for weights that are not finite or huge; last.pt stays as it was.
     """
     content = state.state_dict() | {
-        "rows": run.rows, "data_sha256": run.origin["data_sha256"], "classes": state.net.head.classes,
+        "rows": run.rows,
         "settings": {name: value for name, value in vars(args).items() if name not in NOT_SAVED}}
     if distributed.is_main():
         try:
@@ -50,8 +49,11 @@ def save_checkpoint(state, run, args):
             raise UserError(f"{error} (step {state.step}): lower --init-lr, or set --grad-clip 5") from None
 
 
-def check_resumed_args(saved, args):
-    """Raises UserError if a setting that changes the result differs from the checkpoint's, unless --force is given."""
+def check_resumed(saved, args):
+    """Raises UserError if a setting that changes the result differs from the checkpoint's, unless --force is given.
+
+    The hash of the training images is such a setting.
+    """
     now = vars(args)
     changed = {name: f"{name} was {saved[name]}, is {now[name]}" for name in saved
                if name not in FREE | NOT_SAVED and name in now and saved[name] != now[name]}
@@ -61,14 +63,3 @@ def check_resumed_args(saved, args):
                         "best.pth with --model-path)")
     if changed:
         print(message)
-
-
-def check_resumed_data(checkpoint, data_sha256, classes, args):
-    """Raises UserError if the training images are not the checkpoint's, unless --force is given."""
-    if checkpoint["data_sha256"] == data_sha256:
-        return
-    message = f"the training images are not those of {args.resume}"
-    if not args.force or checkpoint["classes"] != classes:
-        raise UserError(f"{message} (use --force; if there are not {checkpoint['classes']} people any more, start a "
-                        "new run, from its best.pth with --model-path)")
-    print(message)

@@ -51,11 +51,11 @@ class Run:
                 self.tensorboard = SummaryWriter(self.folder)
 
     @classmethod
-    def start(cls, args, **origin):
+    def start(cls, args):
         """Return the Run of --resume, or a new one in <save_dir>/<time>_<backbone>/."""
         folder = Path(args.resume).parent if args.resume else distributed.gather(
             make_folder(args.save_dir, args.backbone) if distributed.is_main() else None)[0]
-        return cls(folder, {"commit": commit(), **origin, "settings": vars(args)})
+        return cls(folder, {"commit": commit(), "settings": vars(args)})
 
     @on_main
     def write_json(self, name, content):

@@ -36,8 +36,6 @@ def parse_args():
         args = parser.parse_args()
         args.resume = str(path)
     check_args(args, parser)
-    if resumed:
-        checkpoint.check_resumed_args(resumed["settings"], args)
     return args, resumed
 
 
