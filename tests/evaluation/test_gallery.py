@@ -2,6 +2,7 @@
 import os
 import pickle
 import shutil
+import time
 import unicodedata
 from pathlib import Path
 
@@ -251,3 +252,14 @@ def test_one_person_under_two_names_does_not_move_the_tail_of_the_others():
     expected = fit_gallery_tail(gallery.embeddings, gallery.identity)
     gallery.embeddings[gallery.identity == 1] = gallery.embeddings[gallery.identity == 0]
     assert fit_gallery_tail(gallery.embeddings, gallery.identity) == pytest.approx(expected, abs=0.01)
+
+
+def test_an_image_replaced_by_one_of_equal_size_and_time_is_embedded_again(colors):
+    image = colors / "blue.bmp"
+    for color in ((0, 0, 255), (0, 0, 30)):
+        draw(image, color)
+        os.utime(image, (10 ** 9, 10 ** 9))
+        gallery, seen = open_colors(colors)
+        assert "blue.bmp" in seen
+        assert gallery.embeddings[gallery.paths.index("blue.bmp")][2] == pytest.approx(color[2] / 255)
+        time.sleep(0.02)  # a tick of the file system's clock

@@ -1,5 +1,6 @@
 """utils/faces/images.py: every image becomes the same upright RGB 112x112 input."""
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -110,6 +111,14 @@ def test_what_the_caller_made_of_an_image_is_taken_as_it_is(tmp_path, kind):
 
 
 # Sources
+
+@pytest.mark.parametrize("kind, count, value, rotated", [
+    (3, 1, (77).to_bytes(4, "little"), False), (2, 2, b"6\0\0\0", False), (3, 0, b"\6\0\0\0", False),
+    (99, 1, b"\6\0\0\0", False), (4, 1, b"\6\0\0\0", True)], ids=["77", "text", "none", "no type", "long"])
+def test_an_odd_exif_orientation_changes_nothing(tmp_path, kind, count, value, rotated):
+    block = b"Exif\0\0II*\0\10\0\0\0\1\0" + struct.pack("<HHI", 0x0112, kind, count) + value + bytes(4)
+    assert open_image(save(quadrants(), tmp_path / "odd.jpg", exif=block)).size == ((32, 48) if rotated else (48, 32))
+
 
 def test_path_string_pil_image_open_file_and_array_give_the_same(tmp_path):
     array = noise(30, 20)

@@ -11,6 +11,7 @@ from conftest import assert_user_error
 from training_data import (
     QUICK,
     assert_same_weights,
+    make_args,
     make_state,
     only_run,
     train_command,
