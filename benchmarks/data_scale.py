@@ -49,7 +49,7 @@ def measure(list_path, method):
     hash_file(list_path)
     multiprocessing.set_start_method(method, force=True)
     settings = SimpleNamespace(input_shape=[112, 112], letterbox_image=True, num_workers=2, val_split=0.01, seed=11,
-                               batch_size=BATCH_SIZE)
+                               batch_size=BATCH_SIZE, shard_head=False)
     loader, _ = make_loaders(paths, labels, settings, torch.device("cpu"))
     next(iter(loader.batch_sampler))
     seconds = time.process_time() - start

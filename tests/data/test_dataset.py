@@ -54,7 +54,7 @@ def spoil(*paths):
 
 def loader_settings(**changes):
     return SimpleNamespace(**{"input_shape": [112, 112], "letterbox_image": True, "num_workers": 0, "val_split": 0,
-                              "seed": 3, "batch_size": 3} | changes)
+                              "seed": 3, "batch_size": 3, "shard_head": False} | changes)
 
 
 def place(folder, *names):
