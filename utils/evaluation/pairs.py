@@ -137,9 +137,10 @@ def read_bin(path):
     """
     path = Path(path)
     try:
-        images, genuine = map(list, PairsUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load())
-        images = [image.content if isinstance(image, StoredArray) else image for image in images]
-        genuine = [flag for item in genuine for flag in (item if isinstance(item, StoredArray) else [item])]
+        images, genuine = PairsUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        images = [image.array().tobytes() if isinstance(image, Stored) else image for image in images]
+        genuine = genuine.array() if isinstance(genuine, Stored) else genuine
+        genuine = [flag.array().item() if isinstance(flag, Stored) else flag for flag in genuine]
         if not all(isinstance(image, bytes) for image in images) or not all(flag in (0, 1) for flag in genuine):
             raise ValueError("expected JPEG files, and a true or false per pair")
     except Exception as error:  # a missing file, or a broken pickle, which may raise anything
@@ -153,46 +154,39 @@ def read_bin(path):
     return Pairs(paths, of_image[0::2], of_image[1::2], np.array(genuine, bool), 10, path.stem)
 
 
-class StoredArray:
-    """The bytes of a pickled numpy array or number. Iterating yields its values."""
+class Stored:
+    """A numpy array, number or dtype as it is pickled: the parts of its constructor's call and of its state.
 
-    def __init__(self, content=b"", dtype=None):
-        self.content, self.dtype = content, dtype
+    numpy does not rebuild it: numpy believes a dtype's state, and a false one makes pointers of the array's bytes.
+    """
 
-    def __setstate__(self, state):
-        _, _, self.dtype, _, self.content = state  # version, shape, type, order, bytes
-
-    def __iter__(self):
-        return iter(np.frombuffer(self.content, np.dtype(self.dtype.name).newbyteorder(self.dtype.order)).tolist())
-
-
-class StoredDtype:
-    """The name and the byte order of a pickled numpy.dtype."""
-
-    def __init__(self, name, *flags):
-        self.name, self.order = name, "="
+    def __init__(self, *parts):
+        self.parts = parts
 
     def __setstate__(self, state):
-        self.order = state[1]
+        self.parts += state
+
+    def array(self):
+        """Return its values as a flat array. Wherever a version of numpy put them, the bytes are the last ones."""
+        dtype, = (part for part in self.parts if isinstance(part, Stored))
+        name, *_, order = dtype.parts[:5]  # name, two flags, version, byte order
+        content = [part for part in self.parts if isinstance(part, bytes | bytearray)][-1]
+        return np.frombuffer(content, np.dtype(name).newbyteorder(order))
 
 
 class PairsUnpickler(pickle.Unpickler):
     """Reads bytes, numbers and numpy arrays of them. No other name is looked up, and no code of numpy runs."""
 
     allowed = {
-        ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # Python 3's bytes in protocols 0 to 2
-        ("numpy", "ndarray"): None,
-        ("numpy", "dtype"): StoredDtype,
-        ("numpy.core.multiarray", "_reconstruct"): lambda *arguments: StoredArray(),  # its content is set as its state
-        ("numpy.core.multiarray", "scalar"): lambda dtype, content: StoredArray(content, dtype),
-        ("numpy.core.numeric", "_frombuffer"): lambda buffer, dtype, *shape: StoredArray(bytes(buffer), dtype),
-    }
+        "_codecs.encode": lambda text, encoding: text.encode("latin1"),  # Python 3's bytes in protocols 0 to 2
+        "numpy.ndarray": None, "numpy.dtype": Stored, "numpy.core.multiarray._reconstruct": Stored,
+        "numpy.core.multiarray.scalar": Stored, "numpy.core.numeric._frombuffer": Stored}
 
     def find_class(self, module, name):
-        module = module.replace("numpy._core", "numpy.core")  # its name since numpy 2
-        if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it asks for {module!r}.{name!r}, which images do not need")
-        return self.allowed[module, name]
+        name = f"{module}.{name}".replace("numpy._core", "numpy.core")  # its name since numpy 2
+        if name not in self.allowed:
+            raise pickle.UnpicklingError(f"it asks for {name!r}, which images do not need")
+        return self.allowed[name]
 
 
 # The images of LFW
