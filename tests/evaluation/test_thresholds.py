@@ -28,8 +28,7 @@ from utils.evaluation.thresholds import (
 )
 
 THRESHOLDS = {"best accuracy": 1.167, "FAR 0.01": 1.1, "FAR 0.001": 1.05}
-CURVE = {"pairs": 10 ** 6, "measured": {"0.1": 1.3, "0.01": 1.2, "0.001": 1.1, "0.0001": 1.0, "1e-05": 0.9},
-         "extrapolated": {"1e-06": 0.8}}
+CURVE = {"pairs": 10 ** 6, "measured": {"0.1": 1.3, "0.01": 1.2, "0.001": 1.1, "0.0001": 1.0, "1e-05": 0.9}}
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ def test_a_gallery_takes_the_distance_of_impostors_at_the_fraction_for_each_of_i
     found = strict.for_gallery(100)
     assert found.value == pytest.approx(0.9) and found.unsure is None and "0.1% of strangers" in found.meaning
     assert "extrapolated" not in found.meaning
-    assert strict.for_gallery(1000).value == pytest.approx(0.8)
+    assert strict.for_gallery(1000).value == pytest.approx(0.8, abs=1e-3)
     assert strict.for_gallery(1000).meaning.endswith("extrapolated")
     values = [default.for_gallery(images).value for images in (1, 9, 10, 10 ** 4, 10 ** 6)]
     assert values == sorted(values, reverse=True) and values[-1] > 0
@@ -178,16 +177,16 @@ def test_a_gallery_without_a_measurement_says_so_and_a_given_threshold_wins(weig
 def test_all_pairs_of_two_identities_count_once_in_blocks_of_any_size(monkeypatch, cosines_at_once):
     monkeypatch.setattr(thresholds_module, "COSINES_AT_ONCE", cosines_at_once)
     rng = np.random.default_rng(0)
-    identities = rng.choice(["Ann", "Bob", "Cid", "\u738b"], 60)
-    embeddings = rng.normal(size=(60, 8)).astype(np.float32)
+    identities = rng.choice(["Ann", "Bob", "Cid", "\u738b"], 80)
+    embeddings = rng.normal(size=(80, 8)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    first, second = np.triu_indices(60, 1)
+    first, second = np.triu_indices(80, 1)
     two = identities[first] != identities[second]
     distances = np.linalg.norm(embeddings[first[two]].astype(np.float64) - embeddings[second[two]], axis=1)
     counts = count_impostors(embeddings, identities)
     assert counts.sum() == two.sum()
     measured = impostor_curve(counts)["measured"]
-    assert measured.keys() == {"0.1", "0.01", "0.001"}
+    assert measured.keys() == {"0.1", "0.01"}
     for far, distance in measured.items():
         assert distance == pytest.approx(threshold_at_far(distances, float(far)), abs=2e-5)
 
@@ -200,12 +199,12 @@ def test_what_the_pairs_resolve_is_measured_and_the_rest_is_extrapolated():
     """Cosines of a normal distribution, as those of two random directions in many dimensions are."""
     rng = np.random.default_rng(1)
     curve = impostor_curve(count_distances(np.sqrt(2 - 2 * rng.normal(0.02, 0.1, 3000))))
-    assert list(curve["measured"]) == ["0.1", "0.01", "0.001"] and curve["pairs"] == 3000
-    assert list(curve["extrapolated"]) == ["0.0001", "1e-05", "1e-06"]
-    for far, distance in curve["extrapolated"].items():
-        assert distance == pytest.approx(distance_of(0.02 + 0.1 * normal_quantile(float(far))), abs=0.04)
-    assert "extrapolated" not in impostor_curve(count_distances(np.linspace(0.5, 2, 10 ** 6)))
-    assert impostor_curve(count_distances(np.linspace(0.5, 1.5, 99))) is None  # too few
+    assert list(curve["measured"]) == ["0.1", "0.01"] and curve["pairs"] == 3000
+    points = {float(far): distance for far, distance in curve["measured"].items()}
+    for far in CURVE_FARS:
+        assert curve_distance(points, far) == pytest.approx(distance_of(0.02 + 0.1 * normal_quantile(far)), abs=0.04)
+    assert len(impostor_curve(count_distances(np.linspace(0.5, 2, 2 * 10 ** 6)))["measured"]) == 5
+    assert impostor_curve(count_distances(np.linspace(0.5, 1.5, 1999))) is None  # too few
 
 
 def test_the_curve_passes_its_points_and_is_straight_over_the_normal_quantile_elsewhere():

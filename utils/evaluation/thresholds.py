@@ -37,7 +37,7 @@ UNSURE_FACTOR = 10   # a gallery's verdict is "not sure" up to this multiple of 
 CURVE_FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 BINS = 100_000               # a unit of distance; distances are below 2
 COSINES_AT_ONCE = 2_000_000  # 40 MB with the temporary arrays
-MIN_PAIRS = 100              # fewer have no tail to extrapolate
+MIN_ACCEPTED = 20            # pairs: a FAR that accepts fewer is not measured
 
 
 class Threshold(NamedTuple):
@@ -68,11 +68,11 @@ class Thresholds:
             raise ValueError(f"threshold={given!r}: give an L2 distance from 0 to 2")
         self.weights_path, self.operating_point, self.given = weights_path, operating_point, given
         self.weights_sha256 = hash_file(weights_path)
-        self.record, self.note = {}, None
         try:
-            self.record = read_measured(weights_path, self.weights_sha256)
+            self.record, self.note = read_measured(weights_path, self.weights_sha256), None
         except UserError as error:
-            self.note = f"{error}: {REMEDY}"
+            self.record, self.note = {}, f"{error}: {REMEDY}"
+        self.benchmark = self.record.get("benchmark", "LFW")
 
     def for_pair(self):
         """Return the Threshold for two images: by default the one of best accuracy, "not sure" from FAR 0.001 on.
@@ -85,7 +85,7 @@ class Thresholds:
         if name in measured:
             value, sure = measured[name], measured.get(SURE, math.inf)
             unsure = (sure, value) if self.operating_point is None and sure < value else None
-            return Threshold(value, f"= {name} on {self.record.get('benchmark', 'LFW')}", unsure)
+            return Threshold(value, f"= {name} on {self.benchmark}", unsure)
         if name != "best accuracy":
             raise UserError(self.note or f"{name} was not measured for {self.weights_path}: {REMEDY}, if the benchmark "
                             "has enough impostor pairs")
@@ -110,14 +110,14 @@ class Thresholds:
                             "gallery leave it out, choose far-0.01 or far-0.001, or set a threshold")
         fpir = float(self.operating_point.removeprefix("far-")) if self.operating_point else GALLERY_FPIR
         fars = fpir / images, UNSURE_FACTOR * fpir / images
-        curve = self.record.get("impostors", {})
-        measured, origin = curve.get("measured"), f"by the impostor pairs of {self.record.get('benchmark', 'LFW')}"
-        if not measured:
-            measured, origin = DEFAULT_CURVE, BY_DEFAULT
-        if fars[0] < min(map(float, measured)):
+        if "impostors" in self.record:
+            curve, origin = self.record["impostors"]["measured"], f"by the impostor pairs of {self.benchmark}"
+        else:
+            curve, origin = DEFAULT_CURVE, BY_DEFAULT
+        curve = {float(far): distance for far, distance in curve.items()}
+        if fars[0] < min(curve):
             origin += ", extrapolated"
-        points = {float(far): distance for far, distance in (measured | curve.get("extrapolated", {})).items()}
-        value, unsure = (curve_distance(points, far) for far in fars)
+        value, unsure = (curve_distance(curve, far) for far in fars)
         if len(tail):
             own_value, own_unsure = (tail_distance(tail, far) for far in fars)
             if own_value < value:
@@ -209,21 +209,17 @@ def count_distances(distances):
 
 
 def impostor_curve(counts):
-    """Return the impostor curve of a histogram of distances as a dict for the JSON file; None for under 100 pairs.
+    """Return the impostor curve of a histogram of distances as a dict for the JSON file; None for under 2,000 pairs.
 
-    Its "measured" and "extrapolated" hold {FAR: distance}: at most that fraction of the pairs is nearer.
-
-    The extrapolation was tried on samples of 3,000 of LFW's 29.6 million pairs. At its distances for 1e-4 to 1e-6 the
-    true FAR was 0.68 to 1.3 times that, on average. With a normal distribution fitted to all cosines it was 3 to 6
-    times, with a generalised Pareto distribution 2 to 82 times.
+    Its "measured" holds {FAR: distance}: at most that fraction of the pairs is nearer. FARs that accept under 20 pairs
+    are left out, so that curve_distance() extrapolates from two points that are known well. This was tried on samples
+    of 3,000 of LFW's 29.6 million pairs. At its distances for 1e-4 to 1e-6 the true FAR was 0.9 to 1.1 times that, on
+    average. With a normal distribution fitted to all cosines it was 3 to 6 times, with a generalised Pareto
+    distribution 2 to 82 times.
     """
     pairs = int(counts.sum())
-    if pairs < MIN_PAIRS:
-        return None
-    measured = {f"{far:g}": quantile(counts, far) for far in CURVE_FARS if far * pairs >= 1}
-    tail = fit_tail(counts, pairs)
-    beyond = {f"{far:g}": round(tail_distance(tail, far), 5) for far in CURVE_FARS if far * pairs < 1}
-    return {"pairs": pairs, "measured": measured} | ({"extrapolated": beyond} if beyond else {})
+    measured = {f"{far:g}": quantile(counts, far) for far in CURVE_FARS if far * pairs >= MIN_ACCEPTED}
+    return {"pairs": pairs, "measured": measured} if len(measured) > 1 else None
 
 
 def quantile(counts, far):
