@@ -51,10 +51,10 @@ def test_equal_weights_make_equal_files(state, tmp_path):
     assert torch.equal(found["model"][STEM], state[STEM])
 
 
-def test_safetensors_files_are_written_and_read(state, tmp_path, monkeypatch):
-    pytest.importorskip("safetensors")
+def test_safetensors_files_are_read(state, tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
-    save(state, path)
+    contiguous = {name: value.contiguous() for name, value in state.items()}
+    pytest.importorskip("safetensors.torch").save_file(contiguous, path)
     found = load_embedder(path).state_dict()
     assert all(torch.equal(found[name], state[name]) for name in state)
     content = path.read_bytes()
@@ -64,10 +64,8 @@ def test_safetensors_files_are_written_and_read(state, tmp_path, monkeypatch):
             load(path)
         assert_one_line(caught)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    for use in (lambda: load(path), lambda: save(state, path)):
-        with pytest.raises(UserError, match="needs the package safetensors: pip install"):
-            use()
-    assert path.read_bytes() == damaged
+    with pytest.raises(UserError, match=r"needs the package safetensors.*: pip install safetensors"):
+        load(path)
 
 
 def test_a_disk_that_is_full_is_one_line_and_keeps_the_old_file(tmp_path):

@@ -30,17 +30,13 @@ class InvalidWeights(UserError):
 def save(content, path):
     """Write a state dict, or a checkpoint of plain types and tensors, with all tensors on the CPU.
 
-    A name that ends in .safetensors takes a state dict, in that format. Equal weights make equal files. Raises
-    InvalidWeights for values that no network has, and UserError if the file cannot be written.
+    Equal weights make equal files. Raises InvalidWeights for values that no network has, and UserError if the file
+    cannot be written.
     """
     content = map_tensors(content, torch.Tensor.cpu)
     if name := find_invalid(content):
         raise InvalidWeights(f"{name} holds values that are not finite or huge, {path} is not written")
     with atomic_write(path) as temporary, open(temporary, "wb") as file:  # torch keeps a path's name in the file
-        if is_safetensors(path):
-            contiguous = {name: value.contiguous() for name, value in content.items()}
-            file.write(import_safetensors(path).save(contiguous))
-            return
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch's writer raises this on a full disk
@@ -56,23 +52,16 @@ def map_tensors(content, convert):
     return convert(content) if isinstance(content, torch.Tensor) else content
 
 
-def find_invalid(content):
+def find_invalid(content, name=""):
     """Return the dotted name of a tensor in nested dicts and lists that holds NaN or values above LARGEST, or None."""
-    for name, value in named_tensors(content):
-        if value.is_floating_point() and value.numel():
-            lowest, highest = value.aminmax()  # both NaN if one value is
-            if not max(-lowest, highest) <= LARGEST:
-                return name
+    if isinstance(content, dict | list | tuple):
+        parts = content.items() if isinstance(content, dict) else enumerate(content)
+        found = (find_invalid(value, f"{name}.{key}" if name else str(key)) for key, value in parts)
+        return next(filter(None, found), None)
+    if isinstance(content, torch.Tensor) and content.is_floating_point() and content.numel():
+        lowest, highest = content.aminmax()  # both NaN if one value is
+        return None if max(-lowest, highest) <= LARGEST else name
     return None
-
-
-def named_tensors(content, name=""):
-    """Yield (dotted name, tensor) for every tensor in nested dicts and lists."""
-    if isinstance(content, torch.Tensor):
-        yield name, content
-    elif isinstance(content, dict | list | tuple):
-        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
 
 
 def load(path, remedy="give the path of a .pth file", mmap=False):
@@ -84,27 +73,17 @@ def load(path, remedy="give the path of a .pth file", mmap=False):
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: {remedy}")
     check_checksums(path)
-    safetensors = import_safetensors(path) if is_safetensors(path) else None
     try:
-        if safetensors:
-            return safetensors.load_file(path)
+        if Path(path).suffix.lower() == ".safetensors":
+            import safetensors.torch
+            return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to load a plain pickle unsafely
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path} needs the package {error.name}: pip install safetensors") from None
     except Exception as error:  # a damaged file may raise almost anything, IndexError and struct.error among it
         raise UserError(f"{path} is not a file of weights ({first_line(error)}): {remedy}") from None
-
-
-def is_safetensors(path):
-    return Path(path).suffix.lower() == ".safetensors"
-
-
-def import_safetensors(path):
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError:
-        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from None
-    return safetensors.torch
 
 
 def check_checksums(path):
@@ -192,6 +171,7 @@ def load_embedder(path, backbone=None):
     except ValueError as error:
         raise UserError(str(error)) from None
     load_strictly(net, state, path)
+    net.path = path  # for messages
     return net.eval()
 
 
@@ -246,12 +226,9 @@ def read_backbone(path):
 
 def infer_backbone(state):
     """Return the backbone whose names and shapes are nearest to those of a state dict."""
-    found = shapes_of(state).items()
-    return min(BACKBONES, key=lambda backbone: len(found ^ shapes_of(expected_state(backbone)).items()))
-
-
-def shapes_of(state):
-    return {name: value.shape for name, value in state.items() if name.startswith("arcface.")}
+    def shapes(state):
+        return {(name, value.shape) for name, value in state.items() if name.startswith("arcface.")}
+    return min(BACKBONES, key=lambda backbone: len(shapes(state) ^ shapes(expected_state(backbone))))
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 import copy
 import io
 import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from utils.faces.images import normalise, preprocess
 from utils.weights.onnx_model import INSTALL, OnnxModel
 
 MIN_COSINE = 0.9999  # between an image's embeddings from the file and from PyTorch; float32 rounding leaves 1 - 1e-7
-IMAGES = REPOSITORY / "img"
 
 
 def export(arcface, path):
@@ -29,16 +28,21 @@ def export(arcface, path):
         raise UserError(f"cannot export to {path}: give a name that ends in .onnx")
     if isinstance(arcface.net, OnnxModel):
         raise UserError(f"cannot export {arcface.model_path}: it is an ONNX file")
-    images = sorted(IMAGES.glob("*.jpg"))
+    images = sorted((REPOSITORY / "img").glob("*.jpg"))
     inputs = np.stack([preprocess(image, arcface.input_shape, arcface.letterbox_image) for image in images])
     inputs = normalise(torch.from_numpy(inputs)).contiguous()
-    with exporting_to(path), atomic_write(path) as temporary:
-        net = copy.deepcopy(arcface.net).cpu().to(memory_format=torch.contiguous_format)
-        temporary.write_bytes(to_onnx(net, inputs, describe_network(arcface)))
-        embeddings = OnnxModel(temporary)(inputs).numpy().astype(np.float64)
-        cosine = (embeddings * arcface.embed_anything(images)).sum(1).min()
-        if not cosine >= MIN_COSINE:  # also if it is NaN
-            raise UserError(f"ONNX Runtime disagrees with PyTorch: an image's embeddings have cosine {cosine:.7f}")
+    try:
+        with atomic_write(path) as temporary:
+            net = copy.deepcopy(arcface.net).cpu().to(memory_format=torch.contiguous_format)
+            temporary.write_bytes(to_onnx(net, inputs, describe_network(arcface)))
+            embeddings = OnnxModel(temporary)(inputs).numpy().astype(np.float64)
+            cosine = (embeddings * arcface.embed_anything(images)).sum(1).min()
+            if not cosine >= MIN_COSINE:  # also if it is NaN
+                raise UserError(f"ONNX Runtime disagrees with PyTorch: an image's embeddings have cosine {cosine:.7f}")
+    except ModuleNotFoundError as error:
+        raise UserError(f"exporting to {path} needs the package {error.name}: {INSTALL}") from None
+    except Exception as error:  # mostly an onnxscript of another age than torch, which may raise anything
+        raise UserError(f"cannot export to {path} ({first_line(error)}): {INSTALL} --upgrade") from error
     return f"ONNX Runtime agrees with PyTorch on {len(images)} images, cosine {cosine:.7f} or more"
 
 
@@ -66,29 +70,17 @@ def describe_network(arcface):
     return {name: str(value) for name, value in metadata.items() if value is not None}
 
 
-@contextmanager
-def exporting_to(path):
-    """Hide what the exporter prints, and make a failure one line."""
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    except ModuleNotFoundError as error:
-        raise UserError(f"exporting to {path} needs the package {error.name}: {INSTALL}") from None
-    except Exception as error:  # mostly an onnxscript of another age than torch, which may raise anything
-        raise UserError(f"cannot export to {path} ({first_line(error)}): {INSTALL} --upgrade") from error
-
-
 def to_onnx(net, images, metadata):
     """Return the bytes of an ONNX file with its weights inside."""
     import onnx
     import onnxruntime  # noqa: F401  the check needs it
     import onnxscript  # noqa: F401  torch's exporter needs it
-    program = torch.onnx.export(
-        net, (images,), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        input_names=["images"], output_names=["embeddings"],
-        opset_version=18)  # the oldest that the exporter writes itself: what reads newer ones reads it too
-    model = program.model_proto
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints a lot
+        warnings.simplefilter("ignore")
+        model = torch.onnx.export(
+            net, (images,), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            input_names=["images"], output_names=["embeddings"],
+            opset_version=18).model_proto  # the oldest that the exporter writes itself: what reads newer ones reads it
     for part in (model.graph, *model.graph.node):  # how it was made, with this machine's paths
         part.ClearField("metadata_props")
     onnx.helper.set_model_props(model, metadata)
