@@ -1,8 +1,7 @@
 """Measure a network on Labeled Faces in the Wild: accuracy, VAL@FAR, ROC.
 
     python eval_LFW.py                                                    the weights in model_data/
-    python eval_LFW.py --weights published --flip                         those of the original repository
-    python eval_LFW.py --model-path logs/RUN/best.pth --flip
+    python eval_LFW.py --model-path logs/RUN --flip                       those of a run, with flip-averaged embeddings
     python eval_LFW.py --json lfw.json --mistakes mistakes.png            all metrics; the worst errors
     python eval_LFW.py --bin faces_emore/agedb_30.bin                     insightface's file of another benchmark
     python eval_LFW.py --download                                         fetch LFW and align it into lfw/
@@ -14,48 +13,32 @@ lfw/ holds the images, aligned to the 112x112 template, as <Person>/<Person>_000
 """
 import argparse
 import json
-import sys
-import time
 from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
-from utils.common.device import DEVICES, choose_device, describe_device, keep_freed_memory
-from utils.common.errors import SettingsParser, UserError, first_line, non_negative_int, number, positive_int, script
+from utils.common.device import choose_device, describe_device, keep_freed_memory
+from utils.common.errors import SettingsParser, non_negative_int, number, positive_int, script
 from utils.common.files import write_text
 from utils.drawing.contact_sheets import draw_errors, image_format, save_image
 from utils.drawing.plots import plot_roc
-from utils.evaluation.embedding import InvalidEmbeddings, inference_copy
+from utils.evaluation.embedding import inference_copy
 from utils.evaluation.metrics import can_measure_far
 from utils.evaluation.pairs import align_lfw, check_aligned, embed_pairs, fetch_lfw, pair_metrics, read_bin, read_pairs
-from utils.evaluation.thresholds import (
-    count_distances,
-    count_impostors,
-    impostor_curve,
-    measure_thresholds,
-    save_thresholds,
-)
+from utils.evaluation.thresholds import count_impostors, histogram, impostor_curve, measure_thresholds, save_thresholds
 from utils.faces.detector import FaceDetector
 from utils.faces.images import check_input_shape, image_name, preprocess
-from utils.weights.checkpoint import find_weights, load_embedder
-from utils.weights.published import published_weights
+from utils.weights.checkpoint import load_embedder
+from utils.weights.published import add_network_flags, chosen_weights
 
 
 def make_parser():
     switch = argparse.BooleanOptionalAction
     parser = SettingsParser(__doc__)
-    parser.add_argument("--backbone", help="the network of the weights (default: inferred from the file; mobilefacenet "
-                        "for --weights published)")
-    weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth",
-                         help="the weights: a .pth or .onnx file, or a run's folder for its best.pth")
-    weights.add_argument("--weights", choices=("bundled", "published"), default="bundled",
-                         help="published: those of the original repository, downloaded if they are missing")
+    add_network_flags(parser)
     parser.add_argument("--input-shape", type=int, nargs=2, default=[112, 112], metavar=("H", "W"),
                         help="height and width that every image is resized to")
-    parser.add_argument("--letterbox-image", action=switch, default=True,
-                        help="pad an image to this shape instead of stretching it")
     parser.add_argument("--lfw-dir", default="lfw", help="the aligned images")
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--bin", metavar="FILE", help="an insightface file of pairs, such as agedb_30.bin, not LFW")
@@ -74,8 +57,6 @@ def make_parser():
                         help="write the thresholds beside the weights, where predict.py finds them")
     parser.add_argument("--json", metavar="FILE", help="write all metrics")
     parser.add_argument("--mistakes", metavar="FILE", help="write a contact sheet of the worst errors")
-    parser.add_argument("--device", default="auto", help=DEVICES)
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
     parser.add_argument("--num-workers", type=non_negative_int, default=4, help="threads that decode images")
     return parser
 
@@ -140,21 +121,10 @@ def save_errors(args, pairs, distances, threshold, most=12):
     print(f"Mistakes: {args.mistakes}")
 
 
-def save_roc(args, pairs, distances, thresholds, metrics):
-    title = f"{pairs.name}: accuracy {metrics.accuracy:.4f}, AUC {metrics.auc:.4f}, EER {metrics.eer:.4f}"
-    try:
-        plot_roc(distances, pairs.genuine, thresholds, title, args.png_save_path)
-        print(f"ROC: {args.png_save_path}")
-    except Exception as error:  # matplotlib is missing or broken; all other results are written
-        print(f"ROC: cannot be drawn ({first_line(error)})", file=sys.stderr)
-
-
 @script
 def main():
     args = make_parser().parse_args()
-    if args.weights == "published":
-        args.model_path = str(published_weights(args.backbone))
-    args.model_path = str(find_weights(args.model_path))
+    args.model_path = chosen_weights(args)
     check_input_shape(args.input_shape)
     for path in filter(None, (args.png_save_path, args.mistakes)):
         image_format(path)  # an unknown ending is an error before anything is computed
@@ -166,30 +136,26 @@ def main():
     pairs = read_benchmark(args)
     print(f"{pairs.name}: {len(pairs.genuine)} pairs in {pairs.folds} folds, {len(pairs.paths)} images")
     aligned = check_aligned(pairs)
-    start = time.perf_counter()
-    try:
-        embeddings = embed_pairs(net, pairs, progress=partial(tqdm, desc=pairs.name, disable=None),
-                                 **embedding_options(args))
-    except InvalidEmbeddings as error:
-        raise UserError(f"{args.model_path}: {error}") from None
-    seconds = time.perf_counter() - start
+    embeddings = embed_pairs(net, pairs, progress=partial(tqdm, desc=pairs.name, disable=None),
+                             **embedding_options(args))
     metrics, distances = pair_metrics(embeddings, pairs, args.far)
     if not can_measure_far(pairs.genuine, args.far):
         metrics = metrics._replace(val=None, val_std=None, far=None, far_threshold=None)
     thresholds = measure_thresholds(distances, pairs.genuine, pairs.folds)
     print_metrics(metrics)
-    print(f"{len(pairs.paths)} images in {seconds:.1f} s ({len(pairs.paths) / seconds:.0f} images/s)")
     if args.json:
         record = {"benchmark": pairs.name} | metrics._asdict() | {"aligned": aligned, "settings": vars(args)}
         write_text(args.json, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         print(f"Metrics: {args.json}")
     if args.save_threshold:  # all pairs of images of two people, if the people are known
         counts = (count_impostors(embeddings, pairs.identities) if pairs.identities
-                  else count_distances(distances[~pairs.genuine]))
+                  else histogram(distances[~pairs.genuine]))
         save_measurement(args, metrics, thresholds, counts, pairs.name, aligned)
     if args.mistakes:
         save_errors(args, pairs, distances, metrics.threshold)
-    save_roc(args, pairs, distances, thresholds, metrics)
+    title = f"{pairs.name}: accuracy {metrics.accuracy:.4f}, AUC {metrics.auc:.4f}, EER {metrics.eer:.4f}"
+    plot_roc(distances, pairs.genuine, thresholds, title, args.png_save_path)
+    print(f"ROC: {args.png_save_path}")
 
 
 if __name__ == "__main__":

@@ -6,49 +6,37 @@
     python predict.py A.jpg --gallery people --top 3      who is it, of people/<name>/*.jpg, people/<name>.jpg?
     python predict.py A.jpg --gallery people --all-faces  who is everybody in a photo?
     python predict.py A.jpg B.jpg --face 1 2              the main face of A.jpg, the second one of B.jpg
-    python predict.py --fps                               measures the speed
     python predict.py A.jpg B.jpg --weights published     with the published weights, downloaded the first time
-    python predict.py --download iresnet50                only downloads them
     python predict.py --export arcface.onnx               writes the network for other programs
-    python predict.py --version                           prints versions, for a report of an error
 """
 import argparse
 import os
 import re
+import sys
 from functools import partial
 
 from tqdm import tqdm
 
 from arcface import Arcface
-from utils.common.device import DEVICES, describe_device, describe_versions, keep_freed_memory
+from utils.common.device import describe_device, describe_versions, keep_freed_memory
 from utils.common.errors import SettingsParser, UserError, number, positive_int, script
 from utils.common.files import REPOSITORY
-from utils.drawing.contact_sheets import draw_everybody, image_format, save_image, show_image
+from utils.drawing.contact_sheets import draw_everybody, image_format, save_image
 from utils.evaluation.thresholds import OPERATING_POINTS, WORDS
 from utils.weights.export import export
-from utils.weights.published import SHA256, published_weights
+from utils.weights.published import SHA256, add_network_flags, chosen_weights, published_weights
 
 
 def parse_args():
     defaults, switch = Arcface._defaults, argparse.BooleanOptionalAction
     parser = SettingsParser(__doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="two images to compare; none: ask for them")
-    weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--model-path", default=defaults["model_path"],
-                         help="the weights: a .pth file, a run's folder for its best.pth, or an .onnx model")
-    weights.add_argument("--weights", choices=("bundled", "published"), default="bundled",
-                         help="published: those of the original repository, downloaded the first time")
-    parser.add_argument("--backbone", help="the network of the weights (default: inferred from the file; mobilefacenet "
-                        "for --weights published)")
-    parser.add_argument("--letterbox-image", action=switch, default=defaults["letterbox_image"],
-                        help="pad an image to the network's shape instead of stretching it")
+    add_network_flags(parser)
     parser.add_argument("--align", choices=["auto", "yes", "no"], default="auto",
                         help="find and align the face in a photo; auto: in images larger than an aligned crop")
     parser.add_argument("--face", nargs="+", type=positive_int, default=[defaults["face"]], metavar="K",
                         help="which face of a photo, 1: the main one; or two numbers, for the first and the second")
-    parser.add_argument("--device", default=defaults["device"], help=DEVICES)
     parser.add_argument("--cuda", action=switch, default=defaults["cuda"], help="--no-cuda is short for --device cpu")
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which some devices do faster")
     parser.add_argument("--threshold", type=number(minimum=0, maximum=2), default=defaults["threshold"],
                         help="one person below this distance (default: that of --operating-point)")
     parser.add_argument("--operating-point", choices=OPERATING_POINTS, default=defaults["operating_point"],
@@ -87,12 +75,10 @@ def compare(arcface, image_1, image_2, args):
     for remark in match.remarks:
         print(remark)
     print(f"Distance: {match.distance:.3f}  Similarity: {match.similarity:.3f}")
-    verdict = WORDS[match.verdict]
-    if doubts := describe_doubts(faces):
-        verdict = doubts
-    elif match.verdict == "not sure":
+    verdict, doubts = WORDS[match.verdict], describe_doubts(faces)
+    if match.verdict == "not sure" and not doubts:
         verdict += f": one person by this threshold, not below {arcface.pair_threshold.unsure[0]:.3f} = FAR 0.001"
-    print(f"Verdict: {verdict} (threshold {match.threshold:.3f} {arcface.pair_threshold.meaning})")
+    print(f"Verdict: {doubts or verdict} (threshold {match.threshold:.3f} {arcface.pair_threshold.meaning})")
     if args.save or args.show:
         save_and_show(arcface.draw(*faces, match), args)
 
@@ -107,8 +93,9 @@ def save_and_show(image, args):
     if args.save:
         save_image(image, args.save)
         print(f"Image: {args.save}")
-    if args.show:
-        show_image(image)
+    has_screen = sys.platform in ("win32", "darwin") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    if args.show and has_screen:
+        image.show()
 
 
 def identify(arcface, image, args):
@@ -117,8 +104,6 @@ def identify(arcface, image, args):
     gallery = arcface.open_gallery(args.gallery, partial(tqdm, desc="gallery", disable=None))
     for reason in gallery.skipped:
         print(f"skipped: {reason}")
-    if gallery.note:
-        print(gallery.note)
     print(f"{args.gallery}: {len(gallery.names)} people, {len(gallery.paths)} images, {gallery.embedded} embedded now")
     candidates = arcface.identify_all(faces, gallery) if args.all_faces else (
         arcface.identify(faces[0], gallery, args.top))
@@ -169,25 +154,16 @@ def compare_until_done(arcface, args):
         print()
 
 
-def measure_speed(arcface, args):
-    for batch_size in sorted({1, args.batch_size}):
-        seconds = arcface.get_FPS(REPOSITORY / "img" / "1_001.jpg", 20, batch_size)
-        print(f"batch {batch_size}: {1000 * seconds:.2f} ms an image, {1 / seconds:.1f} images/s (decoding included)")
-
-
 @script
 def main():
     args = parse_args()
     if args.download:
         print(f"{published_weights(args.download)}: --weights published --backbone {args.download} uses it")
         return
-    if args.weights == "published":
-        args.model_path = str(published_weights(args.backbone))
+    args.model_path = chosen_weights(args)
     if args.version:
         print(describe_versions())  # first: the weights may be at fault
-    arcface = Arcface(**{name: getattr(args, name) for name in
-                         ("model_path", "backbone", "letterbox_image", "device", "cuda", "bf16", "align", "face",
-                          "threshold", "operating_point")})
+    arcface = Arcface(**{name: value for name, value in vars(args).items() if name in Arcface._defaults})
     keep_freed_memory(arcface.device)
     print(f"{arcface.model_path} ({arcface.net.backbone}) on {describe_device(arcface.device, args.bf16)}")
     if arcface.thresholds.note:
@@ -197,7 +173,9 @@ def main():
     elif args.export:
         print(f"{args.export}: {export(arcface, args.export)}")
     elif args.fps:
-        measure_speed(arcface, args)
+        for batch_size in sorted({1, args.batch_size}):
+            seconds = arcface.get_FPS(REPOSITORY / "img" / "1_001.jpg", 20, batch_size)
+            print(f"batch {batch_size}: {1000 * seconds:.2f} ms an image, {1 / seconds:.1f} images/s (with decoding)")
     elif args.gallery:
         identify(arcface, args.images[0], args)
     elif args.images:

@@ -35,7 +35,6 @@ STIX = Path(matplotlib.__file__).parent / "mpl-data" / "fonts" / "ttf" / "STIXGe
 def no_system_fonts(monkeypatch):
     """The machine's fonts must not decide."""
     monkeypatch.setattr(contact_sheets, "CJK_FONTS", ("no such font.ttf",))
-    contact_sheets.load_cjk_font.cache_clear()
 
 
 def face(color=(90, 90, 90)):

@@ -103,11 +103,11 @@ def test_a_malformed_list_is_an_error_that_names_the_line(tiny, text, words):
         tiny(text)
 
 
-@pytest.mark.parametrize("text, words", [(LIST, r"Bob_0001\.jpg \(or \.jpeg, \.png, "), (OWN, r"Bob_0001\.jpg:")])
-def test_missing_images_are_an_error_that_names_the_first_and_the_count(tiny, text, words):
+@pytest.mark.parametrize("text", [LIST, OWN])
+def test_missing_images_are_an_error_that_names_the_first_and_the_count(tiny, text):
     for name in ("Bob/Bob_0001", "Bob/Bob_0012"):
         (tiny.folder / f"{name}.jpg").unlink()
-    with pytest.raises(UserError, match=f"lacks 2 of the 5 images in .*pairs.txt, such as .*{words}"):
+    with pytest.raises(UserError, match=r"lacks 2 of the 5 images in .*pairs\.txt, such as .*Bob_0001\.jpg:"):
         tiny(text)
 
 

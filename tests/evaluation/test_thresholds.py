@@ -18,9 +18,9 @@ from utils.evaluation.thresholds import (
     OPERATING_POINTS,
     Threshold,
     Thresholds,
-    count_distances,
     count_impostors,
     curve_distance,
+    histogram,
     impostor_curve,
     measure_thresholds,
     normal_quantile,
@@ -198,13 +198,13 @@ def distance_of(cosine):
 def test_what_the_pairs_resolve_is_measured_and_the_rest_is_extrapolated():
     """Cosines of a normal distribution, as those of two random directions in many dimensions are."""
     rng = np.random.default_rng(1)
-    curve = impostor_curve(count_distances(np.sqrt(2 - 2 * rng.normal(0.02, 0.1, 3000))))
+    curve = impostor_curve(histogram(np.sqrt(2 - 2 * rng.normal(0.02, 0.1, 3000))))
     assert list(curve["measured"]) == ["0.1", "0.01"] and curve["pairs"] == 3000
     points = {float(far): distance for far, distance in curve["measured"].items()}
     for far in CURVE_FARS:
         assert curve_distance(points, far) == pytest.approx(distance_of(0.02 + 0.1 * normal_quantile(far)), abs=0.04)
-    assert len(impostor_curve(count_distances(np.linspace(0.5, 2, 2 * 10 ** 6)))["measured"]) == 5
-    assert impostor_curve(count_distances(np.linspace(0.5, 1.5, 1999))) is None  # too few
+    assert len(impostor_curve(histogram(np.linspace(0.5, 2, 2 * 10 ** 6)))["measured"]) == 5
+    assert impostor_curve(histogram(np.linspace(0.5, 1.5, 1999))) is None  # too few
 
 
 def test_the_curve_passes_its_points_and_is_straight_over_the_normal_quantile_elsewhere():

@@ -2,8 +2,7 @@
 import functools
 import importlib.util
 import math
-import os
-import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,31 +22,24 @@ CJK_FONTS = ("NotoSansCJK-Regular.ttc", "SourceHanSans.ttc", "wqy-microhei.ttc",
              "DroidSansFallbackFull.ttf", "msyh.ttc", "simsun.ttc", "malgun.ttf",                   # Windows
              "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf")                           # macOS
 FIRST_CJK = "\u2e80"  # the letters from here on are not in DejaVu Sans
+# DejaVu Sans comes with matplotlib. Importing matplotlib for its path would take half a second.
+LATIN_FONTS = (Path(importlib.util.find_spec("matplotlib").origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf",)
 
 
 def font_for(text, size):
     """Return (font, text). Letters that the font cannot draw become \\uXXXX in the text."""
-    font = load_cjk_font(size) if max(text, default="") >= FIRST_CJK else None
+    font = load_font(CJK_FONTS, size) if max(text, default="") >= FIRST_CJK else None
     last = FIRST_CJK if font is None else "\U0010ffff"
     text = "".join(letter if letter.isprintable() and letter < last else f"\\u{ord(letter):04x}" for letter in text)
-    return font or load_font(size), text
+    return font or load_font(LATIN_FONTS, size), text
 
 
 @functools.cache
-def load_font(size):
-    """Return DejaVu Sans, which comes with matplotlib. Importing matplotlib for its path would take half a second."""
-    package = Path(importlib.util.find_spec("matplotlib").origin).parent
-    return ImageFont.truetype(package / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-
-
-@functools.cache
-def load_cjk_font(size):
-    """Return the first of CJK_FONTS that the system has, or None."""
-    for name in CJK_FONTS:
-        try:
+def load_font(names, size):
+    """Return the first of these fonts that the system has, or None."""
+    for name in names:
+        with suppress(OSError):
             return ImageFont.truetype(name, size)
-        except OSError:
-            pass
 
 
 def fit_text(text, font, width):
@@ -92,9 +84,8 @@ def draw_comparison(images, match, meaning, photos):
         left += column + gap
     middle, foot = canvas.width // 2, above + size + gap
     draw_text(canvas, (middle, foot + 30), WORDS[match.verdict].capitalize(), 26, color)
-    sign = "<" if match.same else "≥"
-    distance = f"Distance {match.distance:.3f}  {sign}  threshold {match.threshold:.3f} {meaning}"
-    draw_text(canvas, (middle, foot + 62), distance, 16)
+    line = f"Distance {match.distance:.3f}  {'<' if match.same else '≥'}  threshold {match.threshold:.3f} {meaning}"
+    draw_text(canvas, (middle, foot + 62), line, 16)
     return canvas
 
 
@@ -184,8 +175,7 @@ def enlarge(photo, boxes, legible, longest):
     legible: pixels that the smallest face should have. longest: the limits of the longest side.
     """
     side = max(photo.size)
-    least, most = longest
-    scale = min(max(least, side * legible / min(min(box[2:]) for box in boxes)), most) / side
+    scale = np.clip(side * legible / min(min(box[2:]) for box in boxes), *longest) / side
     size = [max(1, round(length * scale)) for length in photo.size]
     return photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=2), scale
 
@@ -227,9 +217,3 @@ def save_image(image, path):
     file_format = image_format(path)
     with atomic_write(path) as temporary:
         image.save(temporary, format=file_format, quality=95)
-
-
-def show_image(image):
-    """Open a PIL image in the system's viewer if there is a screen."""
-    if sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        image.show()

@@ -34,15 +34,7 @@ def add_legend(figure, *panels):
     """Add a legend of the curves of these axes below all axes."""
     curves = [curve for axes in panels for curve in zip(*axes.get_legend_handles_labels())]
     if curves:
-        legend = figure.legend(*zip(*curves), loc="outside lower center")
-        for text in legend.get_texts():
-            text.set_parse_math(False)  # a name may hold $
-
-
-def number_epochs(axes):
-    """Label the x axis with whole epochs, even if there is only one."""
-    axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        figure.legend(*zip(*curves), loc="outside lower center")
 
 
 def plot_roc(distances, genuine, thresholds, title, path):
@@ -53,8 +45,7 @@ def plot_roc(distances, genuine, thresholds, title, path):
     """
     figure = new_figure(width=13, height=5.6)
     curve, histogram = figure.subplots(1, 2)
-    impostors = (~genuine).sum()
-    lowest = 1 / max(impostors, 10)
+    lowest = 1 / max((~genuine).sum(), 10)
     false_positive_rate, true_positive_rate, _ = roc(distances, genuine)
     curve.plot(false_positive_rate, true_positive_rate, color="tab:gray", drawstyle="steps-post")
     bins = np.histogram_bin_edges(distances, 60)
@@ -63,14 +54,12 @@ def plot_roc(distances, genuine, thresholds, title, path):
     rates = []
     for (name, threshold), color in zip(thresholds.items(), ("tab:green", "tab:orange", "tab:red")):
         far, val = ((distances[of_kind] < threshold).mean() for of_kind in (~genuine, genuine))
-        quoted = f"FAR {far:.4f}" if far else f"FAR below 1/{impostors}"
         curve.plot(max(far, lowest), val, "o", color=color, clip_on=False, zorder=3,
-                   label=f"{name}: threshold {threshold:.3f}, VAL {val:.3f} at {quoted}")
+                   label=f"{name}: threshold {threshold:.3f}, VAL {val:.3f} at FAR {far:.4f}")
         histogram.axvline(threshold, color=color, linestyle="--")
         rates.append(val)
     curve.set(xscale="log", xlim=(lowest, 1), ylim=(max(-0.02, min(rates) - 0.15), 1.005),
-              xlabel="FAR (impostor pairs accepted)", ylabel="VAL (genuine pairs accepted)")
-    curve.set_title(title, parse_math=False)  # a file's name may hold $
+              xlabel="FAR (impostor pairs accepted)", ylabel="VAL (genuine pairs accepted)", title=title)
     histogram.set(xlabel="L2 distance of the embeddings", ylabel="pairs", title="Distances, and the same thresholds")
     for axes in (curve, histogram):
         axes.grid(alpha=0.3, which="both")
@@ -86,15 +75,14 @@ def plot_history(rows, columns, best_epoch, path):
     """
     path = Path(path).absolute()
     figure = new_figure()
-    axes = figure.add_subplot(ylabel=path.stem)
+    axes = figure.add_subplot(xlabel="epoch", ylabel=path.stem, title=path.parent.name)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # whole epochs, even if there is only one
     for column, label in columns.items():
         points = [(row["epoch"], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
         if points:
             axes.plot(*zip(*points), marker="." if len(points) < 40 else "", label=label)
     if best_epoch is not None:
         axes.axvline(best_epoch, color="tab:gray", linestyle=":", label=f"best.pth: epoch {best_epoch}")
-    axes.set_title(path.parent.name, parse_math=False)  # a folder's name may hold $
-    number_epochs(axes)
     axes.grid(alpha=0.3)
     add_legend(figure, axes)
     save_figure(figure, path)

@@ -1,6 +1,7 @@
 """From images to embeddings, fast."""
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -26,28 +27,20 @@ class InvalidEmbeddings(UserError):
 def inference_copy(net):
     """Return a copy of an ArcfaceNet for evaluation: no head, BatchNorm folded into the layer before, channels last.
 
-    The embeddings differ from the original's by float32 rounding (below 1e-6). An OnnxModel is returned as it is.
+    The embeddings differ from the original's by float32 rounding (below 1e-6). A backbone that torch.fx cannot trace,
+    such as one with data-dependent control flow, is copied without folding. An OnnxModel is returned as it is.
     """
     if not hasattr(net, "arcface"):
         return net
-    fast = copy.copy(net)
-    fast._modules = {"arcface": fold_batch_norm(net.arcface).to(memory_format=torch.channels_last)}
-    return fast
-
-
-def fold_batch_norm(module):
-    """Return a copy of a module, in eval mode, with BatchNorm folded into the layer before.
-
-    A module that torch.fx cannot trace, such as one with data-dependent control flow, is copied without folding.
-    """
-    module = copy.deepcopy(module).eval()
-    for layer in module.modules():
+    backbone = copy.deepcopy(net.arcface).eval()
+    for layer in backbone.modules():
         if isinstance(layer, DepthwiseConv2d):
             layer.__class__ = torch.nn.Conv2d  # fuse() knows no subclasses
-    try:
-        return fuse(module)  # another copy
-    except Exception:  # tracing runs the module's own code on symbols, which may raise anything
-        return module
+    with suppress(Exception):  # tracing runs the backbone's own code on symbols, which may raise anything
+        backbone = fuse(backbone)
+    fast = copy.copy(net)
+    fast._modules = {"arcface": backbone.to(memory_format=torch.channels_last)}
+    return fast
 
 
 def embed_images(net, sources, input_shape=(112, 112), letterbox=True, batch_size=256, workers=4, flip=False,
@@ -67,10 +60,11 @@ def embed_images(net, sources, input_shape=(112, 112), letterbox=True, batch_siz
 
     batches = [sources[start:start + batch_size] for start in range(0, len(sources), batch_size)]
     decoded = decode_ahead(batches, decode, workers)
+    weights = f"the weights {net.path}" if hasattr(net, "path") else "these weights"
     embeddings = []
     for images in progress(decoded, total=len(batches)) if progress else decoded:
         embeddings.append(embed_batch(net, images, flip, bf16))
-        check_embeddings(embeddings[-1], images)
+        check_embeddings(embeddings[-1], images, weights)
     return torch.cat(embeddings)
 
 
@@ -99,17 +93,17 @@ def embed_batch(net, images, flip=False, bf16=False):
     return torch.cat(embeddings)
 
 
-def check_embeddings(embeddings, images):
+def check_embeddings(embeddings, images, weights="these weights"):
     """Raise InvalidEmbeddings if one of (B, D) is not finite, or the same for two different images (B, H, W, 3).
 
     Only neighbours are compared: a collapsed network gives all images one embedding.
     """
     finite = embeddings.isfinite().all(1)
     if not finite.all():
-        raise InvalidEmbeddings(f"these weights give {(~finite).sum()} of {len(finite)} images an embedding that is "
+        raise InvalidEmbeddings(f"{weights} give {(~finite).sum()} of {len(finite)} images an embedding that is "
                                 "not finite: use others, they are damaged or training went wrong")
     equal = (embeddings[1:] - embeddings[:-1]).abs().amax(1) < EQUAL
     for index in equal.nonzero().flatten().tolist():
         if (images[index].float() - images[index + 1]).abs().mean() > SIMILAR:
-            raise InvalidEmbeddings("these weights give every image the same embedding: use others, they are damaged "
-                                    "or training went wrong")
+            raise InvalidEmbeddings(f"{weights} give every image the same embedding: use others, they are damaged or "
+                                    "training went wrong")

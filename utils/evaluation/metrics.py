@@ -36,7 +36,11 @@ def verification_metrics(distances, genuine, folds=10, far_target=1e-3):
     equal (collapsed embeddings), and for a fold without a genuine or an impostor pair.
     """
     distances, genuine = np.asarray(distances, np.float64), np.asarray(genuine, bool)
-    check_distances(distances)
+    if not np.isfinite(distances).all():
+        raise ValueError(f"{(~np.isfinite(distances)).sum()} of {len(distances)} distances are not finite: "
+                         "the network gives NaN embeddings")
+    if np.ptp(distances) < 1e-6:
+        raise ValueError(f"all {len(distances)} distances are {distances[0]:.6f}: the embeddings have collapsed")
     fold_of = fold_of_pairs(len(distances), folds)
     rows = []
     for fold in range(folds):
@@ -59,14 +63,6 @@ def verification_metrics(distances, genuine, folds=10, far_target=1e-3):
         equal_error_rate(false_positive_rate, true_positive_rate), folds, len(distances), accuracies.tolist())
 
 
-def check_distances(distances):
-    if not np.isfinite(distances).all():
-        raise ValueError(f"{(~np.isfinite(distances)).sum()} of {len(distances)} distances are not finite: "
-                         "the network gives NaN embeddings")
-    if np.ptp(distances) < 1e-6:
-        raise ValueError(f"all {len(distances)} distances are {distances[0]:.6f}: the embeddings have collapsed")
-
-
 def fold_of_pairs(count, folds):
     """Return the fold (count,) of each pair: the folds follow one another and differ by at most one pair."""
     return np.arange(count) * folds // count
@@ -85,13 +81,10 @@ def best_threshold(distances, genuine):
     correct = accepted_genuine + accepted_impostor[-1] - accepted_impostor
     between = np.concatenate([[True], distances[1:] > distances[:-1], [True]])
     cuts = np.flatnonzero(between & (correct == correct[between].max()))
-    cut = cuts[len(cuts) // 2]
-    if cut == 0:                 # accept nothing
-        return distances[0]
-    if cut == len(distances):    # accept everything
-        return np.nextafter(distances[-1], np.inf)
-    middle = (distances[cut - 1] + distances[cut]) / 2
-    return middle if middle > distances[cut - 1] else distances[cut]  # adjacent floats have no middle
+    edges = np.concatenate([distances[:1], distances, [np.nextafter(distances[-1], np.inf)]])  # accept nothing, or all
+    below, above = edges[cuts[len(cuts) // 2]:][:2]
+    middle = (below + above) / 2
+    return middle if middle > below else above  # adjacent floats have no middle
 
 
 def threshold_at_far(impostor_distances, far_target):
@@ -125,6 +118,5 @@ def equal_error_rate(false_positive_rate, true_positive_rate):
     """Return the rate at which false accepts equal false rejects, interpolated between two points of the ROC."""
     difference = false_positive_rate - (1 - true_positive_rate)  # rises from -1 to 1
     after = int(np.argmax(difference >= 0))
-    before = after - 1
-    fraction = -difference[before] / (difference[after] - difference[before])
-    return float(false_positive_rate[before] + fraction * (false_positive_rate[after] - false_positive_rate[before]))
+    around = slice(after - 1, after + 1)
+    return float(np.interp(0, difference[around], false_positive_rate[around]))

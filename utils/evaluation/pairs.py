@@ -49,7 +49,7 @@ def read_pairs(pairs_path, folder):
              for line in read_lines(pairs_path, "LFW's comes with the repository, give --lfw-pairs")]
     is_lfw = len(lines[0]) != 3
     parse = lfw_pair if is_lfw else own_pair
-    indices, first, second, genuine = {}, [], [], []  # indices: path -> its index in Pairs.paths
+    indices, rows = {}, []  # indices: path -> its index in Pairs.paths
     for number, fields in enumerate(lines, 1):
         if not fields or (is_lfw and number == 1):
             continue
@@ -57,22 +57,19 @@ def read_pairs(pairs_path, folder):
             path, other, same = parse(fields, folder)
         except ValueError as error:
             raise UserError(f"{pairs_path}, line {number}: expected {error}") from None
-        first.append(indices.setdefault(path, len(indices)))
-        second.append(indices.setdefault(other, len(indices)))
-        genuine.append(same)
-    pairs = Pairs(list(indices), np.array(first), np.array(second), np.array(genuine), 10, pairs_path.stem)
+        rows.append((indices.setdefault(path, len(indices)), indices.setdefault(other, len(indices)), same))
+    first, second, genuine = np.array(rows, np.int64).reshape(-1, 3).T
+    pairs = Pairs(list(indices), first, second, genuine.astype(bool), 10, pairs_path.stem)
     pairs = with_lfw_folds(pairs, lines[0], pairs_path) if is_lfw else with_even_folds(pairs, pairs_path)
     missing = [path for path in pairs.paths if not path.is_file()]
     if missing:
-        looked_for = f" (or {', '.join(SUFFIXES[1:])})" if is_lfw else ""
         raise UserError(f"{folder} lacks {len(missing)} of the {len(pairs.paths)} images in {pairs_path}, such as "
-                        f"{missing[0]}{looked_for}: give another --lfw-dir, or fetch LFW by eval_LFW.py --download")
+                        f"{missing[0]}: give another --lfw-dir, or fetch LFW by eval_LFW.py --download")
     return pairs
 
 
 def lfw_pair(fields, folder):
-    genuine = len(fields) == 3
-    if genuine:
+    if genuine := len(fields) == 3:
         fields = [*fields[:2], fields[0], fields[2]]
     if len(fields) != 4 or not fields[1].isdecimal() or not fields[3].isdecimal():
         raise ValueError("`name n m` or `name n name m`")
@@ -192,10 +189,7 @@ class PairsUnpickler(pickle.Unpickler):
 # The images of LFW
 
 def fetch_lfw():
-    """Return scikit-learn's folder of the original 250x250 images, which are downloaded if they are missing.
-
-    The folder is lfw_home/lfw in SCIKIT_LEARN_DATA (~/scikit_learn_data).
-    """
+    """Return lfw_home/lfw of SCIKIT_LEARN_DATA: the original 250x250 images, downloaded by scikit-learn if missing."""
     from sklearn.datasets import fetch_lfw_people, get_data_home
     folder = Path(get_data_home(), "lfw_home", "lfw")
     if folder.is_dir():
@@ -221,9 +215,7 @@ def align_lfw(paths, folder, detector, progress):
     """Write the aligned crops of original LFW images to <folder>/<Person>/<Person>_0001.jpg and so on.
 
     Existing crops are kept, so that an interrupted run resumes. The usual landmarks replace those of a face that is not
-    found, because the list needs every image.
-    progress: called as progress(iterable, total=count), such as tqdm.
-    Returns the number of images in which no face was found.
+    found, because the list needs every image. Returns the number of such images. progress: such as tqdm.
     """
     def write(path):
         target = Path(folder, path.parent.name, f"{path.stem}.jpg")
@@ -244,10 +236,7 @@ def align_lfw(paths, folder, detector, progress):
 # A network's metrics
 
 def embed_pairs(net, pairs, **options):
-    """Return the embeddings (len(pairs.paths), D) of all images. Each rank embeds a part of them.
-
-    options: those of embed_images.
-    """
+    """Return the embeddings (len(pairs.paths), D) of all images. Each rank embeds a part. options: of embed_images."""
     ranks, rank = distributed.world_size(), distributed.rank()
     try:
         own_part = embed_images(net, pairs.paths[rank::ranks], **options)
@@ -261,22 +250,17 @@ def embed_pairs(net, pairs, **options):
     return embeddings
 
 
-def pair_distances(embeddings, pairs, block=2048):
-    """Return the L2 distances (N,), float64, of embeddings (len(pairs.paths), D).
+def pair_metrics(embeddings, pairs, far=1e-3, block=2048):
+    """Return (VerificationMetrics, L2 distances (N,), float64) of embeddings (len(pairs.paths), D).
 
     block: pairs at once. A million pairs of 512 dimensions take 46 MB instead of 12 GB.
+    Raises UserError for distances without metrics.
     """
     embeddings, distances = np.asarray(embeddings), np.empty(len(pairs.first))
     for start in range(0, len(distances), block):
         rows = slice(start, start + block)
         first, second = (embeddings[side[rows]].astype(np.float64) for side in (pairs.first, pairs.second))
         distances[rows] = np.linalg.norm(first - second, axis=1)
-    return distances
-
-
-def pair_metrics(embeddings, pairs, far=1e-3):
-    """Return (VerificationMetrics, distances (N,)). Raises UserError for distances without metrics."""
-    distances = pair_distances(embeddings, pairs)
     try:
         return verification_metrics(distances, pairs.genuine, pairs.folds, far), distances
     except ValueError as error:

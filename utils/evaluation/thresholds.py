@@ -95,7 +95,6 @@ class Thresholds:
         """Return the Threshold for one face against a gallery of so many images.
 
         tail: the gallery's own impostor tail, or () for a gallery of few identities.
-
         At most 1% of unknown identities are identified, or the fraction of far-0.01 and far-0.001. An unknown face is
         compared with every image, so the FAR of one comparison is that fraction divided by the number of images
         (Boole's inequality). Two distances have this FAR: one on the weights' impostor curve, and one on the tail of
@@ -119,7 +118,7 @@ class Thresholds:
             origin += ", extrapolated"
         value, unsure = (curve_distance(curve, far) for far in fars)
         if len(tail):
-            own_value, own_unsure = (tail_distance(tail, far) for far in fars)
+            own_value, own_unsure = (line_distance(tail, far) for far in fars)
             if own_value < value:
                 value, origin = own_value, "by its own people, who are more alike"
             unsure = max(value, min(unsure, own_unsure))
@@ -187,7 +186,7 @@ def measure_thresholds(distances, genuine, folds):
 
 
 def count_impostors(embeddings, identities):
-    """Return count_distances() of all pairs of two identities, in memory that does not grow with their number.
+    """Return histogram() of all pairs of two identities, in memory that does not grow with their number.
 
     embeddings: (N, D), of length 1. identities: N labels of any kind.
     """
@@ -199,11 +198,11 @@ def count_impostors(embeddings, identities):
         block = slice(start, start + rows)
         cosines = embeddings[block] @ embeddings[start:].T
         later = identity[block, None] < identity[start:]  # identities are sorted, so each pair counts once
-        counts += count_distances(np.sqrt(np.maximum(0, 2 - 2 * cosines[later])))
+        counts += histogram(np.sqrt(np.maximum(0, 2 - 2 * cosines[later])))
     return counts
 
 
-def count_distances(distances):
+def histogram(distances):
     """Return the histogram of distances (N,), int64 (2 * BINS + 1,)."""
     return np.bincount((np.asarray(distances) * BINS).astype(np.int64), minlength=2 * BINS + 1)
 
@@ -229,38 +228,34 @@ def quantile(counts, far):
 
 
 def fit_tail(counts, pairs):
-    """Return (slope, intercept) of the cosine over normal_quantile(FAR).
+    """Return the line of fit_line() through the tail of a histogram of distances.
 
     The fit ends at the FAR of ten of the `pairs`, so that one person under two names does not tilt it.
     """
-    fars = np.geomspace(0.3, 10 / pairs, 30)
-    cosines = [1 - quantile(counts, far) ** 2 / 2 for far in fars]
-    return np.polyfit([normal_quantile(far) for far in fars], cosines, 1)
-
-
-def tail_distance(tail, far):
-    """Return the distance at a FAR by the line of fit_tail()."""
-    slope, intercept = tail
-    return distance_of_cosine(intercept + slope * normal_quantile(far))
+    return fit_line({far: quantile(counts, far) for far in np.geomspace(0.3, 10 / pairs, 30)})
 
 
 def curve_distance(curve, far):
-    """Return the distance at a FAR in (0, 1), from {FAR: distance} of at least two FARs.
+    """Return the distance at a FAR, from {FAR: distance} of two or more powers of ten.
 
-    Between two FARs, and beyond the last, the cosine is a straight line over the normal quantile of the FAR.
+    Between two of them, and beyond the last, the cosine is a straight line over the normal quantile of the FAR.
     """
-    fars = sorted(curve, reverse=True)
-    quantiles = [normal_quantile(known) for known in fars]
-    right = int(np.clip(np.searchsorted(quantiles, normal_quantile(far)), 1, len(fars) - 1))
-    cosines = [1 - curve[known] ** 2 / 2 for known in fars[right - 1:right + 1]]
-    fraction = (normal_quantile(far) - quantiles[right - 1]) / (quantiles[right] - quantiles[right - 1])
-    return distance_of_cosine(cosines[0] + fraction * (cosines[1] - cosines[0]))
+    nearest = sorted(curve, key=lambda known: abs(math.log(known / far)))[:2]
+    return line_distance(fit_line({known: curve[known] for known in nearest}), far)
+
+
+def fit_line(curve):
+    """Return (slope, intercept) of the cosine over normal_quantile(FAR), fitted to {FAR: distance}."""
+    cosines = [1 - distance ** 2 / 2 for distance in curve.values()]
+    return np.polyfit([normal_quantile(far) for far in curve], cosines, 1)
+
+
+def line_distance(line, far):
+    """Return the distance at a FAR by the line of fit_line()."""
+    slope, intercept = line
+    return math.sqrt(max(0.0, 2 - 2 * (intercept + slope * normal_quantile(far))))
 
 
 def normal_quantile(far):
     """Return the value that a standard normal variable exceeds with probability `far`."""
     return -NormalDist().inv_cdf(far)
-
-
-def distance_of_cosine(cosine):
-    return math.sqrt(max(0.0, 2 - 2 * cosine))
