@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.common.device import choose_device, describe_device
+from utils.common.device import choose_device
 from utils.common.errors import UserError
 from utils.drawing.contact_sheets import draw_candidates, draw_comparison, draw_faces
-from utils.evaluation.embedding import InvalidEmbeddings, embed_images, inference_copy
+from utils.evaluation.embedding import embed_images, inference_copy
 from utils.evaluation.gallery import Gallery, nearest_identities, open_gallery
 from utils.evaluation.thresholds import Thresholds
 from utils.faces.face_crop import CroppedFace, FaceCrop, NoDetector, blank_images, near_blank
@@ -79,9 +79,8 @@ class Arcface:
         "align": "auto",                # True, False, or "auto": find the face in images larger than an aligned crop
         "face": 1,                      # which face of a photo: 1 is the main one; (1, 2): of each of two photos
         "threshold": None,              # on the distance, 0 to 2; None: the one of operating_point
-        # best-accuracy, far-0.01 or far-0.001, as measured by eval_LFW.py --save-threshold; then no verdict is "not
-        # sure". For a gallery, the last two are the fraction of unknown people that may be identified. None: best
-        # accuracy, "not sure" from FAR 0.001 on; for a gallery 0.01, "not sure" up to 0.1.
+        # best-accuracy, far-0.01 or far-0.001 (for a gallery the fraction of unknown people that may be identified);
+        # None: best-accuracy, for a gallery far-0.01, and "not sure" between the clear cases.
         "operating_point": None,
     }
 
@@ -107,11 +106,6 @@ class Arcface:
     def __reduce__(self):  # pickled as its settings
         return partial(type(self), **self.overrides), ()
 
-    def show_config(self):
-        """Print the settings in force."""
-        for name in self._defaults:
-            print(f"{name:>16}  {describe_device(self.device) if name == 'device' else getattr(self, name)}")
-
     def find(self, image, index=0):
         """Return the CroppedFace of an image. index: 1 for the second of two images, see `face`."""
         return self.crops[index].find(image)
@@ -121,9 +115,8 @@ class Arcface:
         return self.crops[0].find_all(image)
 
     def embed(self, images, batch_size=64, on_error="raise", progress=None):
-        """Return the L2-normalised embeddings of N images, float32 (N, D).
+        """Return the L2-normalised embeddings of an iterable of N images, float32 (N, D).
 
-        images: any iterable.
         on_error: "raise" a UserError that names the first image that does not open or shows no face. "skip": return
         (embeddings, errors) instead. Such an image has a row of NaN, and errors is {its index: the reason}.
         progress: such as tqdm, called as progress(iterable of batches, total=count).
@@ -142,42 +135,34 @@ class Arcface:
         images, errors = list(images), {}
         found = [None] * len(images)
 
-        def skip(index, error):
-            if on_error != "skip" or isinstance(error, NoDetector):  # without a detector no image is at fault
-                raise error
-            errors[index] = str(error)
+        def attempt(look, index):
+            """Return look(image), or None for an image that is skipped."""
+            try:
+                return look(images[index])
+            except UserError as error:
+                if on_error != "skip" or isinstance(error, NoDetector):  # without a detector no image is at fault
+                    raise
+                errors[index] = str(error)
 
         def crop(index):
-            try:
-                face = find(images[index])
-            except UserError as error:
-                skip(index, error)
-                return blank_images()[0]  # embedded in its place
-            found[index] = face._replace(image=None, crop=None)
-            return face.crop
+            if face := attempt(find, index):
+                found[index] = face._replace(image=None, crop=None)
+                return face.crop
+            return blank_images()[0]  # embedded in place of an image that is skipped
 
         embeddings = self.embed_anything(range(len(images)), batch_size, crop, progress)
         for index in near_blank(embeddings, self.blanks):
-            try:
-                if found[index]:
-                    self.gallery_crop.check_shows_face(find(images[index]))
-            except UserError as error:
-                skip(index, error)
+            if found[index]:
+                attempt(lambda image: self.gallery_crop.check_shows_face(find(image)), index)
         embeddings[list(errors)] = np.nan
         return embeddings, found, dict(sorted(errors.items()))
 
     def embed_anything(self, images, batch_size=64, crop=None, progress=None):
-        """Return the embeddings of images, whether they show faces or not.
-
-        crop: as for embed_images.
-        """
+        """Return the embeddings of images, whether they show faces or not. crop: as for embed_images."""
         if len(images) == 0:
             return np.zeros((0, self.net.embedding_size), np.float32)
-        try:
-            return embed_images(self.net, images, self.input_shape, self.letterbox_image, batch_size,
-                                workers=min(4, len(images)), bf16=self.bf16, crop=crop, progress=progress).numpy()
-        except InvalidEmbeddings as error:
-            raise InvalidEmbeddings(f"{self.model_path}: {error}") from None
+        return embed_images(self.net, images, self.input_shape, self.letterbox_image, batch_size,
+                            workers=min(4, len(images)), bf16=self.bf16, crop=crop, progress=progress).numpy()
 
     def detect_image(self, image_1, image_2):
         """Return the L2 distance of two images: 0 is the same image, 2 the opposite of one."""
@@ -187,8 +172,7 @@ class Arcface:
     def verify(self, image_1, image_2):
         """Return the Match of two images. It is "not sure" if a face is too small or hardly a face to the detector."""
         pair = self.find(image_1), self.find(image_2, 1)
-        uncertain = any(face.doubts for face in pair)
-        return Match(*match_fields(self.detect_image(*pair), self.pair_threshold, uncertain), named_remarks(*pair))
+        return judge(self.detect_image(*pair), self.pair_threshold, pair)
 
     def open_gallery(self, folder, progress=None):
         """Return the Gallery of a folder (utils/evaluation/gallery.py).
@@ -216,23 +200,25 @@ class Arcface:
 
     def identify(self, image, gallery, top=5):
         """Return the `top` nearest people of a gallery (opened, or its folder), a list of Candidate, nearest first."""
-        face = self.find(image)
-        (embedding,) = self.embed([face])
-        gallery = gallery if isinstance(gallery, Gallery) else self.open_gallery(gallery)
-        return self.candidates(face, embedding, gallery, top)
+        return self.candidates([self.find(image)], gallery, top)[0]
 
     def identify_all(self, image, gallery):
         """Return the nearest Candidate for each face of a photo (or of find_all(photo)), from left to right."""
         faces = image if isinstance(image, list) else self.find_all(image)
+        return [nearest for nearest, in self.candidates(faces, gallery, 1)]
+
+    def candidates(self, faces, gallery, top):
+        """Return the list of identify() for each CroppedFace."""
         embeddings = self.embed(faces)
         gallery = gallery if isinstance(gallery, Gallery) else self.open_gallery(gallery)
-        return [self.candidates(face, embedding, gallery, 1)[0] for face, embedding in zip(faces, embeddings)]
-
-    def candidates(self, face, embedding, gallery, top):
         threshold = self.gallery_threshold(gallery)
-        return [Candidate(name, *match_fields(distance, threshold, face.doubts or gallery.uncertain[row]),
-                          gallery.folder / gallery.paths[row], named_remarks(face) + gallery.remarks_on(row))
-                for name, distance, row in nearest_identities(embedding, gallery, top)]
+
+        def candidate(face, name, distance, row):
+            match = judge(distance, threshold, [face], gallery.uncertain[row], gallery.remarks[row])
+            return Candidate(name, *match[:-1], gallery.folder / gallery.paths[row], match.remarks)
+
+        return [[candidate(face, *nearest) for nearest in nearest_identities(embedding, gallery, top)]
+                for face, embedding in zip(faces, embeddings)]
 
     def draw(self, image_1, image_2, match):
         """Return a PIL image: both faces as the network sees them, their photos and the result of verify()."""
@@ -259,11 +245,8 @@ class Arcface:
         return median(seconds[3:]) / batch_size
 
 
-def match_fields(distance, threshold, uncertain):
-    """Return the fields of Match and Candidate from `distance` to `verdict`."""
-    verdict = "not sure" if uncertain else threshold.verdict(distance)
-    return distance, 1 - distance ** 2 / 2, threshold.value, distance < threshold.value, verdict
-
-
-def named_remarks(*faces):
-    return tuple(f"{face.name}: {remark}" for face in faces for remark in face.remarks)
+def judge(distance, threshold, faces, uncertain=False, remarks=()):
+    """Return the Match at a distance of these CroppedFaces. uncertain, remarks: those of a gallery's image."""
+    verdict = "not sure" if uncertain or any(face.doubts for face in faces) else threshold.verdict(distance)
+    remarks = *(f"{face.name}: {remark}" for face in faces for remark in face.remarks), *remarks
+    return Match(distance, 1 - distance ** 2 / 2, threshold.value, distance < threshold.value, verdict, remarks)

@@ -128,14 +128,6 @@ def test_an_invalid_value_is_a_value_error(published_weights, settings):
         Arcface(model_path=published_weights, cuda=False, **settings)
 
 
-def test_show_config_prints_every_setting(published_weights, capsys):
-    Arcface(model_path=published_weights, cuda=False, threshold=1.0625).show_config()
-    printed = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
-    assert printed.keys() >= set(SETTINGS)
-    assert printed["model_path"] == str(published_weights) and printed["threshold"] == "1.0625"
-    assert printed["backbone"] == "mobilefacenet" and printed["cuda"] == "False" and "cpu" in printed["device"]
-
-
 # drawing and speed
 
 def test_comparing_and_drawing_never_import_matplotlib(published_weights, faces):

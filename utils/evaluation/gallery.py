@@ -8,7 +8,6 @@ is the time of creation.) What else an embedding depends on, such as the weights
 """
 import json
 import os
-from array import array
 from itertools import compress
 from operator import attrgetter
 from pathlib import Path
@@ -32,16 +31,11 @@ class Gallery(NamedTuple):
     names: list             # P identities
     identity: np.ndarray    # int32 (N,): the index in `names` of each image
     embeddings: np.ndarray  # float32 (N, D)
-    remarks: list           # N lines on what the detector noticed, "" for most images
+    remarks: list           # N tuples, most of them empty: a line that names the image and what the detector noticed
     uncertain: np.ndarray   # bool (N,): the face is too small, or hardly a face to the detector
     tail: np.ndarray        # of fit_gallery_tail()
     embedded: int           # how many of them were not in the cache
-    skipped: list           # one line for each image, folder or kind of file that was left out
-    note: str | None        # why the embeddings could not be kept, in one line
-
-    def remarks_on(self, row):
-        """Return a tuple of the remarks on an image, which name it."""
-        return (f"{self.folder / self.paths[row]}: {self.remarks[row]}",) if self.remarks[row] else ()
+    skipped: list           # lines on images, folders and kinds of file that were left out, and on a cache not written
 
 
 class Cache(NamedTuple):
@@ -52,11 +46,6 @@ class Cache(NamedTuple):
     embeddings: np.ndarray
     uncertain: np.ndarray
     tail: np.ndarray
-
-    def select(self, chosen):
-        """Return a Cache of the images that a bool array (M,) chooses."""
-        return Cache([*compress(self.paths, chosen)], [*compress(self.remarks, chosen)], self.stamps[chosen],
-                     self.embeddings[chosen], self.uncertain[chosen], self.tail)
 
 
 def open_gallery(folder, embed, settings, progress=None):
@@ -71,22 +60,27 @@ def open_gallery(folder, embed, settings, progress=None):
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: make one with a folder of images per person in it")
     paths, stamps, skipped = list_images(folder)
-    cache_path, key, note = folder / CACHE_NAME, json.dumps(settings, sort_keys=True), None
+    cache_path, key = folder / CACHE_NAME, json.dumps(settings, sort_keys=True)
     cache = read_cache(cache_path, key)
     rows = find_rows(cache, paths, stamps)
     new = rows < 0
     if new.any() or len(paths) != len(cache.paths) or not paths:
         cache = update_cache(cache, folder, paths, stamps, rows, embed, progress)
-        note = write_cache(cache_path, key, cache)
+        try:
+            write_cache(cache_path, key, cache)
+        except UserError as error:
+            skipped.append(f"{error}: the next query will embed the images again")
 
     usable = np.isfinite(cache.embeddings[:, 0])
     skipped += [f"{folder / cache.paths[row]}{cache.remarks[row]}" for row in np.flatnonzero(~usable)]
     if not usable.any():
         reasons = f" ({len(skipped)} skipped, the first: {skipped[0]})" if skipped else ""
         raise UserError(f"{folder} holds no image to compare with{reasons}: put a folder of images per person in it")
-    cache = cache.select(usable)
-    return Gallery(folder, cache.paths, *list_identities(cache.paths), cache.embeddings, cache.remarks,
-                   cache.uncertain, cache.tail, int((new & usable).sum()), skipped, note)
+    paths = [*compress(cache.paths, usable)]
+    remarks = [(f"{folder / path}: {remark}",) if remark else ()
+               for path, remark in zip(paths, compress(cache.remarks, usable))]
+    return Gallery(folder, paths, *list_identities(paths), cache.embeddings[usable], remarks, cache.uncertain[usable],
+                   cache.tail, int((new & usable).sum()), skipped)
 
 
 def list_images(folder):
@@ -94,7 +88,7 @@ def list_images(folder):
 
     Loose images come first, then those of each folder, both sorted.
     """
-    paths, stamps, skipped, nested, unread = [], array("q"), [], [], []
+    paths, stamps, skipped, nested, unread = [], [], [], [], []
     folders = [("", folder)]
     for prefix, path in folders:  # grows by the folders inside the first one
         for entry in sorted(os.scandir(path), key=attrgetter("name")):
@@ -104,14 +98,12 @@ def list_images(folder):
                 continue
             if entry.is_dir():
                 nested.append(entry.path) if prefix else folders.append((f"{name}/", entry.path))
+            elif not entry.is_file():
+                skipped.append(f"{entry.path} is not a file")  # such as a link that leads nowhere
             elif extension in EXTENSIONS:
-                try:
-                    stat = entry.stat()
-                except OSError as error:  # a link that leads nowhere
-                    skipped.append(f"{entry.path} cannot be read ({error.strerror})")
-                    continue
+                stat = entry.stat()
                 paths.append(prefix + name)
-                stamps.extend((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+                stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
             else:
                 unread.append(name)
     if line := describe_unread(unread):
@@ -126,17 +118,17 @@ def find_rows(cache, paths, stamps):
     """Return the row of each image in the cache, int64 (N,), or -1 if it is new or has changed."""
     row_of = {path: row for row, path in enumerate(cache.paths)}
     rows = np.array([row_of.get(path, -1) for path in paths], np.int64)
-    known = np.flatnonzero(rows >= 0)
-    rows[known[(cache.stamps[rows[known]] != stamps[known]).any(1)]] = -1
+    if cache.paths:
+        rows[(cache.stamps[rows] != stamps).any(1)] = -1
     return rows
 
 
 def update_cache(cache, folder, paths, stamps, rows, embed, progress):
     """Return the Cache of these images, with the rows of the old one that are still right (find_rows)."""
     new = np.flatnonzero(rows < 0)
-    embeddings, remarks, uncertain = embed([folder / paths[index] for index in new], progress)
-    remarks = [remark.removeprefix(str(folder / paths[index])) for index, remark in zip(new, remarks)]  # it may move
-    remarks = [*cache.remarks, *remarks]
+    images = [folder / paths[index] for index in new]
+    embeddings, remarks, uncertain = embed(images, progress)
+    remarks = cache.remarks + [remark.removeprefix(str(path)) for path, remark in zip(images, remarks)]  # it may move
     embeddings = np.concatenate([cache.embeddings.reshape(-1, embeddings.shape[1]), embeddings])
     order = rows.copy()
     order[new] = len(cache.paths) + np.arange(len(new))
@@ -160,16 +152,13 @@ def read_cache(path, key):
 
 
 def write_cache(path, key, cache):
-    """Write the Cache, or remove the file of an empty one. Return why it cannot be written, in one line, or None."""
+    """Write the Cache, or remove the file of an empty one. Raises UserError if it cannot be written."""
+    if not cache.paths:
+        path.unlink(missing_ok=True)
+        return
     texts = json.dumps([key, cache.paths, cache.remarks]).encode()
-    try:
-        if not cache.paths:
-            path.unlink(missing_ok=True)
-            return None
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, texts=np.frombuffer(texts, np.uint8), **dict(zip(Cache._fields[2:], cache[2:])))
-    except (UserError, OSError) as error:
-        return f"{error}: the next query will embed the images again"
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, texts=np.frombuffer(texts, np.uint8), **dict(zip(Cache._fields[2:], cache[2:])))
 
 
 def list_identities(paths):
@@ -197,8 +186,7 @@ def nearest_identities(embedding, gallery, top):
     cosines = gallery.embeddings @ embedding
     best = np.full(len(gallery.names), -np.inf, np.float32)
     np.maximum.at(best, gallery.identity, cosines)
-    top = min(top, len(best))
-    nearest = np.argpartition(-best, top - 1)[:top]
+    nearest = np.argsort(-best)[:top]
     rows = [max(np.flatnonzero(gallery.identity == number), key=cosines.__getitem__) for number in nearest]
     # The float32 product does not resolve distances below 5e-4; the difference does.
     distances = np.linalg.norm(gallery.embeddings[rows].astype(np.float64) - embedding, axis=1).tolist()
