@@ -24,7 +24,6 @@ from utils.common.files import write_text
 from utils.drawing.contact_sheets import draw_errors, image_format, save_image
 from utils.drawing.plots import plot_roc
 from utils.evaluation.embedding import inference_copy
-from utils.evaluation.metrics import can_measure_far
 from utils.evaluation.pairs import align_lfw, check_aligned, embed_pairs, fetch_lfw, pair_metrics, read_bin, read_pairs
 from utils.evaluation.thresholds import count_impostors, histogram, impostor_curve, measure_thresholds, save_thresholds
 from utils.faces.detector import FaceDetector
@@ -139,8 +138,6 @@ def main():
     embeddings = embed_pairs(net, pairs, progress=partial(tqdm, desc=pairs.name, disable=None),
                              **embedding_options(args))
     metrics, distances = pair_metrics(embeddings, pairs, args.far)
-    if not can_measure_far(pairs.genuine, args.far):
-        metrics = metrics._replace(val=None, val_std=None, far=None, far_threshold=None)
     thresholds = measure_thresholds(distances, pairs.genuine, pairs.folds)
     print_metrics(metrics)
     if args.json:

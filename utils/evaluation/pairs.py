@@ -16,7 +16,7 @@ from utils.common.device import available_cores
 from utils.common.errors import UserError, first_line
 from utils.common.files import atomic_write, locate, read_lines
 from utils.evaluation.embedding import InvalidEmbeddings, embed_images
-from utils.evaluation.metrics import verification_metrics
+from utils.evaluation.metrics import can_measure_far, verification_metrics
 from utils.faces.alignment import align
 from utils.faces.face_crop import NoDetector, are_aligned
 from utils.faces.images import EncodedImage, open_image
@@ -253,6 +253,7 @@ def embed_pairs(net, pairs, **options):
 def pair_metrics(embeddings, pairs, far=1e-3, block=2048):
     """Return (VerificationMetrics, L2 distances (N,), float64) of embeddings (len(pairs.paths), D).
 
+    VAL and FAR are None if there are too few impostor pairs for this FAR.
     block: pairs at once. A million pairs of 512 dimensions take 46 MB instead of 12 GB.
     Raises UserError for distances without metrics.
     """
@@ -262,6 +263,9 @@ def pair_metrics(embeddings, pairs, far=1e-3, block=2048):
         first, second = (embeddings[side[rows]].astype(np.float64) for side in (pairs.first, pairs.second))
         distances[rows] = np.linalg.norm(first - second, axis=1)
     try:
-        return verification_metrics(distances, pairs.genuine, pairs.folds, far), distances
+        metrics = verification_metrics(distances, pairs.genuine, pairs.folds, far)
     except ValueError as error:
         raise UserError(f"no metrics on {pairs.name}: {error}") from None
+    if not can_measure_far(pairs.genuine, far):
+        metrics = metrics._replace(val=None, val_std=None, far=None, far_threshold=None)
+    return metrics, distances

@@ -17,7 +17,7 @@ from utils.common.errors import (
 from utils.common.files import hash_file
 from utils.data.augmentation import KINDS
 from utils.training import checkpoint
-from utils.weights.checkpoint import find_weights, read_backbone
+from utils.weights.checkpoint import find_weights, infer_backbone, read_weights
 
 below_one = number(minimum=0, below=1)
 
@@ -160,7 +160,7 @@ def check_args(args, parser):
     args.teacher_sha256 = [hash_file(path) for path in args.teacher]
     args.model_path = args.model_path and str(find_weights(args.model_path))
     if args.backbone is None:
-        args.backbone = read_backbone(args.model_path) if args.model_path else DEFAULT_BACKBONE
+        args.backbone = infer_backbone(read_weights(args.model_path)) if args.model_path else DEFAULT_BACKBONE
     try:
         args.backbone = backbone_name(args.backbone)
     except ValueError as error:

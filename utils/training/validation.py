@@ -10,7 +10,6 @@ from utils.common.device import send
 from utils.common.errors import UserError
 from utils.data.dataset import batches_of
 from utils.evaluation.embedding import inference_copy
-from utils.evaluation.metrics import can_measure_far
 from utils.evaluation.pairs import check_aligned, embed_pairs, pair_metrics, read_bin, read_pairs
 from utils.faces.images import normalise
 
@@ -81,8 +80,7 @@ def measure_benchmarks(net, benchmarks, args):
         embeddings = embed_pairs(net, pairs, input_shape=args.input_shape, letterbox=args.letterbox_image,
                                  workers=args.num_workers)
         metrics, _ = pair_metrics(embeddings, pairs)
-        val = metrics.val if can_measure_far(pairs.genuine, metrics.far_target) else math.nan
-        row |= zip(benchmark_columns(name), (metrics.accuracy, val))
+        row |= zip(benchmark_columns(name), (metrics.accuracy, math.nan if metrics.val is None else metrics.val))
     if benchmarks and args.best_by == "mean":
         row[MEAN] = mean(row[benchmark_columns(name)[0]] for name in benchmarks)
     return row

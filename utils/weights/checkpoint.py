@@ -219,11 +219,6 @@ def load_strictly(net, state, path):
         raise UserError(f"{path} does not fit backbone {net.backbone}: {differences}{remedy}") from None
 
 
-def read_backbone(path):
-    """Return the backbone that a weight file is of."""
-    return infer_backbone(read_weights(path))
-
-
 def infer_backbone(state):
     """Return the backbone whose names and shapes are nearest to those of a state dict."""
     def shapes(state):
