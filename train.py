@@ -131,7 +131,8 @@ def train_step(state, batches, args):
     batches: (uint8 images (B, H, W, 3), labels (B,), indices (B,)), of this rank. Return the mean loss and how many
     images are classified correctly without the margin. Waits for the device once (tests/training/test_waits.py counts).
     """
-    lr, state.net.head.m = state.learning_rate(state.step), state.margin(state.step)
+    lr = state.learning_rate(state.step)
+    state.net.head.m = state.margin(state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     seed = mix_seeds(args.seed, state.step)

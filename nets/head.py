@@ -25,7 +25,7 @@ class MarginHead(nn.Module):
     1/sqrt(in_features).
     m: margin, in radians if it is an angle, 0 <= m < pi.
     easy_margin: apply the margin only if cos(theta) > 0.
-    shard: the rank's part of the classes; `forward` needs all of them.
+    shard: the classes that this rank holds; `forward` needs all of them on one rank.
     """
 
     def __init__(self, in_features, out_features, s, m, easy_margin=False, shard=UNSHARDED):
@@ -57,8 +57,8 @@ class MarginHead(nn.Module):
         """Return (losses (B,), correct float (B,)) of each image, both 0 for unlabeled ones.
 
         losses: the cross-entropy of the logits. correct: 1 if the target's cosine, without margin, is the largest.
-        lam: (B,) or None. Image i is lam * itself + (1 - lam) * image i-1 (mixup); the loss is weighted likewise, and
-        an unlabeled image i-1 adds nothing to it.
+        lam: (B,) of mixup, or None. Then the loss of image i is lam * loss(label i) + (1 - lam) * loss(label i-1). The
+        second term is 0 if image i-1 is unlabeled.
         One backward pass: another one, or a gradient of the gradient, raises RuntimeError.
         """
         if labels.is_cpu:  # on a device the check would wait for it

@@ -69,8 +69,9 @@ def init_rows(classes, dimensions, first, last):
 def sampled_head(head, optimizer, labels, rate, seed):
     """Inside this block head.weight holds a sample of its rows, which are written back at the end.
 
-    labels: of the step's images on this rank, as many on each rank. rate: fraction of the rank's rows that is drawn,
-    the labels' classes first, and at least as many rows as labels; 1 samples nothing. seed: of the draw, with the rank.
+    labels: of the step's images on this rank; all ranks have equally many. rate: fraction of this rank's rows to keep.
+    The classes of all ranks' labels are kept first, and at least as many rows as there are labels. With rate 1 nothing
+    is sampled. seed: of the sample; the rank is added to it.
     Rows that are not drawn keep their weight and their optimizer state: neither momentum nor weight decay moves them.
     """
     if rate == 1:

@@ -38,10 +38,10 @@ class SoftmaxTerms(torch.autograd.Function):
 
     embeddings: (B, D), of length 1. weight: (C, D), not normalised, so that no normalised copy of it is made.
     target_rows: int64 (B, K), rows of `weight`, of which two may be equal; -1 is none. s: the scale.
-    shard: with sharded classes `weight` is the rank's part, target_rows is (world_size * B, K) and covers the images of
-    all ranks (-1 if the target is on another rank), and the returned values are those of the rank's own B images; B is
-    the same on all ranks. The gradients are of the mean over ranks, as DistributedDataParallel's: grad_weight is
-    divided by the world size here, the gradient of the embeddings by DistributedDataParallel.
+    shard: with sharded classes `weight` holds this rank's rows, target_rows is (world_size * B, K) for the images of
+    all ranks; a target on another rank is -1. All ranks have the same B. The returned values are of this rank's images.
+    Gradients are means over the ranks: grad_weight is divided by the world size here, and the gradient of the
+    embeddings by DistributedDataParallel.
     needs_backward: allocate grad_weight before the buffer.
     """
 
@@ -50,8 +50,8 @@ class SoftmaxTerms(torch.autograd.Function):
         with float32_products(weight.device):
             x = shard.gather(embeddings).flatten(0, 1)
             has_target, column = target_rows >= 0, target_rows.clamp_min(0)
-            # Allocated before the buffer: freed together they leave a hole that fits the next step's. In the other
-            # order the kept heap (utils/common/device.py) grew by another weight.
+            # Allocated before the buffer, because both are freed together and the next step reuses their memory. In the
+            # other order the process (keep_freed_memory in utils/common/device.py) grew by another weight.
             ctx.grad_weight = torch.empty_like(weight) if needs_backward and ctx.needs_input_grad[1] else None
             inverse_norm = torch.linalg.vector_norm(weight, dim=1).clamp_min_(1e-12).reciprocal_()
             buffer = (x @ weight.T).mul_(inverse_norm * s)                 # logits z of all classes

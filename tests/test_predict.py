@@ -160,7 +160,7 @@ def test_predict_is_not_sure_of_two_images_and_of_a_gallery(published_weights, t
     shutil.copyfile(other, tmp_path / "people" / "biden.jpg")
     predict.identify(arcface, image, SimpleNamespace(gallery=tmp_path / "people", top=3, show=False, all_faces=False,
                                                      save=tmp_path / "people.png"))
-    assert (f"Verdict: not sure: perhaps biden (threshold {distance - 0.1:.3f} for 1 image(s), so that at "
+    assert (f"Verdict: not sure: perhaps biden (threshold {distance - 0.1:.3f} for a gallery of 1: at "
             "most 1% of strangers are named, by the impostor pairs of LFW)") in capsys.readouterr().out
     for name in ("pair.png", "people.png"):
         with Image.open(tmp_path / name) as drawing:

@@ -142,7 +142,7 @@ def test_a_gallery_takes_the_distance_of_impostors_at_the_fraction_for_each_of_i
     default, strict = Thresholds(weights), Thresholds(weights, "far-0.001")
     found = default.for_gallery(100)
     assert found.value == pytest.approx(1.0) and found.unsure == (found.value, pytest.approx(1.1))
-    assert found.meaning == ("for 100 image(s), so that at most 1% of strangers are named, by the impostor "
+    assert found.meaning == ("for a gallery of 100: at most 1% of strangers are named, by the impostor "
                              "pairs of LFW")
     found = strict.for_gallery(100)
     assert found.value == pytest.approx(0.9) and found.unsure is None and "0.1% of strangers" in found.meaning

@@ -54,15 +54,15 @@ def is_main():
     return rank() == 0
 
 
-def wrap(objective, device, own=()):
+def wrap(objective, device, ignored=()):
     """Return the module to train with: with several ranks, DistributedDataParallel around loss, head and network.
 
-    own: the names of parameters that are left out, such as a sharded head (TrainState chooses them).
+    ignored: names of parameters whose gradients are not averaged, such as a sharded head (TrainState chooses them).
     """
     if world_size() == 1:
         return objective
     from torch.nn.parallel import DistributedDataParallel
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, own)  # there is no public way
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, ignored)  # there is no public way
     # broadcast_buffers: each rank keeps its own running statistics until copy_buffers_of_main().
     return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
                                    broadcast_buffers=False, gradient_as_bucket_view=True)

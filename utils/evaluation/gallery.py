@@ -2,9 +2,9 @@
 
     DIR/alice/1.jpg  DIR/alice/2.jpg  DIR/bob.jpg     a folder per person, or loose images named after them, or both
 
-The embeddings are kept in DIR/.embeddings.npz, which is rewritten if anything changed. An image is embedded again if
-its size, time of modification or ctime changed, and an image without a face is tried again only then. (On Windows ctime
-is the time of creation.) What else an embedding depends on, such as the weights, is the key of the file.
+The embeddings are kept in DIR/.embeddings.npz, which is rewritten if anything changed. An image, also one without a
+face, is embedded again only if its size, modification time or ctime changed. (On Windows ctime is the time of
+creation.) What else an embedding depends on, such as the weights, is the key of the file.
 """
 import json
 import os

@@ -95,12 +95,13 @@ class Thresholds:
         """Return the Threshold for one face against a gallery of so many images.
 
         tail: the gallery's own impostor tail, or () for a gallery of few identities.
-        At most 1% of unknown identities are identified, or the fraction of far-0.01 and far-0.001. An unknown face is
-        compared with every image, so the FAR of one comparison is that fraction divided by the number of images
-        (Boole's inequality). Two distances have this FAR: one on the weights' impostor curve, and one on the tail of
-        the gallery. The smaller is used, because the identities of a gallery may be more alike than those of LFW: in
-        galleries of children or of Indian or Asian adults, the first alone identified 30% to 44% of unknown people like
-        them, the smaller of both 0.4% to 4%. Raises UserError for the operating point best-accuracy.
+        The threshold limits the fraction of unknown identities that are identified: to 1%, or to that of far-0.01 and
+        far-0.001. An unknown face is compared with every image, so the FAR of one comparison is that fraction divided
+        by the number of images (Boole's inequality). The impostor curve of the weights and the tail of the gallery each
+        give a distance for this FAR. The smaller one is used, because the people of a gallery may be more alike than
+        those of LFW. In galleries of children, or of Indian or Asian adults, the curve alone identified 30% to 44% of
+        unknown people like them, and the smaller distance 0.4% to 4%.
+        Raises UserError for the operating point best-accuracy.
         """
         if self.given is not None:
             return Threshold(float(self.given), "on the distance")
@@ -122,7 +123,7 @@ class Thresholds:
             if own_value < value:
                 value, origin = own_value, "by its own people, who are more alike"
             unsure = max(value, min(unsure, own_unsure))
-        meaning = f"for {images} image(s), so that at most {100 * fpir:g}% of strangers are named, {origin}"
+        meaning = f"for a gallery of {images}: at most {100 * fpir:g}% of strangers are named, {origin}"
         return Threshold(value, meaning, (value, unsure) if self.operating_point is None else None)
 
 

@@ -9,10 +9,10 @@ from utils.faces.alignment import TEMPLATE, TEMPLATE_SIZE, align
 from utils.faces.detector import FaceDetector
 from utils.faces.images import image_name, open_image
 
-# A network has much the same embedding for everything that is no face, so a black image and noise are "one person".
-# This is an L2 distance to the nearest of the embeddings of blank_images(). All images of LFW are further from them (a
-# helmet with goggles: 0.76). Nearer are all of 1,500 images of one color, noise, text, shapes and landscapes, but also
-# 2% of 5,900 harder faces. So these are looked at again: is_blank_or_noise(), then FaceDetector.shows_face().
+# A network gives nearly the same embedding to every image without a face, so a black image and noise are "one person".
+# This is an L2 distance to the nearest embedding of blank_images(). All of LFW is farther away. All of 1,500 images of
+# one color, noise, text, shapes and landscapes are nearer, and so are 2% of 5,900 harder faces. A nearer image is
+# therefore checked again, by is_blank_or_noise() and then by FaceDetector.shows_face().
 NEAR_BLANK = 1.05
 
 # The gray levels of a face have a standard deviation of at least 19, and its neighboring pixels correlate by at least

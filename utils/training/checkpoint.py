@@ -50,9 +50,9 @@ def save_checkpoint(state, run, args):
 
 
 def check_resumed(saved, args):
-    """Raises UserError if a setting that changes the result differs from the checkpoint's, unless --force is given.
+    """Raises UserError if a setting that changes the result differs from the checkpoint's.
 
-    The hash of the training images is such a setting.
+    The hash of the training images is such a setting. --force allows all differences but those of FIXED.
     """
     now = vars(args)
     changed = {name: f"{name} was {saved[name]}, is {now[name]}" for name in saved

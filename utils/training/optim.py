@@ -32,9 +32,9 @@ class LearningRate:
     A quadratic warm-up from peak / 10, then `decay`:
     "cos": half a cosine to the lowest rate. The last 30% of the run (at least 1, at most 15 epochs) keep that rate.
     "step": ten equal stretches, from the peak to the lowest rate by a constant factor.
-    milestones: epochs, also fractions; if given they replace the decay, and each divides the rate by ten.
+    milestones: epochs at which the rate is divided by ten, such as 20.5. If given, they replace the decay.
     warmup_epochs: None is 10% of the run (at least 1, at most 3 epochs) for "cos", and no warm-up otherwise. If it is
-    given, the flat end may be shorter than 1 epoch too.
+    given, the flat end has no minimum length.
     These are the published rules, except that the rate changes with every step instead of every epoch.
     """
     decay: str
@@ -129,8 +129,8 @@ def clip_gradients(parameters, head, max_norm):
 class LossScale:
     """`value` multiplies the loss in fp16, so that small gradients do not vanish; it is 1 if not enabled.
 
-    (Micikevicius et al. 2018, arXiv 1710.03740.) As torch.amp.GradScaler, which waits for the device to read its own
-    state. Whether gradients overflow is read with the loss here, and all ranks agree on it.
+    (Micikevicius et al. 2018, arXiv 1710.03740.) It replaces torch.amp.GradScaler, which waits for the device to read
+    its own state. Here the caller reads an overflow together with the loss, the same on all ranks.
     """
 
     def __init__(self, enabled, value=2.0 ** 16):

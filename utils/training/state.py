@@ -15,9 +15,9 @@ from utils.training import optim
 from utils.weights import checkpoint as weights
 
 MEMORY_FORMAT = torch.channels_last  # of networks and images: faster on CPUs and on tensor cores
-# Images to train on from which it pays on a CPU, for a backbone that it speeds up: on 2 cores of Zen 4 it takes up to
-# 50 s, MobileFaceNet then goes from 47 to 70 img/s (in bfloat16 from 58 to 127) and iResNet-50 in bfloat16 from 9.7 to
-# 10.5, but MobileNet from 37 to 34 (58 to 56). Other iResNets are assumed to be like the 50. On CUDA it is a choice.
+# Number of images to train on from which torch.compile saves time on a CPU. Compiling takes up to 50 s on 2 cores of
+# Zen 4. MobileFaceNet then goes from 47 to 70 img/s (in bfloat16 from 58 to 127), iResNet-50 in bfloat16 from 9.7 to
+# 10.5, and MobileNet from 37 to 34 (58 to 56). Other iResNets are assumed to be like the 50. On CUDA it is a choice.
 MIN_IMAGES = 10_000
 
 
@@ -49,8 +49,8 @@ class TrainState:
                                                      batches.batch_size * args.accumulate, args.optimizer_type)
         self.net, self.loss_fn, self.device = net, loss_fn, device
         # Each rank has its own rows of a sharded head; a head without labels to learn has no gradient.
-        local = ["net.head.weight"] if args.shard_head or not args.label_weight else []
-        self.wrapped_loss = distributed.wrap(loss_fn, device, local)
+        ignored = ["net.head.weight"] if args.shard_head or not args.label_weight else []
+        self.wrapped_loss = distributed.wrap(loss_fn, device, ignored)
         self.optimizer = optim.make_optimizer(net, args, peak)
         self.learning_rate = optim.LearningRate(args.lr_decay_type, peak, lowest, args.epochs * steps_per_epoch,
                                                 steps_per_epoch, args.warmup_epochs, tuple(args.milestones))

@@ -20,8 +20,8 @@ MEAN = "mean_accuracy"  # the column of --best-by mean
 def validate(state, loader):
     """Return the row's {"val_loss", "val_accuracy"} of the averaged network, over the held-out images of all ranks.
 
-    Without augmentation. Accuracy is without the margin, and the loss with the whole margin in every epoch, so that the
-    epochs of --margin-warmup-epochs compare. Raises UserError if the loss is not finite.
+    Without augmentation. Accuracy is computed without the margin. The loss has the full margin also in the epochs of
+    --margin-warmup-epochs, so that epochs are comparable. Raises UserError if the loss is not finite.
     """
     if loader is None:
         return {}
@@ -89,8 +89,8 @@ def measure_benchmarks(net, benchmarks, args):
 def best_row(rows):
     """Return the log.csv row of the best epoch, the first of equal ones; None if none has only finite values.
 
-    Best is the highest mean accuracy with --best-by mean, else the first benchmark's, else the lowest validation loss,
-    else the last epoch.
+    With --best-by mean the highest mean accuracy is best, otherwise the highest accuracy on the first benchmark.
+    Without benchmarks it is the lowest validation loss, and without validation images the last epoch.
     """
     finite = [row for row in rows if math.isfinite(row["train_loss"]) and not any(map(math.isinf, row.values()))]
     for column, sign in [(column, 1) for row in finite[-1:] for column in accuracy_columns(row)] + [("val_loss", -1)]:
