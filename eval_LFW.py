@@ -49,7 +49,7 @@ def make_parser():
     parser.add_argument("--batch-size", type=positive_int, default=256, help="images decoded at once")
     parser.add_argument("--flip", action=switch, default=False,
                         help="sum the embeddings of an image and its horizontal flip")
-    parser.add_argument("--far", type=number(minimum=0, below=1), default=1e-3,
+    parser.add_argument("--far", type=number(above=0, below=1), default=1e-3,
                         help="the false accept rate at which VAL is measured")
     parser.add_argument("--png-save-path", default="model_data/roc_test.png", help="where to write the ROC plot")
     parser.add_argument("--save-threshold", action="store_true",
@@ -71,12 +71,6 @@ def read_benchmark(args):
                                  partial(tqdm, desc="aligning", unit="img", disable=None))
         print(f"{args.lfw_dir} holds the aligned images; {without_face} without a face were cropped at the usual place")
     return read_pairs(args.lfw_pairs, args.lfw_dir)
-
-
-def embedding_options(args):
-    """Return the options of embed_images that the flags set."""
-    return {"input_shape": args.input_shape, "letterbox": args.letterbox_image, "batch_size": args.batch_size,
-            "workers": args.num_workers, "flip": args.flip, "bf16": args.bf16}
 
 
 def print_metrics(metrics):
@@ -135,8 +129,9 @@ def main():
     pairs = read_benchmark(args)
     print(f"{pairs.name}: {len(pairs.genuine)} pairs in {pairs.folds} folds, {len(pairs.paths)} images")
     aligned = check_aligned(pairs)
-    embeddings = embed_pairs(net, pairs, progress=partial(tqdm, desc=pairs.name, disable=None),
-                             **embedding_options(args))
+    embeddings = embed_pairs(net, pairs, input_shape=args.input_shape, letterbox=args.letterbox_image,
+                             batch_size=args.batch_size, workers=args.num_workers, flip=args.flip, bf16=args.bf16,
+                             progress=partial(tqdm, desc=pairs.name, disable=None))
     metrics, distances = pair_metrics(embeddings, pairs, args.far)
     thresholds = measure_thresholds(distances, pairs.genuine, pairs.folds)
     print_metrics(metrics)

@@ -83,7 +83,7 @@ def main():
         save_checkpoint(state, run, args)
     stopped = state.epoch < args.epochs
     if stopped:
-        print(f"stopped after step {state.step}, continue with: {run.resume_command()}", flush=True)
+        print(f"stopped after step {state.step}, continue with: python train.py --resume {run.folder}", flush=True)
     else:
         run.print_best()
     distributed.stop()

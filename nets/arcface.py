@@ -33,7 +33,6 @@ BACKBONES = {
     "iresnet200": Backbone(partial(IResNet, (6, 26, 60, 6)), 512, 64.0, "fc", True),
 }
 DEFAULT_BACKBONE = "mobilefacenet"
-ALIASES = {"mobilenetv1": "mobilenet"}
 HEADS = {"arcface": ArcMarginProduct}
 
 
@@ -42,8 +41,7 @@ def backbone_name(name):
 
     Raises ValueError for an unknown name.
     """
-    key = name.removeprefix("arcface_")
-    key = ALIASES.get(key, key)
+    key = name.removeprefix("arcface_").replace("mobilenetv1", "mobilenet")
     if key not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(BACKBONES)}")
     return key

@@ -68,16 +68,16 @@ def test_replayed_steps_equal_eager_ones(monkeypatch):
 
 @pytest.mark.parametrize(("backbone", "macs"), [("mobilefacenet", 221e6), ("iresnet50", 6.31e9)])
 def test_work_of_an_image(backbone, macs):
-    counted, trained, embedded = count_work(backbone)
-    assert counted == pytest.approx(macs, rel=1e-3) and trained > 3 * embedded
+    counted, moved = count_work(backbone)
+    assert counted == pytest.approx(macs, rel=1e-3) and moved > 1e6
 
 
 def test_a_small_size_runs_on_a_cpu(run_script, tmp_path):
-    result = run_script("benchmarks/gpu.py", "--device", "cpu", "--only", "training", "embedding", "head")
+    result = run_script("benchmarks/gpu.py", "--device", "cpu", "--only", "training", "head")
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     rows = {row["measurement"]: row for row in rows}
     assert rows["training"]["img/s"] > 0 and rows["training"]["kernels"] > 700
     assert rows["training"]["loss difference"] == 0 and rows["training"]["floor img/s"] > 0
-    assert rows["head"]["ms"] > rows["head"]["floor ms"] > 0 and rows["embedding"]["img/s"] > 0
+    assert rows["head"]["ms"] > rows["head"]["floor ms"] > 0
     assert "| training | mobilefacenet | 4 | eager |" in result.stdout

@@ -13,7 +13,7 @@ class UserError(Exception):
     """A mistake of the user's, who can fix it: the message is one line that names the file and the remedy."""
 
     def __init__(self, message):
-        super().__init__(shorten(message))
+        super().__init__("\n".join(map(shorten, str(message).splitlines())))  # a DataLoader worker adds lines
 
 
 def print_error(line):

@@ -32,6 +32,8 @@ def align_folder(source, destination):
                         "photos")
     photos, remarks = list_photos(source)
     crops = {destination / photo.parent.name / f"{photo.name.removesuffix('.jpg')}.jpg": photo for photo in photos}
+    for photo in {*photos} - {*crops.values()}:
+        remarks[photo] = "left out: its crop would have the name of another one"
     counts = Counter({"left out": len(remarks)})
     shared_detector()  # raises here, and not for each photo
     with ThreadPoolExecutor(available_cores()) as pool:  # Pillow and OpenCV release the interpreter lock

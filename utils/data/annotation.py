@@ -36,7 +36,7 @@ class PackedPaths:
     def __getitem__(self, index):
         begin = int(self.begins[index])
         path = self.text[begin:begin + int(self.lengths[index])].numpy().tobytes().decode("utf-8", "surrogateescape")
-        return os.path.join(self.root, *re.split(r"[/\\]", path)[-2:]) if self.root else path
+        return os.path.join(self.root, *re.split(r"[/\\]+", path)[-2:]) if self.root else path
 
 
 def pack(paths):

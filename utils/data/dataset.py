@@ -4,7 +4,6 @@ import hashlib
 import os
 import random
 import signal
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,16 +21,11 @@ from utils.faces.images import EXTENSIONS, describe_unread, extension, preproces
 MAX_UNREADABLE = 100  # images in a row; if none of them can be read, the disk is gone
 
 
-class TrainingSet(NamedTuple):
-    images: object        # PackedPaths, Records, or a ConcatDataset of one of them and unlabeled PackedPaths
-    labels: torch.Tensor  # int32 (N,), 0..C-1; IGNORE for unlabeled images, which are the last
-    class_names: list     # C names
-    sha256: str           # of the list of images
-
-
 def read_training_set(settings):
-    """Return the TrainingSet that --annotation-path and --unlabeled name. Prints what is left out.
+    """Return (images, labels, class names, SHA-256 of the list of images) of --annotation-path and --unlabeled.
 
+    images: PackedPaths, Records, or a ConcatDataset of one of them and unlabeled PackedPaths.
+    labels: int32 tensor (N,), 0..C-1; IGNORE for unlabeled images, which are the last.
     Raises UserError for a set that cannot be read, that is too small, or whose images have moved.
     """
     path = settings.annotation_path
@@ -48,7 +42,7 @@ def read_training_set(settings):
         images = ConcatDataset([images, unlabeled])
         labels = torch.cat([labels, torch.full((len(unlabeled),), IGNORE, dtype=torch.int32)])
         sha256 = hashlib.sha256((sha256 + unlabeled_sha256).encode()).hexdigest()
-    return TrainingSet(images, labels, names, sha256)
+    return images, labels, names, sha256
 
 
 def read_unlabeled(root):
@@ -99,9 +93,9 @@ def split_validation(labels, fraction, seed):
 
 
 class FaceDataset(Dataset):
-    """Item i is (image, label, index): uint8 (H, W, 3), int, and the index of the image in the whole TrainingSet.
+    """Item i is (image, label, index): uint8 (H, W, 3), int, and the index of the image in the training set.
 
-    images, labels: of the TrainingSet. indices: those of this part of it, the training or validation images.
+    images, labels: of read_training_set(). indices: those of this part of it, the training or validation images.
     If an image cannot be read, one line is printed and the next one that can is returned instead, with its own index.
     """
 
@@ -159,7 +153,7 @@ def mix_seeds(*numbers):
 
 
 def make_loaders(images, labels, settings, device):
-    """Return (training loader over EpochBatches, validation loader or None) of a TrainingSet's images and labels."""
+    """Return (training loader over EpochBatches, validation loader or None) of what read_training_set() returned."""
     def make_loader(indices, **batching):
         dataset = FaceDataset(images, labels, indices, settings.input_shape, settings.letterbox_image)
         return DataLoader(dataset, num_workers=workers, pin_memory=device.type == "cuda",

@@ -33,7 +33,7 @@ def list_root(root):
         if entry.is_dir() and not entry.name.startswith("."):
             identities.setdefault(identity_name(entry.name), []).append(entry.path)
         else:
-            skipped.append((entry.path, "a file beside the person folders, or a hidden folder"))
+            skipped.append((entry.path, "not the folder of a person"))
     return identities, skipped
 
 

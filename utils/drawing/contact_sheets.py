@@ -22,22 +22,27 @@ CJK_FONTS = ("NotoSansCJK-Regular.ttc", "SourceHanSans.ttc", "wqy-microhei.ttc",
              "DroidSansFallbackFull.ttf", "msyh.ttc", "simsun.ttc", "malgun.ttf",                   # Windows
              "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf")                           # macOS
 FIRST_CJK = "\u2e80"  # the letters from here on are not in DejaVu Sans
-# DejaVu Sans comes with matplotlib. Importing matplotlib for its path would take half a second.
-LATIN_FONTS = (Path(importlib.util.find_spec("matplotlib").origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf",)
 
 
 def font_for(text, size):
     """Return (font, text). Letters that the font cannot draw become \\uXXXX in the text."""
-    font = load_font(CJK_FONTS, size) if max(text, default="") >= FIRST_CJK else None
+    font = load_cjk_font(size) if max(text, default="") >= FIRST_CJK else None
     last = FIRST_CJK if font is None else "\U0010ffff"
     text = "".join(letter if letter.isprintable() and letter < last else f"\\u{ord(letter):04x}" for letter in text)
-    return font or load_font(LATIN_FONTS, size), text
+    return font or load_font(size), text
 
 
 @functools.cache
-def load_font(names, size):
-    """Return the first of these fonts that the system has, or None."""
-    for name in names:
+def load_font(size):
+    """Return DejaVu Sans, which comes with matplotlib. Importing matplotlib for its path would take half a second."""
+    package = Path(importlib.util.find_spec("matplotlib").origin).parent
+    return ImageFont.truetype(package / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+@functools.cache
+def load_cjk_font(size):
+    """Return the first of CJK_FONTS that the system has, or None."""
+    for name in CJK_FONTS:
         with suppress(OSError):
             return ImageFont.truetype(name, size)
 

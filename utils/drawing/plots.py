@@ -46,7 +46,7 @@ def plot_roc(distances, genuine, thresholds, title, path):
     figure = new_figure(width=13, height=5.6)
     curve, histogram = figure.subplots(1, 2)
     lowest = 1 / max((~genuine).sum(), 10)
-    false_positive_rate, true_positive_rate, _ = roc(distances, genuine)
+    false_positive_rate, true_positive_rate = roc(distances, genuine)
     curve.plot(false_positive_rate, true_positive_rate, color="tab:gray", drawstyle="steps-post")
     bins = np.histogram_bin_edges(distances, 60)
     for label, of_kind, color in (("genuine pairs", genuine, "tab:blue"), ("impostor pairs", ~genuine, "tab:gray")):
@@ -55,11 +55,13 @@ def plot_roc(distances, genuine, thresholds, title, path):
     for (name, threshold), color in zip(thresholds.items(), ("tab:green", "tab:orange", "tab:red")):
         far, val = ((distances[of_kind] < threshold).mean() for of_kind in (~genuine, genuine))
         curve.plot(max(far, lowest), val, "o", color=color, clip_on=False, zorder=3,
-                   label=f"{name}: threshold {threshold:.3f}, VAL {val:.3f} at FAR {far:.4f}")
+                   label=f"{name}: threshold {threshold:.3f}, VAL {val:.3f} at FAR {'' if far else '<'}"
+                         f"{max(far, lowest):.4f}")
         histogram.axvline(threshold, color=color, linestyle="--")
         rates.append(val)
     curve.set(xscale="log", xlim=(lowest, 1), ylim=(max(-0.02, min(rates) - 0.15), 1.005),
-              xlabel="FAR (impostor pairs accepted)", ylabel="VAL (genuine pairs accepted)", title=title)
+              xlabel="FAR (impostor pairs accepted)", ylabel="VAL (genuine pairs accepted)",
+              title=title.replace("$", r"\$"))
     histogram.set(xlabel="L2 distance of the embeddings", ylabel="pairs", title="Distances, and the same thresholds")
     for axes in (curve, histogram):
         axes.grid(alpha=0.3, which="both")
@@ -75,7 +77,7 @@ def plot_history(rows, columns, best_epoch, path):
     """
     path = Path(path).absolute()
     figure = new_figure()
-    axes = figure.add_subplot(xlabel="epoch", ylabel=path.stem, title=path.parent.name)
+    axes = figure.add_subplot(xlabel="epoch", ylabel=path.stem, title=path.parent.name.replace("$", r"\$"))
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # whole epochs, even if there is only one
     for column, label in columns.items():
         points = [(row["epoch"], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]

@@ -18,7 +18,7 @@ import numpy as np
 from utils.common.errors import UserError
 from utils.common.files import atomic_write, identity_name
 from utils.evaluation.thresholds import count_impostors, fit_tail
-from utils.faces.images import EXTENSIONS, describe_unread
+from utils.faces.images import EXTENSIONS, describe_unread, extension
 
 CACHE_NAME = ".embeddings.npz"
 MIN_IDENTITIES = 20      # 190 pairs of identities, the fewest that show how alike they are
@@ -60,7 +60,7 @@ def open_gallery(folder, embed, settings, progress=None):
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: make one with a folder of images per person in it")
     paths, stamps, skipped = list_images(folder)
-    cache_path, key = folder / CACHE_NAME, json.dumps(settings, sort_keys=True)
+    cache_path, key, not_kept = folder / CACHE_NAME, json.dumps(settings, sort_keys=True), []
     cache = read_cache(cache_path, key)
     rows = find_rows(cache, paths, stamps)
     new = rows < 0
@@ -68,8 +68,8 @@ def open_gallery(folder, embed, settings, progress=None):
         cache = update_cache(cache, folder, paths, stamps, rows, embed, progress)
         try:
             write_cache(cache_path, key, cache)
-        except UserError as error:
-            skipped.append(f"{error}: the next query will embed the images again")
+        except (UserError, OSError) as error:
+            not_kept = [f"{error}: the next query will embed the images again"]
 
     usable = np.isfinite(cache.embeddings[:, 0])
     skipped += [f"{folder / cache.paths[row]}{cache.remarks[row]}" for row in np.flatnonzero(~usable)]
@@ -80,7 +80,7 @@ def open_gallery(folder, embed, settings, progress=None):
     remarks = [(f"{folder / path}: {remark}",) if remark else ()
                for path, remark in zip(paths, compress(cache.remarks, usable))]
     return Gallery(folder, paths, *list_identities(paths), cache.embeddings[usable], remarks, cache.uncertain[usable],
-                   cache.tail, int((new & usable).sum()), skipped)
+                   cache.tail, int((new & usable).sum()), skipped + not_kept)
 
 
 def list_images(folder):
@@ -91,21 +91,27 @@ def list_images(folder):
     paths, stamps, skipped, nested, unread = [], [], [], [], []
     folders = [("", folder)]
     for prefix, path in folders:  # grows by the folders inside the first one
-        for entry in sorted(os.scandir(path), key=attrgetter("name")):
+        try:
+            entries = sorted(os.scandir(path), key=attrgetter("name"))
+        except OSError as error:
+            skipped.append(f"{path} cannot be read ({error.strerror})")
+            continue
+        for entry in entries:
             name = entry.name
-            extension = name[name.rfind("."):].lower()
             if name[0] == ".":
                 continue
             if entry.is_dir():
                 nested.append(entry.path) if prefix else folders.append((f"{name}/", entry.path))
-            elif not entry.is_file():
-                skipped.append(f"{entry.path} is not a file")  # such as a link that leads nowhere
-            elif extension in EXTENSIONS:
-                stat = entry.stat()
+            elif extension(name) not in EXTENSIONS:
+                unread.append(name)
+            else:
+                try:
+                    stat = entry.stat()
+                except OSError as error:  # such as a link that leads nowhere
+                    skipped.append(f"{entry.path} cannot be read ({error.strerror})")
+                    continue
                 paths.append(prefix + name)
                 stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-            else:
-                unread.append(name)
     if line := describe_unread(unread):
         skipped.append(line)
     if nested:
@@ -174,10 +180,10 @@ def fit_gallery_tail(embeddings, identity):
 
     A sample of the images is enough in a large gallery.
     """
-    if len(np.unique(identity)) < MIN_IDENTITIES:
-        return np.zeros(0)
-    sample = np.unique(np.linspace(0, len(identity) - 1, MAX_TAIL_IMAGES).astype(np.int64))
+    sample = slice(None, None, 1 + len(identity) // MAX_TAIL_IMAGES)
     number = len(np.unique(identity[sample]))
+    if number < MIN_IDENTITIES:
+        return np.zeros(0)
     return np.array(fit_tail(count_impostors(embeddings[sample], identity[sample]), number * (number - 1) // 2))
 
 

@@ -17,7 +17,7 @@ class VerificationMetrics(NamedTuple):
     accuracy_standard_error: float  # ddof=1 / sqrt(folds)
     threshold: float                # mean over folds
     threshold_std: float
-    val: float                      # fraction of genuine pairs accepted (TAR), mean over folds
+    val: float | None               # fraction of genuine pairs accepted (TAR), mean over folds; None: see pair_metrics
     val_std: float
     far: float                      # fraction of impostor pairs accepted, mean over folds
     far_target: float
@@ -54,7 +54,7 @@ def verification_metrics(distances, genuine, folds=10, far_target=1e-3):
         val, far = accepted[genuine[test]].mean(), accepted[~genuine[test]].mean()
         rows.append((accuracy, threshold, val, far, far_threshold))
     accuracies, thresholds, vals, fars, far_thresholds = np.array(rows).T
-    false_positive_rate, true_positive_rate, _ = roc(distances, genuine)
+    false_positive_rate, true_positive_rate = roc(distances, genuine)
     return VerificationMetrics(
         accuracies.mean().item(), accuracies.std().item(), accuracies.std(ddof=1).item() / math.sqrt(folds),
         thresholds.mean().item(), thresholds.std().item(), vals.mean().item(), vals.std().item(),
@@ -101,17 +101,13 @@ def can_measure_far(genuine, far):
 
 
 def roc(distances, genuine):
-    """Return (false positive rate, true positive rate, threshold), each (K+1,), a point per distinct distance.
-
-    The threshold of a point accepts distances <= it. The first point accepts nothing.
-    """
+    """Return (false positive rate, true positive rate), each (K+1,): of nothing, and up to each distinct distance."""
     order = np.argsort(distances)
     distances, genuine = distances[order], genuine[order]
     last_of_value = np.append(distances[1:] > distances[:-1], True)
     true_positives = np.cumsum(genuine)[last_of_value]
     false_positives = np.cumsum(~genuine)[last_of_value]
-    return (np.append(0, false_positives) / (~genuine).sum(), np.append(0, true_positives) / genuine.sum(),
-            np.append(-np.inf, distances[last_of_value]))
+    return np.append(0, false_positives) / (~genuine).sum(), np.append(0, true_positives) / genuine.sum()
 
 
 def equal_error_rate(false_positive_rate, true_positive_rate):

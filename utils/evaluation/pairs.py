@@ -154,7 +154,7 @@ def read_bin(path):
 class Stored:
     """A numpy array, number or dtype as it is pickled: the parts of its constructor's call and of its state.
 
-    numpy does not rebuild it: numpy believes a dtype's state, and a false one makes pointers of the array's bytes.
+    numpy does not rebuild it: with a false dtype state it would use the array's bytes as pointers.
     """
 
     def __init__(self, *parts):
@@ -189,7 +189,7 @@ class PairsUnpickler(pickle.Unpickler):
 # The images of LFW
 
 def fetch_lfw():
-    """Return lfw_home/lfw of SCIKIT_LEARN_DATA: the original 250x250 images, downloaded by scikit-learn if missing."""
+    """Return scikit-learn's folder of the original 250x250 images, which are downloaded if they are missing."""
     from sklearn.datasets import fetch_lfw_people, get_data_home
     folder = Path(get_data_home(), "lfw_home", "lfw")
     if folder.is_dir():
@@ -215,7 +215,7 @@ def align_lfw(paths, folder, detector, progress):
     """Write the aligned crops of original LFW images to <folder>/<Person>/<Person>_0001.jpg and so on.
 
     Existing crops are kept, so that an interrupted run resumes. The usual landmarks replace those of a face that is not
-    found, because the list needs every image. Returns the number of such images. progress: such as tqdm.
+    found, because the list needs every image. Returns the number of new crops without a face. progress: such as tqdm.
     """
     def write(path):
         target = Path(folder, path.parent.name, f"{path.stem}.jpg")
@@ -253,7 +253,7 @@ def embed_pairs(net, pairs, **options):
 def pair_metrics(embeddings, pairs, far=1e-3, block=2048):
     """Return (VerificationMetrics, L2 distances (N,), float64) of embeddings (len(pairs.paths), D).
 
-    VAL and FAR are None if there are too few impostor pairs for this FAR.
+    val, val_std, far and far_threshold are None if there are too few impostor pairs for this FAR.
     block: pairs at once. A million pairs of 512 dimensions take 46 MB instead of 12 GB.
     Raises UserError for distances without metrics.
     """

@@ -161,7 +161,7 @@ def has_crop_size(size):
 def are_aligned(sources, most=24):
     """Return whether images show their faces where the template has them.
 
-    About `most` of them are judged. Images without a face do not count; without any, it is True. Raises NoDetector.
+    About `most` of them are judged. If none shows a face, the answer is True. Raises NoDetector.
     """
     offsets = []
     for index in range(0, len(sources), max(1, len(sources) // most)):

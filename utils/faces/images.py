@@ -135,7 +135,7 @@ def describe_unread(names):
     unread = Counter(extension(name) or "without extension" for name in names if extension(name) not in EXTENSIONS)
     if unread:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(unread.items()))
-        return f"left out: {kinds}: save images as .jpg or .png"
+        return f"left out, not read as images: {kinds}: save images as .jpg or .png"
 
 
 class EncodedImage(io.BytesIO):

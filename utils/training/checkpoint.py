@@ -28,7 +28,7 @@ def find_checkpoint(resume, save_dir):
 def read_checkpoint(path):
     """Return what `save_checkpoint` wrote, its tensors still on the disk. Raises UserError for any other file."""
     content = weights.load(path, "give the last.pt of a run", mmap=zipfile.is_zipfile(path))
-    if not isinstance(content, dict) or KEYS - content.keys():
+    if not isinstance(content, dict) or KEYS - content.keys() or "images_sha256" not in content["settings"]:
         raise UserError(f"{path} does not hold the state of a run of this version: start a new run, from weights with "
                         "--model-path")
     return content
@@ -57,7 +57,7 @@ def check_resumed(saved, args):
     now = vars(args)
     changed = {name: f"{name} was {saved[name]}, is {now[name]}" for name in saved
                if name not in FREE | NOT_SAVED and name in now and saved[name] != now[name]}
-    message = f"the resumed run differs: {'; '.join(changed.values())}"
+    message = f"{args.resume}: the resumed run differs: {'; '.join(changed.values())}"
     if changed and (not args.force or FIXED & changed.keys()):
         raise UserError(f"{message} (use --force; if {', '.join(sorted(FIXED))} differ, start a new run, from its "
                         "best.pth with --model-path)")

@@ -1,7 +1,7 @@
-"""Distillation: the student learns the embedding that a teacher gives each training image (arXiv 1503.02531).
+"""The targets of distillation: the embedding that a teacher gives each training image (arXiv 1503.02531).
 
-Teachers embed every training image once, before training starts, so a step costs no teacher. Unlike in Beyer et al.
-(CVPR 2022, arXiv 2106.05237), where the teacher sees the augmented image, the target of an image is always the same.
+Teachers embed every training image once, before training starts, so a step costs no teacher. The target of an image is
+always the same. In Beyer et al. (CVPR 2022, arXiv 2106.05237) the teacher sees the augmented image instead.
 """
 import hashlib
 from functools import partial
@@ -27,8 +27,8 @@ def teacher_embeddings(paths, dataset, flip, folder, device):
     flip: average each embedding with that of the horizontally flipped image. Each teacher's embeddings are kept in
     `folder`, in a file named by the hashes of the teacher and of the images. Every rank embeds its part of the images.
     """
-    images_sha256, tables = distributed.gather(hash_images(dataset.images) if distributed.is_main() else None)[0], []
-    part = range(*Shard(distributed.rank(), distributed.world_size()).bounds(len(dataset)))
+    part, tables = range(*Shard(distributed.rank(), distributed.world_size()).bounds(len(dataset))), []
+    images_sha256 = hashlib.sha256(b"".join(distributed.gather(hash_images(dataset.images, part)))).hexdigest()
     for path in paths:
         key = repr((hash_file(path), images_sha256, flip, tuple(dataset.input_shape), dataset.letterbox))
         file = Path(folder, f"teacher_{hashlib.sha256(key.encode()).hexdigest()[:16]}.pth")
@@ -43,17 +43,17 @@ def teacher_embeddings(paths, dataset, flip, folder, device):
     return torch.cat(tables, 1)
 
 
-def hash_images(images):
-    """Return the SHA-256 of the content of all images."""
-    digest = hashlib.sha256()
-    for index in range(len(images)):
+def hash_images(images, indices):
+    """Return the SHA-256 of the content of each of these images, 32 bytes each, one after another."""
+    hashes = bytearray()
+    for index in indices:
         try:
             source = images[index]
             content = source.getvalue() if hasattr(source, "getvalue") else Path(source).read_bytes()
         except (OSError, UserError):  # FaceDataset takes the next image
             content = b""
-        digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()
+        hashes += hashlib.sha256(content).digest()
+    return bytes(hashes)
 
 
 def embed_dataset(net, dataset, indices, flip=False):

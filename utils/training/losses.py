@@ -13,8 +13,8 @@ from utils.training.distillation import fit_projection, teacher_embeddings
 class LabelLoss(nn.Module):
     """`loss(images, labels, lam, targets)` returns (loss, correct): the cross-entropy of the margin logits of `net`.
 
-    loss: scalar, with gradient. correct: float (B,), 1 if the target's cosine, without margin, is the largest; NaN
-    without labels.
+    loss: scalar, with gradient. correct: float (B,), 1 if the target's cosine, without margin, is the largest, and 0
+    for unlabeled images; NaN if labels are not learned.
     images: float32 (B, 3, H, W) in [-1, 1]. labels: int64 (B,), or IGNORE. lam: (B,) of mixup (see nets/head.py), or
     None. targets: what `targets` returned. net: another network to use, such as the averaged one.
     """
@@ -64,7 +64,7 @@ class DistillationLoss(LabelLoss):
 
 
 def make_loss(args, net, images, labels, device):
-    """Return LabelLoss, or DistillationLoss with the targets of --teacher. images, labels: of the whole TrainingSet."""
+    """Return LabelLoss, or DistillationLoss with the targets of --teacher. images, labels: of the training set."""
     if not args.teacher:
         return LabelLoss(net)
     dataset = FaceDataset(images, labels, range(len(labels)), args.input_shape, args.letterbox_image)

@@ -124,9 +124,6 @@ class Run:
         with atomic_write(self.folder / "batch.png") as temporary:
             draw_batch(pixels, names[:64]).save(temporary, format="png")
 
-    def resume_command(self):
-        return f"python {shlex.join(sys.argv[:1])} --resume {shlex.quote(str(self.folder))}"
-
     @on_main
     def print_best(self):
         """Print the best epoch, and what to do with it."""
@@ -144,13 +141,14 @@ def describe_row(row):
 def make_folder(save_dir, backbone):
     """Make <save_dir>/<time>_<backbone>/, which no other run has, and return its path."""
     folder = Path(save_dir, f"{time.strftime('%Y_%m_%d_%H_%M_%S')}_{backbone}")
-    while folder.exists():  # another run has started in this second
-        folder = folder.with_name(f"{folder.name}_2")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot make {folder} ({error.strerror}): choose another --save-dir") from None
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # another run has started in this second
+            folder = folder.with_name(f"{folder.name}_2")
+        except OSError as error:
+            raise UserError(f"cannot make {folder} ({error.strerror}): choose another --save-dir") from None
 
 
 def commit():

@@ -1,5 +1,4 @@
 """TrainState: everything that a training step reads and changes, and what last.pt holds of it."""
-import copy
 import math
 
 import torch
@@ -99,13 +98,15 @@ class TrainState:
         """Continue from what `state_dict` returned, with any number of ranks. Raises UserError if it does not fit."""
         head = self.net.head
         own, shape = slice(*head.shard.bounds(head.classes)), (head.classes, head.weight.shape[1])
+
+        def copy_own(tensor):  # the file's tensors stay on the disk, and a slice would keep all rows
+            return (tensor[own] if tensor.shape == shape else tensor).clone()
         groups = self.optimizer.state_dict()["param_groups"]  # of these settings, which --force may have changed
         try:
-            state = weights.map_tensors(state, lambda tensor: tensor[own] if tensor.shape == shape else tensor)
+            state = weights.map_tensors(state, copy_own)
             self.net.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
-            # A copy, because the file's tensors stay on the disk.
-            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]) | {"param_groups": groups})
+            self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
             self.loss_scale.load_state_dict(state["loss_scale"])
             if state["projection"] is not None:
                 self.loss_fn.projection.copy_(state["projection"])
@@ -134,9 +135,8 @@ class TrainState:
                f"{sum(parameter.numel() for parameter in self.net.parameters()):,} parameters")
         precision = str(self.autocast_dtype or "float32").removeprefix("torch.")
         yield f"device: {describe_device(self.device, args.bf16)}, {distributed.world_size()} rank(s), {precision}"
-        limits = "as given"
-        if args.scale_lr:
-            limits = "scaled with the batch, within {:g} to {:g}".format(*optim.LIMITS[args.optimizer_type])
+        low, high = optim.LIMITS[args.optimizer_type]
+        limits = f"scaled with the batch, within {low:g} to {high:g}" if args.scale_lr else "as given"
         yield f"learning rate: {rate.peak:g}, at the end {rate.lowest:g} ({limits})"
 
 

@@ -39,6 +39,8 @@ def export(arcface, path):
             cosine = (embeddings * arcface.embed_anything(images)).sum(1).min()
             if not cosine >= MIN_COSINE:  # also if it is NaN
                 raise UserError(f"ONNX Runtime disagrees with PyTorch: an image's embeddings have cosine {cosine:.7f}")
+    except UserError:
+        raise
     except ModuleNotFoundError as error:
         raise UserError(f"exporting to {path} needs the package {error.name}: {INSTALL}") from None
     except Exception as error:  # mostly an onnxscript of another age than torch, which may raise anything
@@ -80,7 +82,8 @@ def to_onnx(net, images, metadata):
         model = torch.onnx.export(
             net, (images,), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             input_names=["images"], output_names=["embeddings"],
-            opset_version=18).model_proto  # the oldest that the exporter writes itself: what reads newer ones reads it
+            opset_version=18,  # the oldest that the exporter writes itself: what reads newer ones reads it too
+        ).model_proto
     for part in (model.graph, *model.graph.node):  # how it was made, with this machine's paths
         part.ClearField("metadata_props")
     onnx.helper.set_model_props(model, metadata)
