@@ -135,10 +135,10 @@ class Arcface:
         images, errors = list(images), {}
         found = [None] * len(images)
 
-        def attempt(look, index):
-            """Return look(image), or None for an image that is skipped."""
+        def attempt(function, index):
+            """Return function(image), or None for an image that is skipped."""
             try:
-                return look(images[index])
+                return function(images[index])
             except UserError as error:
                 if on_error != "skip" or isinstance(error, NoDetector):  # without a detector no image is at fault
                     raise
@@ -170,7 +170,7 @@ class Arcface:
         return float(np.linalg.norm(first - second))
 
     def verify(self, image_1, image_2):
-        """Return the Match of two images. It is "not sure" if a face is too small or hardly a face to the detector."""
+        """Return the Match of two images: "not sure" between two thresholds, and if a face is small or hardly a face."""
         pair = self.find(image_1), self.find(image_2, 1)
         return judge(self.detect_image(*pair), self.pair_threshold, pair)
 
@@ -246,7 +246,7 @@ class Arcface:
 
 
 def judge(distance, threshold, faces, uncertain=False, remarks=()):
-    """Return the Match at a distance of these CroppedFaces. uncertain, remarks: those of a gallery's image."""
+    """Return the Match of these CroppedFaces at a distance. uncertain, remarks: those of a gallery's image."""
     verdict = "not sure" if uncertain or any(face.doubts for face in faces) else threshold.verdict(distance)
     remarks = *(f"{face.name}: {remark}" for face in faces for remark in face.remarks), *remarks
     return Match(distance, 1 - distance ** 2 / 2, threshold.value, distance < threshold.value, verdict, remarks)
