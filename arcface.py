@@ -170,7 +170,7 @@ class Arcface:
         return float(np.linalg.norm(first - second))
 
     def verify(self, image_1, image_2):
-        """Return the Match of two images: "not sure" between two thresholds, and if a face is small or hardly a face."""
+        """Return the Match of two images. It is "not sure" between two thresholds, or if a face is small or unclear."""
         pair = self.find(image_1), self.find(image_2, 1)
         return judge(self.detect_image(*pair), self.pair_threshold, pair)
 
