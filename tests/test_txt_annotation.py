@@ -25,7 +25,7 @@ def test_it_writes_the_list_and_sums_up(call_script, tmp_path):
     result = call_script("txt_annotation.py")
     assert result.returncode == 0, result.stderr
     assert "3 people, 9 images, 1 / 2 / 6 images per person (min / median / max), 3 skipped" in result.stdout
-    for name, reason in (("README.md", "a file beside"), ("cy/broken.JPG", "not a"), ("aaa", "no image")):
+    for name, reason in (("README.md", "not the folder of a person"), ("cy/broken.JPG", "not a"), ("aaa", "no image")):
         assert re.search(rf"^skipped {re.escape(str(root / name))}: .*{reason}", result.stdout, re.MULTILINE)
     assert result.stdout.endswith("wrote cls_train.txt and cls_classes.txt\n")
     written = (tmp_path / "cls_train.txt").read_bytes()

@@ -64,7 +64,7 @@ def test_crops_and_remarks_are_written_and_photos_never_touched(photos, crops):
     assert found.pop("ann/text.jpg").startswith("left out: does not decode")
     assert found.pop("ann/small.png").endswith("pixels between the eyes")
     assert found == {"ann/sky.png": "left out: shows no face", "ann/two.png": "2 faces, number 1 counts",
-                     "stray.jpg": "left out: a file beside the person folders, or a hidden folder"}
+                     "stray.jpg": "left out: not the folder of a person"}
 
 
 def test_a_second_run_keeps_crops_and_remarks_and_leaves_files_of_others(photos, crops):

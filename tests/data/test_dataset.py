@@ -160,7 +160,7 @@ def test_unlabeled_images_are_found_however_deep(tmp_path, capsys):
     assert {path.removeprefix(f"{folder}/") for path in paths} == {"b.jpg", "a/d.JPEG", "a/deep/est/c.png",
                                                                    os.fsdecode(b"b\xff.jpg")}
     printed = capsys.readouterr().out
-    assert "4 unlabeled images" in printed and "left out: 1 .heic, 1 .txt:" in printed
+    assert "4 unlabeled images" in printed and "not read as images: 1 .heic, 1 .txt:" in printed
     for name in ("empty", "missing"):
         with pytest.raises(UserError, match=f"{name}.*--unlabeled"):
             read_unlabeled(tmp_path / name)
@@ -171,12 +171,12 @@ def test_unlabeled_images_follow_those_of_a_rec_file(tmp_path):
                                            for number, label in enumerate([0, 0, 1, 1], 1)])
     folder = place(tmp_path / "more", "a.jpg", "b.jpg")
     settings = SimpleNamespace(annotation_path=str(records), datasets_path=None, unlabeled=str(folder))
-    found = read_training_set(settings)
-    assert found.labels.tolist() == [0, 0, 1, 1, IGNORE, IGNORE] and found.class_names == ["0", "1"]
-    dataset = FaceDataset(found.images, found.labels, torch.arange(6), (8, 8), True)
+    images, labels, class_names, sha256 = read_training_set(settings)
+    assert labels.tolist() == [0, 0, 1, 1, IGNORE, IGNORE] and class_names == ["0", "1"]
+    dataset = FaceDataset(images, labels, torch.arange(6), (8, 8), True)
     assert [dataset[index][1:] for index in (1, 3, 5)] == [(0, 1), (1, 3), (IGNORE, 5)]
     place(folder, "c.jpg")
-    assert read_training_set(settings).sha256 != found.sha256
+    assert read_training_set(settings)[3] != sha256
 
 
 def test_identities_that_are_in_a_benchmark_too_are_reported(capsys):

@@ -53,7 +53,8 @@ def test_what_is_no_image_is_skipped_with_its_reason(tmp_path):
     scanned = scan(tmp_path)
     assert {name: len(images) for name, images in scanned.identities.items()} == {"ann": 2, "bob": 2}
     for name, reason in {
-            "README.md": "beside", ".DS_Store": "beside", "face beside the folders.png": "beside", ".cache": "hidden",
+            "README.md": "not the folder", ".DS_Store": "not the folder", ".cache": "not the folder",
+            "face beside the folders.png": "not the folder",
             "cy": "no image", "ann/README.md": "extension", "ann/.DS_Store": "extension",
             "ann/.hidden.png": "extension", "ann/nested": "--datasets-path",
             "ann/phone.HEIC": "save it as", "bob/empty.jpg": "decode",

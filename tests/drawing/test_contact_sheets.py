@@ -35,6 +35,7 @@ STIX = Path(matplotlib.__file__).parent / "mpl-data" / "fonts" / "ttf" / "STIXGe
 def no_system_fonts(monkeypatch):
     """The machine's fonts must not decide."""
     monkeypatch.setattr(contact_sheets, "CJK_FONTS", ("no such font.ttf",))
+    contact_sheets.load_cjk_font.cache_clear()
 
 
 def face(color=(90, 90, 90)):
@@ -72,6 +73,7 @@ def test_letters_without_a_font_are_written_as_numbers(text, expected):
 
 def test_a_cjk_font_of_the_system_is_used_for_cjk_alone(monkeypatch):
     monkeypatch.setattr(contact_sheets, "CJK_FONTS", ("no such font.ttf", str(STIX)))
+    contact_sheets.load_cjk_font.cache_clear()
     for text, name in (("Li 王", "STIXGeneral"), ("Li", "DejaVu Sans")):
         font, drawn = font_for(text, 16)
         assert (drawn, font.getname()[0]) == (text, name)
