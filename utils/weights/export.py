@@ -38,8 +38,7 @@ def export(arcface, path):
             embeddings = OnnxModel(temporary)(inputs).numpy().astype(np.float64)
             cosine = (embeddings * arcface.embed_anything(images)).sum(1).min()
             if not cosine >= MIN_COSINE:  # also if it is NaN
-                raise UserError(f"{path} is not kept, ONNX Runtime disagrees with PyTorch: an image's embeddings have "
-                                f"cosine {cosine:.7f}")
+                raise UserError(f"{path}: ONNX Runtime disagrees with PyTorch: an image has cosine {cosine:.7f}")
     except UserError:
         raise
     except ModuleNotFoundError as error:
