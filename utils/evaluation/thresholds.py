@@ -75,7 +75,7 @@ class Thresholds:
         self.benchmark = self.record.get("benchmark", "LFW")
 
     def for_pair(self):
-        """Return the Threshold for two images: by default the one of best accuracy, "not sure" from FAR 0.001 on.
+        """Return the Threshold for two images: by default that of best accuracy, "not sure" down to that of FAR 0.001.
 
         Raises UserError if the operating point was not measured for these weights.
         """
@@ -95,9 +95,9 @@ class Thresholds:
         """Return the Threshold for one face against a gallery of so many images.
 
         tail: the gallery's own impostor tail, or () for a gallery of few identities.
-        The threshold limits the fraction of unknown identities that are identified: to 1%, or to that of far-0.01 and
-        far-0.001. An unknown face is compared with every image, so the FAR of one comparison is that fraction divided
-        by the number of images (Boole's inequality). The impostor curve of the weights and the tail of the gallery each
+        At most 1% of unknown identities are identified, with far-0.001 at most 0.1%. An unknown face is compared with
+        every image, so the FAR of one comparison is this fraction divided by the number of images (Boole's
+        inequality). The impostor curve of the weights and the tail of the gallery each
         give a distance for this FAR. The smaller one is used, because the people of a gallery may be more alike than
         those of LFW. In galleries of children, or of Indian or Asian adults, the curve alone identified 30% to 44% of
         unknown people like them, and the smaller distance 0.4% to 4%. Raises UserError for best-accuracy.
@@ -230,7 +230,7 @@ def quantile(counts, far):
 def fit_tail(counts, pairs):
     """Return the line of fit_line() through the tail of a histogram of distances.
 
-    The fit ends at the FAR of ten of the `pairs`, so that one person under two names does not tilt it.
+    FARs from 0.3 down to 10 / pairs are fitted. In smaller ones, one person under two names would tilt the line.
     """
     return fit_line({far: quantile(counts, far) for far in np.geomspace(0.3, 10 / pairs, 30)})
 

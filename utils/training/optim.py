@@ -34,7 +34,7 @@ class LearningRate:
     "step": ten equal stretches, from the peak to the lowest rate by a constant factor.
     milestones: epochs at which the rate is divided by ten, such as 20.5. If given, they replace the decay.
     warmup_epochs: None is 10% of the run (at least 1, at most 3 epochs) for "cos", and no warm-up otherwise. If it is
-    given, the flat end has no minimum length.
+    given, the flat end may be shorter than an epoch.
     These are the published rules, except that the rate changes with every step instead of every epoch.
     """
     decay: str

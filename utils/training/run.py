@@ -64,7 +64,7 @@ class Run:
     @on_main
     def log(self, row):
         """Add one epoch's row to log.csv, the curves and TensorBoard, and print it."""
-        self.rows.append(row | {name: math.nan for name in COLUMNS if name not in row})  # --eval's order stays
+        self.rows.append(row | {name: math.nan for name in COLUMNS if name not in row})  # in the order of --eval
         print(f"epoch {row['epoch']}  {describe_row(row)}", flush=True)
         written = self.attempt("log.csv", self.write_log)
         self.attempt("loss.png", self.plot, "loss.png", {"train_loss": "train", "val_loss": "validation"})

@@ -47,7 +47,7 @@ class TrainState:
             peak, lowest = optim.scale_learning_rate(args.init_lr, args.min_lr_ratio,
                                                      batches.batch_size * args.accumulate, args.optimizer_type)
         self.net, self.loss_fn, self.device = net, loss_fn, device
-        # Each rank has its own rows of a sharded head; a head without labels to learn has no gradient.
+        # Each rank has its own rows of a sharded head; with --label-weight 0 the head has no gradient.
         ignored = ["net.head.weight"] if args.shard_head or not args.label_weight else []
         self.wrapped_loss = distributed.wrap(loss_fn, device, ignored)
         self.optimizer = optim.make_optimizer(net, args, peak)

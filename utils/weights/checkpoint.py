@@ -17,8 +17,8 @@ from utils.weights.onnx_model import OnnxModel
 # nothing above 50, and weights above 1e9 are those of a run that diverges.
 LARGEST = 1e9
 AGAIN = "copy or download it again"
-# Under which keys other programs keep a state dict (the last one is insightface's), and the prefixes of their names:
-# of DistributedDataParallel, of networks that hold a backbone, and of torch.compile, which may be inside a name.
+# Keys under which other programs store a state dict (the last one is insightface's). Prefixes that are removed: of
+# DistributedDataParallel, of a network around the backbone, and of torch.compile, which may also be inside a name.
 WRAPPERS = ("state_dict", "model", "net", "state_dict_backbone")
 PREFIXES = re.compile(r"^((module|backbone|_orig_mod)\.)+|(?<=\.)_orig_mod\.")
 
