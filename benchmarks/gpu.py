@@ -180,11 +180,11 @@ def measure_training(bench, backbone, batch, mode):
     moved = bench.dtype.itemsize * batch * moved + 20 * sum(tensor.numel() for tensor in net.parameters())
     floor = max(moved / bench.copy_rate, 6 * batch * macs / bench.matrix_rate)
     eager = bench.losses.setdefault((backbone, batch), losses)
-    figures = {"ms": 1e3 * seconds, "img/s": round(batch / seconds), "floor img/s": round(batch / floor),
+    metrics = {"ms": 1e3 * seconds, "img/s": round(batch / seconds), "floor img/s": round(batch / floor),
                "loss difference": max(abs(a - b) / abs(a) for a, b in zip(eager, losses))}
     with suppress(Exception):  # a profiler that fails does not cost the speed
-        figures |= profile_step(bench, step, seconds)
-    return figures
+        metrics |= profile_step(bench, step, seconds)
+    return metrics
 
 
 def measure_head(bench, batch, dimensions, classes):

@@ -86,6 +86,13 @@ def test_curves_count_whole_epochs_and_mark_the_best(figures, tmp_path, epochs):
     assert list(axes.lines[-1].get_xdata()) == [epochs, epochs]
 
 
+def test_dollars_in_names_are_no_mathematics(tmp_path):
+    folder = tmp_path / r"a$\q$"
+    plot_history(history(2, train_loss=float), {"train_loss": r"eval/$\q$_accuracy"}, 1, folder / "loss.png")
+    plot_roc(*make_pairs(1000, 0.4), THRESHOLDS, r"$\q$", folder / "roc.png")
+    assert sorted(path.name for path in folder.iterdir()) == ["loss.png", "roc.png"]
+
+
 def test_a_series_without_numbers_is_left_out_and_one_with_gaps_is_drawn(figures, tmp_path):
     draw_history(history(9, train_loss=lambda epoch: math.nan if epoch % 3 == 0 else epoch), tmp_path)
     draw_history(history(3), tmp_path)

@@ -32,7 +32,8 @@ def save_figure(figure, path):
 
 def add_legend(figure, *panels):
     """Add a legend of the curves of these axes below all axes."""
-    curves = [curve for axes in panels for curve in zip(*axes.get_legend_handles_labels())]
+    curves = [(curve, label.replace("$", r"\$")) for axes in panels
+              for curve, label in zip(*axes.get_legend_handles_labels())]
     if curves:
         figure.legend(*zip(*curves), loc="outside lower center")
 

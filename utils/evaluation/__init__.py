@@ -1,1 +1,1 @@
-"""Faces in, figures out: embeddings, their distances, and the thresholds and people found by them."""
+"""Faces in, metrics out: embeddings, their distances, and the thresholds and people found by them."""

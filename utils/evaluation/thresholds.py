@@ -96,11 +96,11 @@ class Thresholds:
 
         tail: the gallery's own impostor tail, or () for a gallery of few identities.
         At most 1% of unknown identities are identified, with far-0.001 at most 0.1%. An unknown face is compared with
-        every image, so the FAR of one comparison is this fraction divided by the number of images (Boole's
-        inequality). The impostor curve of the weights and the tail of the gallery each
-        give a distance for this FAR. The smaller one is used, because the people of a gallery may be more alike than
-        those of LFW. In galleries of children, or of Indian or Asian adults, the curve alone identified 30% to 44% of
-        unknown people like them, and the smaller distance 0.4% to 4%. Raises UserError for best-accuracy.
+        every image, so the FAR of one comparison is this fraction divided by the number of images (Boole's inequality).
+        The impostor curve of the weights and the tail of the gallery each give a distance for this FAR. The smaller one
+        is used, because the people of a gallery may be more alike than those of LFW. In galleries of children, or of
+        Indian or Asian adults, the curve alone identified 30% to 44% of unknown people like them, and the smaller
+        distance 0.4% to 4%. Raises UserError for best-accuracy.
         """
         if self.given is not None:
             return Threshold(float(self.given), "on the distance")

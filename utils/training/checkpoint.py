@@ -39,9 +39,8 @@ def save_checkpoint(state, run, args):
 
     Raises UserError for weights that are not finite or huge; last.pt stays as it was.
     """
-    content = state.state_dict() | {
-        "rows": run.rows,
-        "settings": {name: value for name, value in vars(args).items() if name not in NOT_SAVED}}
+    settings = {name: value for name, value in vars(args).items() if name not in NOT_SAVED}
+    content = state.state_dict() | {"rows": run.rows, "settings": settings}
     if distributed.is_main():
         try:
             weights.save(content, run.folder / "last.pt")
