@@ -143,7 +143,8 @@ def test_a_backbone_that_does_not_compile_runs_eagerly(monkeypatch):
 
 @pytest.mark.parametrize(("flags", "line"), [
     ([], "learning rate: 0.1, at the end 0.001 (scaled with the batch, within 0.0005 to 0.1)"),
-    (["--no-scale-lr"], "learning rate: 5, at the end 0.05 (as given)")])
+    (["--no-scale-lr"], "learning rate: 5, at the end 0.05 (as given)"),
+    (["--no-scale-lr", "--milestones", "0.5"], "learning rate: 5, at the end 0.5 (as given)")])
 def test_the_learning_rate_after_scaling_is_printed(flags, line):
     state, args = make_state("--batch-size", 4, "--init-lr", 5, *flags)
     assert line in state.describe(FakeLoader([]).batch_sampler, None, args)

@@ -137,7 +137,7 @@ class TrainState:
         yield f"device: {describe_device(self.device, args.bf16)}, {distributed.world_size()} rank(s), {precision}"
         low, high = optim.LIMITS[args.optimizer_type]
         limits = f"scaled with the batch, within {low:g} to {high:g}" if args.scale_lr else "as given"
-        yield f"learning rate: {rate.peak:g}, at the end {rate.lowest:g} ({limits})"
+        yield f"learning rate: {rate.peak:g}, at the end {rate(rate.total_steps - 1):g} ({limits})"
 
 
 def new_sums():
