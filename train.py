@@ -13,6 +13,7 @@ The flags are in utils/training/settings.py. One step, in order: main, train_one
 then LabelLoss, MarginHead.losses (nets/head.py) and SoftmaxTerms (nets/softmax.py).
 """
 import math
+import shlex
 import time
 from itertools import islice
 
@@ -34,6 +35,7 @@ from utils.training.run import Run, StopRequest, progress_bar
 from utils.training.settings import check_ranks, parse_args
 from utils.training.state import MEMORY_FORMAT, TrainState, compile_if_it_pays, make_net, new_sums
 from utils.training.validation import measure_benchmarks, read_benchmarks, validate
+from utils.weights.checkpoint import InvalidWeights
 
 
 @script
@@ -69,29 +71,29 @@ def main():
 
     while state.epoch < args.epochs:
         try:
-            train_one_epoch(state, train_loader, run, stop, args)
-        except UserError:
+            stopped = train_one_epoch(state, train_loader, run, stop, args)
+        except InvalidWeights:
             raise
         except Exception:  # such as a device out of memory; with several ranks the others cannot know of it
             if distributed.world_size() == 1:
                 save_checkpoint(state, run, args)
             raise
         save_checkpoint(state, run, args)  # so that an error in the evaluation does not lose the epoch
-        if stop.received:
+        if stopped:
             break
         finish_epoch(state, run, val_loader, benchmarks, args)
         save_checkpoint(state, run, args)
-    stopped = state.epoch < args.epochs
     if stopped:
-        print(f"stopped after step {state.step}, continue with: python train.py --resume {run.folder}", flush=True)
+        print(f"stopped after step {state.step}, continue with: "
+              f"python train.py --resume {shlex.quote(str(run.folder))}", flush=True)
     else:
         run.print_best()
     distributed.stop()
-    return 128 + stop.received if stopped else 0
+    return 128 + stopped if stopped else 0
 
 
 def train_one_epoch(state, loader, run, stop, args):
-    """Train on what is left of the epoch, or until a signal has come to one of the ranks.
+    """Train on what is left of the epoch, or until a signal has come to one of the ranks. Return its number, or 0.
 
     loader: a DataLoader over EpochBatches.
     """
@@ -116,13 +118,13 @@ def train_one_epoch(state, loader, run, stop, args):
 
             due = 0 < args.checkpoint_every * 60 < now - saved
             received, due = map(int, distributed.reduce([stop.received, due], largest=True))
-            stop.received = received
             if received:
-                return
+                return received
             if due:
                 save_checkpoint(state, run, args)
                 saved = now
-            began = now
+            began = time.perf_counter()
+    return 0
 
 
 def train_step(state, batches, args):
@@ -138,8 +140,6 @@ def train_step(state, batches, args):
     seed = mix_seeds(args.seed, state.step)
     torch.manual_seed(seed + distributed.rank())  # of dropout: a resumed run draws the same
     state.optimizer.zero_grad(set_to_none=True)
-    for _, labels, _ in batches:
-        state.net.head.check_labels(labels[labels != IGNORE])  # here, while they are on the CPU
     labels = [send(labels, state.device) for _, labels, _ in batches]
     losses, correct = [], []
     with sampled_head(state.net.head, state.optimizer, torch.cat(labels), args.sample_rate, seed):
@@ -177,8 +177,8 @@ def check_step(state, loss, norm, lr):
     """
     where = f"at step {state.step} (epoch {state.epoch + 1}, learning rate {lr:.3g})"
     if not math.isfinite(loss) or not (math.isfinite(norm) or state.loss_scale.enabled):
-        raise UserError(f"the loss is {loss} and the gradient norm {norm} {where}: lower --init-lr, or set --grad-clip "
-                        "5; last.pt, if there is one, holds an earlier state")
+        raise InvalidWeights(f"the loss is {loss} and the gradient norm {norm} {where}: lower --init-lr, or set "
+                             "--grad-clip 5; last.pt, if there is one, holds an earlier state")
     if not math.isfinite(norm) and state.loss_scale.value < 2:
         raise UserError(f"the gradients exceed fp16 {where}: resume with --no-fp16 --bf16 --force")
 

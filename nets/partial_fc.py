@@ -100,10 +100,9 @@ def sample_rows(head, labels, rate, seed):
     """Return ascending rows of `weight`: those of the labels of all ranks, and random ones."""
     count = len(head.weight)
     positive = head.rows_of(head.shard.gather(labels).flatten())
-    priority = torch.rand(count, generator=torch.Generator().manual_seed(seed + head.shard.rank))
+    # The extra entry is of the labels of other ranks.
+    priority = torch.rand(count + 1, generator=torch.Generator().manual_seed(seed + head.shard.rank))
     if labels.is_cuda:
         priority = priority.pin_memory().to(labels.device, non_blocking=True)
-    # Labels of other ranks go to an extra entry, which is cut off.
-    priority = torch.cat([priority, priority.new_zeros(1)])
     priority = priority.index_fill_(0, positive.where(positive >= 0, count), 2)[:count]
     return priority.topk(min(count, max(int(rate * count), len(positive)))).indices.sort().values

@@ -31,6 +31,7 @@ def test_train_without_an_annotation_is_a_user_error(run_script, tmp_path):
     (["--batch-size", "1"], ["--batch-size"]), (["--init-epoch", "100"], ["--init-epoch"]),
     (["--augment", "color,mixup"], ["--augment", "mixup"]),
     (["--model-path", "gone.pth"], ["gone.pth"]), (["--pretrained"], ["mobilefacenet_backbone_weights.pth"]),
+    (["--model-path", "a.pth", "--pretrained"], ["--model-path", "--pretrained"]), (["--seed", "9" * 20], ["--seed"]),
     (["--model-path", "cls_train.txt"], ["cls_train.txt"]), (["--init-lr", "nan"], ["--init-lr"]),
     (["--min-lr-ratio", "0"], ["--min-lr-ratio"]), (["--weight-decay", "1", "1", "1"], ["--weight-decay"]),
     (["--lfw-eval", "--lfw-pairs", "gone.txt"], ["gone.txt", "--lfw-pairs"]),

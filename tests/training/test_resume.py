@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,16 @@ from training_data import (
     assert_same_weights,
     make_args,
     make_state,
+    noise_batch,
     only_run,
     train_command,
     weights,
     write_faces,
 )
 
+from train import train_step
 from utils.common.errors import UserError
+from utils.data.dataset import batches_of
 from utils.training.checkpoint import check_resumed, read_checkpoint, save_checkpoint
 from utils.training.losses import LabelLoss
 from utils.training.run import Run, StopRequest
@@ -174,6 +178,25 @@ def test_an_unexpected_error_is_raised_after_the_state_is_saved(train_here, monk
     with pytest.raises(torch.OutOfMemoryError):
         train_here()
     assert last_state(Path("logs"))["step"] == 2
+
+
+def test_images_that_cannot_be_read_do_not_cost_the_steps_before(train_here, monkeypatch):
+    def take_three(loader):
+        yield from islice(batches_of(loader), 3)
+        raise UserError("100 images in a row cannot be read")
+    monkeypatch.setattr("train.batches_of", take_three)
+    assert_user_error(train_here()[0], "cannot be read")
+    assert last_state(Path("logs"))["step"] == 3
+
+
+def test_an_average_that_begins_with_a_resume_begins_at_the_saved_weights(tmp_path):
+    state, args = make_state()
+    train_step(state, [noise_batch()], args)
+    save_checkpoint(state, Run(tmp_path, {}), args)
+    resumed, _ = make_state("--ema", 0.99, "--seed", 12)
+    resumed.load_state_dict(read_checkpoint(tmp_path / "last.pt"))
+    name = "arcface.sep.weight"
+    assert torch.equal(resumed.exported_weights(args)[name], state.net.state_dict()[name])
 
 
 def test_the_averaged_weights_are_saved(train_here):

@@ -82,12 +82,24 @@ def test_a_signal_ends_the_epoch_after_its_step_and_the_next_call_trains_the_res
     stop = StopRequest()
     stop.received = 15
     loader = FakeLoader([noise_batch(), noise_batch(seed=2)])
-    train_one_epoch(state, loader, None, stop, args)
+    assert train_one_epoch(state, loader, None, stop, args) == 15
     assert (state.step, state.batch, state.sums["images"]) == (1, 1, 4)
     stop.received = 0
-    train_one_epoch(state, FakeLoader(loader[1:]), None, stop, args)
+    assert train_one_epoch(state, FakeLoader(loader[1:]), None, stop, args) == 0
     assert (state.step, state.batch, state.sums["images"]) == (2, 2, 8)
-    assert math.isfinite(state.epoch_metrics()["loss"]) and stop.received == 0
+    assert math.isfinite(state.epoch_metrics()["loss"])
+
+
+def test_a_signal_to_another_rank_stops_this_one_and_one_to_this_rank_alone_does_not(monkeypatch):
+    state, args = make_state()
+    stop = StopRequest()
+
+    def signal_during_the_exchange(values, largest):
+        stop.received = 2
+        return [15, 0]
+    monkeypatch.setattr("train.distributed.reduce", signal_during_the_exchange)
+    assert train_one_epoch(state, FakeLoader([noise_batch()]), None, stop, args) == 15
+    assert stop.received == 2  # not lost
 
 
 def test_in_the_last_epochs_batch_norm_is_in_eval_mode_and_still_learns():
@@ -148,6 +160,11 @@ def test_a_backbone_that_does_not_compile_runs_eagerly(monkeypatch):
 def test_the_learning_rate_after_scaling_is_printed(flags, line):
     state, args = make_state("--batch-size", 4, "--init-lr", 5, *flags)
     assert line in state.describe(FakeLoader([]).batch_sampler, None, args)
+
+
+def test_with_fewer_batches_than_accumulate_the_rate_is_that_of_the_images_of_a_step():
+    state, _ = make_state("--batch-size", 4, "--accumulate", 100)  # an epoch has 2 batches
+    assert state.learning_rate.peak == pytest.approx(1e-2 * 8 / 64)
 
 
 def test_a_state_that_is_not_finite_never_replaces_a_good_one(tmp_path):

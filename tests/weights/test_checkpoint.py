@@ -12,6 +12,7 @@ import torch
 from conftest import BUNDLED, Calls, write_small_weights
 
 from nets.arcface import ArcfaceNet
+from nets.partial_fc import Shard
 from utils.common.errors import UserError
 from utils.common.files import hash_file
 from utils.weights.checkpoint import (
@@ -87,14 +88,15 @@ def test_the_backbone_is_inferred_from_names_and_shapes(eighteen):
     assert load_embedder(BUNDLED, "arcface_mobilefacenet").backbone == "mobilefacenet"
 
 
-@pytest.mark.parametrize("classes, loaded", [(5, True), (6, False), (None, False)])
-def test_a_head_is_loaded_if_its_number_of_classes_is_equal(state, tmp_path, classes, loaded):
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("classes, loaded", [(6, True), (3, False), (7, False), (None, False)])
+def test_a_head_is_loaded_if_its_number_of_classes_is_equal(state, tmp_path, classes, loaded, ranks):
     head = {} if classes is None else {"head.weight": torch.full((classes, 128), 0.5)}
     save(state | head, tmp_path / "weights.pth")
-    net = ArcfaceNet(5)
+    net = ArcfaceNet(6, shard=Shard(0, ranks))
     before = net.head.weight.detach().clone()
     assert ("backbone and head" in load_for_training(net, tmp_path / "weights.pth")) is loaded
-    assert torch.equal(net.head.weight, head["head.weight"] if loaded else before)
+    assert torch.equal(net.head.weight, head["head.weight"][:6 // ranks] if loaded else before)
     assert torch.equal(net.state_dict()[STEM], state[STEM])
 
 

@@ -63,9 +63,11 @@ def wrap(objective, device, ignored=()):
         return objective
     from torch.nn.parallel import DistributedDataParallel
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, ignored)  # there is no public way
-    # broadcast_buffers: each rank keeps its own running statistics until copy_buffers_of_main().
-    return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
-                                   broadcast_buffers=False, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
+                                      gradient_as_bucket_view=True)
+    # Each rank keeps its own running statistics until copy_buffers_of_main(). torch 2.14 renames the argument for it.
+    wrapped.broadcast_buffers = False
+    return wrapped
 
 
 def copy_buffers_of_main(net):

@@ -19,8 +19,8 @@ MAX_DRAWS = 5  # random numbers that one kind draws for an image
 def augment(images, seed, epoch, batch, kinds=()):
     """Normalise and augment a batch. Return (float32 (B, 3, H, W) in [-1, 1], lam (B,) or None).
 
-    images: uint8 (B, H, W, 3). Each is flipped horizontally with probability 1/2. kinds: names of KINDS, which change
-    every image, in this order. "mixup" (Zhang et al. 2018, arXiv 1710.09412) blends half of the images with the one
+    images: uint8 (B, H, W, 3). Each is flipped horizontally with probability 1/2. kinds: names of KINDS, applied in
+    this order, mixup last. "mixup" (Zhang et al. 2018, arXiv 1710.09412) blends half of the images with the one
     before them in the batch: image i is lam * itself + (1 - lam) * image i-1, lam in 0.5 to 1.
 
     What happens to image i of the global batch depends on (seed, epoch, batch, i) alone, not on the number of workers

@@ -167,7 +167,7 @@ def make_loaders(images, labels, settings, device):
     batches = EpochBatches(len(training), settings.batch_size, settings.seed)
     if batches.batch_size < 2 * world_size:
         raise UserError(f"{len(training)} images in batches of {settings.batch_size} are fewer than two a rank: "
-                        "BatchNorm needs more, add images")
+                        "BatchNorm needs more, use a larger --batch-size or add images")
     train_loader = make_loader(training, batch_sampler=batches)
     if settings.shard_head:  # the ranks communicate in each batch, so all get equally many images
         validation = validation[:len(validation) // world_size * world_size]

@@ -3,7 +3,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nets.head import IGNORE
 from utils.common.device import send
 from utils.data.dataset import FaceDataset
 from utils.evaluation.embedding import inference_copy
@@ -15,7 +14,7 @@ class LabelLoss(nn.Module):
 
     loss: scalar, with gradient. correct: float (B,), 1 if the target's cosine, without margin, is the largest, and 0
     for unlabeled images; NaN if labels are not learned.
-    images: float32 (B, 3, H, W) in [-1, 1]. labels: int64 (B,), or IGNORE. lam: (B,) of mixup (see nets/head.py), or
+    images: float32 (B, 3, H, W) in [-1, 1]. labels: int64 (B,). lam: (B,) of mixup (see nets/head.py), or
     None. targets: what `targets` returned. net: another network to use, such as the averaged one.
     """
 
@@ -29,7 +28,7 @@ class LabelLoss(nn.Module):
     def forward(self, images, labels, lam=None, targets=None, net=None):
         net = net or self.net
         losses, correct = net.head.losses(net.arcface(images), labels, lam)
-        return losses.sum() / (labels != IGNORE).sum().clamp_min(1), correct
+        return losses.mean(), correct
 
 
 class DistillationLoss(LabelLoss):

@@ -13,16 +13,10 @@ REFERENCE_BATCH = 64
 LIMITS = {"sgd": (5e-4, 1e-1), "adam": (3e-4, 1e-3), "adamw": (3e-4, 1e-3)}
 
 
-def scale_learning_rate(init_lr, min_lr_ratio, batch_size, optimizer_type):
-    """Return the (peak, lowest) learning rate: linear in the batch size (Goyal et al. 2017, arXiv 1706.02677), limited.
-
-    The limits of the lowest rate are a hundredth of those of the peak.
-    """
+def scale_learning_rate(init_lr, batch_size, optimizer_type):
+    """Return the peak learning rate: linear in the batch size (Goyal et al. 2017, arXiv 1706.02677), limited."""
     lowest, highest = LIMITS[optimizer_type]
-    scale = batch_size / REFERENCE_BATCH
-    peak = min(max(init_lr * scale, lowest), highest)
-    floor = min(max(init_lr * min_lr_ratio * scale, lowest * 1e-2), highest * 1e-2)
-    return peak, min(floor, peak)
+    return min(max(init_lr * batch_size / REFERENCE_BATCH, lowest), highest)
 
 
 @dataclass(frozen=True)
@@ -33,8 +27,8 @@ class LearningRate:
     "cos": half a cosine to the lowest rate. The last 30% of the run (at least 1, at most 15 epochs) keep that rate.
     "step": ten equal stretches, from the peak to the lowest rate by a constant factor.
     milestones: epochs at which the rate is divided by ten, such as 20.5. If given, they replace the decay.
-    warmup_epochs: None is 10% of the run (at least 1, at most 3 epochs) for "cos", and no warm-up otherwise. If it is
-    given, the flat end may be shorter than an epoch.
+    warmup_epochs: None is 10% of the run (at least 1, at most 3 epochs) for "cos", and no warm-up otherwise: a run of
+    one epoch is all warm-up. If it is given, the flat end may be shorter than an epoch.
     These are the published rules, except that the rate changes with every step instead of every epoch.
     """
     decay: str
@@ -84,27 +78,20 @@ class Margin:
         return self.m * min(1, step / self.warmup_steps) if self.warmup_steps else self.m
 
 
-def decay_groups(named_parameters, embedding_layer, weight_decay, head_weight_decay):
-    """Return three parameter groups: body, head and embedding layer, and what does not decay.
+def make_optimizer(net, args, learning_rate):
+    """Return the optimizer that --optimizer-type names: SGD with Nesterov momentum, Adam or AdamW.
 
-    named_parameters: of an ArcfaceNet. embedding_layer: its name in the backbone. BatchNorm, PReLU and biases do not
-    decay: a decayed PReLU drifts towards ReLU, and a decayed BatchNorm scale only works against the next layer's (He
-    et al. 2018, arXiv 1812.01187).
+    Its parameter groups: body, head and embedding layer, and what does not decay. A decayed PReLU drifts towards ReLU,
+    and a decayed BatchNorm scale only works against the next layer's (He et al. 2018, arXiv 1812.01187).
     """
-    trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    prefixes = "head.", f"arcface.{embedding_layer}."
+    trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
+    prefixes = "head.", f"arcface.{BACKBONES[net.backbone].embedding_layer}."
     body = [p for name, p in trained if p.ndim >= 2 and not name.startswith(prefixes)]
     head = [p for name, p in trained if p.ndim >= 2 and name.startswith(prefixes)]
     rest = [p for _, p in trained if p.ndim < 2]
-    return [{"params": body, "weight_decay": weight_decay},
-            {"params": head, "weight_decay": head_weight_decay},
-            {"params": rest, "weight_decay": 0.0}]
-
-
-def make_optimizer(net, args, learning_rate):
-    """Return the optimizer that --optimizer-type names: SGD with Nesterov momentum, Adam or AdamW."""
-    groups = decay_groups(net.named_parameters(), BACKBONES[net.backbone].embedding_layer,
-                          args.weight_decay[0], args.weight_decay[-1])
+    groups = [{"params": body, "weight_decay": args.weight_decay[0]},
+              {"params": head, "weight_decay": args.weight_decay[-1]},
+              {"params": rest, "weight_decay": 0.0}]
     if args.optimizer_type == "sgd":
         return torch.optim.SGD(groups, learning_rate, args.momentum, nesterov=args.momentum > 0, fused=True)
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer_type]
@@ -184,7 +171,6 @@ class MovingAverage:
         return {"net": self.net.state_dict(), "updates": self.updates} if self.decay else {}
 
     def load_state_dict(self, state):
-        """An empty state, of a run without --ema, starts the average anew."""
-        if self.decay and state:
+        if self.decay:
             self.net.load_state_dict(state["net"])
             self.updates = state["updates"]

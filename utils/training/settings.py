@@ -60,10 +60,11 @@ def make_parser():
     network = parser.add_argument_group("network")
     network.add_argument("--backbone", help=f"the network that embeds: {', '.join(BACKBONES)} "
                          f"(default: that of --model-path, else {DEFAULT_BACKBONE})")
-    network.add_argument("--model-path", default="", help="start from these weights: a .pth file, or a run's folder "
-                         "for its best.pth (default: random weights)")
-    network.add_argument("--pretrained", action=switch, default=False,
-                         help="start the backbone from model_data/<backbone>_backbone_weights.pth")
+    start = network.add_mutually_exclusive_group()
+    start.add_argument("--model-path", default="", help="start from these weights: a .pth file, or a run's folder "
+                       "for its best.pth (default: random weights)")
+    start.add_argument("--pretrained", action=switch, default=False,
+                       help="start the backbone from model_data/<backbone>_backbone_weights.pth")
     network.add_argument("--head", choices=HEADS, default="arcface", help="margin loss")
     network.add_argument("--m", type=number(minimum=0, below=math.pi), default=0.5,
                          help="margin between an image and its own class, in radians")
@@ -108,7 +109,7 @@ def make_parser():
                        help="evaluate and save a moving average of the weights, such as 0.999; 0 averages nothing")
     optim.add_argument("--freeze-bn-epochs", type=non_negative_int, default=0, metavar="N",
                        help="keep BatchNorm in eval mode in the last N epochs")
-    optim.add_argument("--seed", type=non_negative_int, default=11, help="random seed")
+    optim.add_argument("--seed", type=number(int, minimum=0, maximum=2 ** 63 - 1), default=11, help="random seed")
     results = parser.add_argument_group("results")
     results.add_argument("--save-dir", default="logs", help="where the run makes its folder")
     results.add_argument("--save-period", type=positive_int, default=1, help="save the weights of every N-th epoch")
@@ -138,7 +139,7 @@ def make_parser():
 def check_args(args, parser):
     """Fill in defaults that depend on other flags. Ends with parser.error() if flags do not fit together.
 
-    Raises UserError for weights that do not exist or whose backbone cannot be inferred.
+    Raises UserError for weights that do not exist.
     """
     if args.init_epoch >= args.epochs:
         parser.error(f"--init-epoch {args.init_epoch} leaves no epoch before --epochs {args.epochs}")
@@ -146,7 +147,7 @@ def check_args(args, parser):
         parser.error("--weight-decay takes one or two numbers")
     if args.fp16 and args.bf16:
         parser.error("--fp16 and --bf16 exclude each other: add --no-fp16 or --no-bf16")
-    if args.eval and args.lfw_eval is not None:
+    if args.eval and args.lfw_eval:
         parser.error("--eval and --lfw-eval exclude each other: name lfw among those of --eval")
     if args.label_weight is None:
         args.label_weight = 0.0 if args.teacher else 1.0

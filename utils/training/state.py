@@ -42,17 +42,17 @@ class TrainState:
 
     def __init__(self, args, net, loss_fn, batches, device):
         steps_per_epoch = math.ceil(len(batches) / args.accumulate)
-        peak, lowest = args.init_lr, args.init_lr * args.min_lr_ratio
+        peak, images = args.init_lr, batches.batch_size * min(args.accumulate, len(batches))  # of a step
         if args.scale_lr:
-            peak, lowest = optim.scale_learning_rate(args.init_lr, args.min_lr_ratio,
-                                                     batches.batch_size * args.accumulate, args.optimizer_type)
+            peak = optim.scale_learning_rate(args.init_lr, images, args.optimizer_type)
         self.net, self.loss_fn, self.device = net, loss_fn, device
         # Each rank has its own rows of a sharded head; with --label-weight 0 the head has no gradient.
         ignored = ["net.head.weight"] if args.shard_head or not args.label_weight else []
         self.wrapped_loss = distributed.wrap(loss_fn, device, ignored)
         self.optimizer = optim.make_optimizer(net, args, peak)
-        self.learning_rate = optim.LearningRate(args.lr_decay_type, peak, lowest, args.epochs * steps_per_epoch,
-                                                steps_per_epoch, args.warmup_epochs, tuple(args.milestones))
+        self.learning_rate = optim.LearningRate(
+            args.lr_decay_type, peak, peak * args.min_lr_ratio, args.epochs * steps_per_epoch, steps_per_epoch,
+            args.warmup_epochs, tuple(args.milestones))
         self.margin = optim.Margin(args.m, args.margin_warmup_epochs * steps_per_epoch)
         self.loss_scale = optim.LossScale(args.fp16)
         self.ema = optim.MovingAverage(net, args.ema)
@@ -105,7 +105,7 @@ class TrainState:
         try:
             state = weights.map_tensors(state, copy_own)
             self.net.load_state_dict(state["model"])
-            self.ema.load_state_dict(state["ema"])
+            self.ema.load_state_dict(state["ema"] or {"net": state["model"], "updates": 0})
             self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
             self.loss_scale.load_state_dict(state["loss_scale"])
             if state["projection"] is not None:
@@ -128,11 +128,11 @@ class TrainState:
 
     def describe(self, batches, val_loader, args):
         """Yield lines for the log: the data, the parameters, the device and the learning rate."""
-        rate = self.learning_rate
+        rate, head = self.learning_rate, self.net.head
+        parameters = sum(map(torch.numel, self.net.arcface.parameters())) + head.classes * head.weight.shape[1]
         held_out, = distributed.reduce([len(val_loader.dataset) if val_loader else 0])
-        yield (f"{self.net.head.classes} people, {batches.count} images to train on, {held_out:.0f} held out, "
-               f"{len(batches)} batches an epoch, {rate.total_steps} steps in all, "
-               f"{sum(parameter.numel() for parameter in self.net.parameters()):,} parameters")
+        yield (f"{head.classes} people, {batches.count} images to train on, {held_out:.0f} held out, "
+               f"{len(batches)} batches an epoch, {rate.total_steps} steps in all, {parameters:,} parameters")
         precision = str(self.autocast_dtype or "float32").removeprefix("torch.")
         yield f"device: {describe_device(self.device, args.bf16)}, {distributed.world_size()} rank(s), {precision}"
         low, high = optim.LIMITS[args.optimizer_type]

@@ -28,16 +28,13 @@ def validate(state, loader):
     net = inference_copy(state.ema.net)
     net.head = state.ema.net.head
     net.head.m = state.margin.m  # train_step sets it again
-    losses, correct, counts = [], [], []
+    sums, count = torch.zeros(2, device=state.device), 0
     for images, labels, indices in batches_of(loader):
         images, labels = normalise(send(images, state.device)), send(labels, state.device)
         with state.autocast():
             loss, is_correct = state.loss_fn(images, labels, targets=state.loss_fn.targets(indices), net=net)
-        losses.append(loss * len(indices))
-        correct.append(is_correct.sum())
-        counts.append(len(indices))
-    values = torch.stack([*losses, *correct]).tolist() if counts else []  # one wait for the device, at the end
-    loss, correct, count = distributed.reduce([sum(values[:len(counts)]), sum(values[len(counts):]), sum(counts)])
+        sums, count = sums + torch.stack([loss * len(indices), is_correct.sum()]), count + len(indices)
+    loss, correct, count = distributed.reduce([*sums.tolist(), count])  # one wait for the device, at the end
     if not math.isfinite(loss):
         raise UserError(f"the validation loss is {loss / count} after epoch {state.epoch}: lower --init-lr, or train "
                         "without --fp16 and --bf16")

@@ -181,9 +181,9 @@ def load_for_training(net, path):
     The backbone must fit exactly; a head for another number of classes is left as it was initialized.
     """
     state = read_weights(path)
-    classes, found = net.head.classes, state.get("head.weight")
+    classes, found = net.head.classes, state.pop("head.weight", None)
     if found is not None and len(found) == classes:
-        found = state["head.weight"] = found[slice(*net.head.shard.bounds(classes))]
+        state["head.weight"] = found[slice(*net.head.shard.bounds(classes))]
     head = {name: value for name, value in net.state_dict().items() if name.startswith("head.")}
     usable = {name: state[name] for name in head if name in state and state[name].shape == head[name].shape}
     backbone = {name: value for name, value in state.items() if not name.startswith("head.")}
