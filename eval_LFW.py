@@ -13,13 +13,14 @@ lfw/ holds the images, aligned to the 112x112 template, as <Person>/<Person>_000
 """
 import argparse
 import json
+import os
 from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
 from utils.common.device import choose_device, describe_device, keep_freed_memory
-from utils.common.errors import SettingsParser, non_negative_int, number, positive_int, script
+from utils.common.errors import SettingsParser, UserError, non_negative_int, number, positive_int, script
 from utils.common.files import write_text
 from utils.drawing.contact_sheets import draw_errors, image_format, save_image
 from utils.drawing.plots import plot_roc
@@ -66,8 +67,11 @@ def read_benchmark(args):
         return read_bin(args.bin)
     if args.download or args.align_from:
         detector = FaceDetector()
-        originals = read_pairs(args.lfw_pairs, fetch_lfw() if args.download else args.align_from)
-        without_face = align_lfw(originals.paths, args.lfw_dir, detector,
+        source = fetch_lfw() if args.download else args.align_from
+        if os.path.realpath(source) == os.path.realpath(args.lfw_dir):
+            raise UserError(f"--align-from {source} is --lfw-dir too: give another --lfw-dir for the aligned images")
+        originals = read_pairs(args.lfw_pairs, source)
+        without_face = align_lfw(originals.paths, source, args.lfw_dir, detector,
                                  partial(tqdm, desc="aligning", unit="img", disable=None))
         print(f"{args.lfw_dir} holds the aligned images; {without_face} without a face were cropped at the usual place")
     return read_pairs(args.lfw_pairs, args.lfw_dir)
@@ -129,6 +133,8 @@ def main():
     pairs = read_benchmark(args)
     print(f"{pairs.name}: {len(pairs.genuine)} pairs in {pairs.folds} folds, {len(pairs.paths)} images")
     aligned = check_aligned(pairs)
+    if args.save_threshold and (args.flip or aligned is False):
+        raise UserError("--save-threshold needs aligned images, and no --flip: predict.py uses such thresholds only")
     embeddings = embed_pairs(net, pairs, input_shape=args.input_shape, letterbox=args.letterbox_image,
                              batch_size=args.batch_size, workers=args.num_workers, flip=args.flip, bf16=args.bf16,
                              progress=partial(tqdm, desc=pairs.name, disable=None))

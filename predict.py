@@ -54,16 +54,19 @@ def parse_args():
     parser.add_argument("--export", metavar="FILE.onnx", help="write the network instead")
     parser.add_argument("--version", action="store_true", help="print versions, device and weights instead")
     args = parser.parse_args()
-    if len(args.face) > 2:
+    if len(args.face) > (1 if args.gallery else 2):
         parser.error("--face: give one number, or one for each image")
     if args.gallery and len(args.images) != 1:
         parser.error(f"give one image to find in --gallery {args.gallery}, not {len(args.images)}")
-    if args.all_faces and not args.gallery:
-        parser.error("--all-faces finds every face in a gallery: give --gallery")
+    if args.all_faces and (not args.gallery or args.face != [defaults["face"]]):
+        parser.error("--all-faces finds every face in a gallery: give --gallery, and no --face")
+    if args.gallery and args.operating_point == "best-accuracy" and args.threshold is None:
+        parser.error("--operating-point best-accuracy is for two images: for a gallery choose far-0.01 or far-0.001")
     if not args.gallery and len(args.images) not in (0, 2):
         parser.error(f"give two images, or none to be asked for them, not {len(args.images)}")
     if args.save:
         image_format(args.save)  # raises UserError before anything is computed
+    args.show &= sys.platform in ("win32", "darwin") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     args.face = args.face[0], args.face[-1]
     args.align = {"auto": "auto", "yes": True, "no": False}[args.align]
     return args
@@ -93,8 +96,7 @@ def save_and_show(image, args):
     if args.save:
         save_image(image, args.save)
         print(f"Image: {args.save}")
-    has_screen = sys.platform in ("win32", "darwin") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
-    if args.show and has_screen:
+    if args.show:
         image.show()
 
 
@@ -117,13 +119,13 @@ def identify(arcface, image, args):
     best = candidates[0]
     if args.all_faces:
         print(f"Threshold: {best.threshold:.3f} {meaning}")
-        image = draw_everybody(faces, candidates)
     else:
-        verdict = {"same": best.name, "not sure": f"not sure: perhaps {best.name}",
+        verdict = {"same": best.name, "not sure": f"not sure: the nearest is {best.name}",
                    "different": "nobody in the gallery"}[best.verdict]
         print(f"Verdict: {describe_doubts(faces) or verdict} (threshold {best.threshold:.3f} {meaning})")
-        image = arcface.draw_candidates(faces[0], candidates, meaning)
-    save_and_show(image, args)
+    if args.save or args.show:
+        save_and_show(draw_everybody(faces, candidates) if args.all_faces else
+                      arcface.draw_candidates(faces[0], candidates, meaning), args)
 
 
 def path_typed(text):

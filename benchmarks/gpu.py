@@ -3,7 +3,7 @@
     python benchmarks/gpu.py                     everything, in about 8 minutes; on a CPU a small size of it
     python benchmarks/gpu.py --only training --seconds 200
 
-Faces are synthetic, networks use bfloat16 on a GPU. Prints tables for docs/speed.md and writes gpu.json. The mode of a
+Faces are synthetic, networks use bfloat16 on a GPU. Prints tables and writes gpu.json. The mode of a
 training step is "eager" or options joined by "+": compile (Inductor), layout (force_layout_optimization), graph
 (forward, loss and backward in one CUDA graph). Graphs come last: after a failed capture nothing can be measured.
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from arcface import Arcface
-from utils.common.errors import SettingsParser, UserError, script
+from utils.common.errors import SettingsParser, UserError, positive_int, script
 from utils.faces.images import EXTENSIONS, open_image
 
 
@@ -47,9 +47,9 @@ def main():
     parser.add_argument("--folder", required=True, help="a folder with a folder of aligned images for each person")
     parser.add_argument("--first", default="*", metavar="PATTERN", help="file names of the first images of pairs")
     parser.add_argument("--second", default="*", metavar="PATTERN", help="file names of the second images")
-    parser.add_argument("--shrink", type=int, metavar="SIZE", help="reduce the first images to SIZE pixels")
+    parser.add_argument("--shrink", type=positive_int, metavar="SIZE", help="reduce the first images to SIZE pixels")
     parser.add_argument("--groups", action="store_true", help="count each image as an identity")
-    parser.add_argument("--most", type=int, default=600, help="first images, and second images, at most")
+    parser.add_argument("--most", type=positive_int, default=600, help="first images, and second images, at most")
     parser.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth", help="weights (.pth)")
     args = parser.parse_args()
     arcface = Arcface(model_path=args.model_path)

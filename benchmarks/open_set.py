@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from arcface import Arcface
-from utils.common.errors import SettingsParser, script
+from utils.common.errors import SettingsParser, UserError, positive_int, script
 from utils.evaluation.gallery import fit_gallery_tail
 from utils.evaluation.pairs import read_pairs
 
@@ -26,6 +26,8 @@ IMAGES, DRAWS = 5, 20  # images in the gallery of each person, at most; gallerie
 def draw_rows(rows_of, people, least_images, generator):
     """Return the rows of the gallery, of known and of unknown faces. rows_of: {identity: rows}."""
     several = [identity for identity, rows in rows_of.items() if len(rows) >= least_images]
+    if people > len(several):
+        raise UserError(f"LFW has {len(several)} people with {least_images} images or more: lower --people")
     chosen = set(generator.choice(several, people, replace=False).tolist())
     gallery, known = [], []
     for identity in sorted(chosen):
@@ -59,8 +61,8 @@ def main():
     parser = SettingsParser(__doc__)
     parser.add_argument("--lfw-dir", default="lfw", help="the aligned images")
     parser.add_argument("--model-path", default="model_data/arcface_mobilefacenet.pth", help="weights (.pth)")
-    parser.add_argument("--people", type=int, nargs="+", default=[10, 100, 500], help="sizes of galleries")
-    parser.add_argument("--least-images", type=int, default=2, help="that LFW has of a person in a gallery")
+    parser.add_argument("--people", type=positive_int, nargs="+", default=[10, 100, 500], help="sizes of galleries")
+    parser.add_argument("--least-images", type=positive_int, default=2, help="that LFW has of a person in a gallery")
     args = parser.parse_args()
     pairs, arcface = read_pairs("model_data/lfw_pair.txt", args.lfw_dir), Arcface(model_path=args.model_path)
     embeddings = arcface.embed_anything(pairs.paths, progress=partial(tqdm, desc="LFW", disable=None))

@@ -171,7 +171,7 @@ def lines(shared):
 @pytest.fixture
 def pairs_path(tmp_path, lines):
     """A list of 2 folds of 3 + 3 pairs."""
-    return write_rows(tmp_path / "pairs.txt", ["2 3", *lines])
+    return write_rows(tmp_path / "lfw_pair.txt", ["2 3", *lines])
 
 
 @pytest.fixture

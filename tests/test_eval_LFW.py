@@ -86,7 +86,7 @@ def test_eval_finds_weights_and_pairs_beside_the_code(call_script):
     (["--batch-size", "0"], ["--batch-size"]), (["--num-workers", "-1"], ["--num-workers"]),
     (["--far", "nan"], ["--far"]), (["--input-shape", "64", "64"], ["64", "112x112"]),
     (["--lfw-dir", "gone"], ["gone", "--lfw-dir"]), (["--lfw-pairs", "gone.txt"], ["gone.txt", "--lfw-pairs"]),
-    (["--json", "pairs.txt/x.json"], ["pairs.txt/x.json"]), (["--png-save-path", "lfw"], ["lfw"]),
+    (["--json", "lfw_pair.txt/x.json"], ["lfw_pair.txt/x.json"]), (["--png-save-path", "lfw"], ["lfw"]),
     (["--mistakes", "m.gif"], ["m.gif", ".png"]), (["--bin", "x", "--download"], ["not allowed with"])])
 def test_eval_with_a_wrong_setting_is_a_user_error(call_script, weights, tiny_lfw, arguments, words):
     assert_user_error(call_script("eval_LFW.py", *weights, *tiny_lfw, *arguments), *words)

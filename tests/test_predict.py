@@ -122,11 +122,11 @@ def test_what_eval_saves_predict_names(run_script, shared, published_weights, tm
     """Two folds of twelve and twelve pairs; then the verdict on two images."""
     lines = (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:601]
     rows = [*lines[:12], *lines[300:312], *lines[12:24], *lines[312:324]]
-    (tmp_path / "pairs.txt").write_text("\n".join(["2 12", *rows, ""]), encoding="utf-8")
+    (tmp_path / "lfw_pair.txt").write_text("\n".join(["2 12", *rows, ""]), encoding="utf-8")
     weights = shutil.copyfile(published_weights, tmp_path / "weights.pth")
     (tmp_path / "weights.json").write_text('{"training": "kept"}', encoding="utf-8")
     result = run_script("eval_LFW.py", "--model-path", weights, "--lfw-dir", shared / "lfw" / "images", "--lfw-pairs",
-                        "pairs.txt", "--device", "cpu", "--num-workers", 1, "--far", 0.01, "--json", "metrics.json",
+                        "lfw_pair.txt", "--device", "cpu", "--num-workers", 1, "--far", 0.01, "--json", "metrics.json",
                         "--save-threshold", "--png-save-path", "roc.png")
     assert result.returncode == 0 and f"Thresholds: {tmp_path / 'weights.json'}" in result.stdout, result.stderr
     record, metrics = (json.loads((tmp_path / name).read_text(encoding="utf-8"))
@@ -160,7 +160,7 @@ def test_predict_is_not_sure_of_two_images_and_of_a_gallery(published_weights, t
     shutil.copyfile(other, tmp_path / "people" / "biden.jpg")
     predict.identify(arcface, image, SimpleNamespace(gallery=tmp_path / "people", top=3, show=False, all_faces=False,
                                                      save=tmp_path / "people.png"))
-    assert (f"Verdict: not sure: perhaps biden (threshold {distance - 0.1:.3f} for a gallery of 1: at "
+    assert (f"Verdict: not sure: the nearest is biden (threshold {distance - 0.1:.3f} for a gallery of 1: at "
             "most 1% of strangers are named, by the impostor pairs of LFW)") in capsys.readouterr().out
     for name in ("pair.png", "people.png"):
         with Image.open(tmp_path / name) as drawing:

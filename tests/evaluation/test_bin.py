@@ -131,11 +131,11 @@ def test_a_pickle_of_another_shape_is_a_user_error(tmp_path, images, content, wo
 def test_eval_of_a_bin_has_the_metrics_of_the_folder(call_script, shared, published_weights, tmp_path):
     rows = (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:]
     lines = [row for start in range(0, 6000, 300) for row in rows[start:start + 3]]  # of both kinds of each fold
-    pairs = read_pairs(write_rows(tmp_path / "pairs.txt", ["10 3", *lines]), shared / "lfw" / "images")
+    pairs = read_pairs(write_rows(tmp_path / "lfw_pair.txt", ["10 3", *lines]), shared / "lfw" / "images")
     content = [pairs.paths[index].read_bytes() for pair in zip(pairs.first, pairs.second) for index in pair]
     (tmp_path / "agedb_30.bin").write_bytes(python2(array)(content, pairs.genuine))
     common = ("eval_LFW.py", "--model-path", published_weights, "--device", "cpu", "--num-workers", 1)
-    folder = call_script(*common, "--lfw-dir", shared / "lfw" / "images", "--lfw-pairs", "pairs.txt",
+    folder = call_script(*common, "--lfw-dir", shared / "lfw" / "images", "--lfw-pairs", "lfw_pair.txt",
                          "--json", "folder.json")
     found = call_script(*common, "--bin", "agedb_30.bin", "--json", "bin.json", "--mistakes", "mistakes.png")
     assert folder.returncode == found.returncode == 0 and found.stderr == "", folder.stderr + found.stderr

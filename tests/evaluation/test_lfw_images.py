@@ -19,7 +19,7 @@ def few_pairs(shared, tmp_path):
     """2 folds of 5 + 5 pairs: the ends of the first two folds' genuine and impostor lists."""
     lines = (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:]
     chosen = [line for start in (0, 300, 600, 900) for line in lines[start:start + 5]]
-    return write_rows(tmp_path / "pairs.txt", ["2 5", *chosen])
+    return write_rows(tmp_path / "lfw_pair.txt", ["2 5", *chosen])
 
 
 @pytest.fixture
@@ -34,21 +34,46 @@ def home(tmp_path, monkeypatch):
     return folder
 
 
+class Blind:
+    """A detector that finds no face."""
+
+    def detect(self, image):
+        return []
+
+
 def test_without_a_face_an_image_is_cropped_at_the_usual_place_and_crops_are_kept(tmp_path):
-    class Blind:
-        def detect(self, image):
-            return []
     path, crop_path = tmp_path / "raw" / "Ann" / "Ann_0001.jpg", tmp_path / "lfw" / "Ann" / "Ann_0001.jpg"
     path.parent.mkdir(parents=True)
     image = Image.new("RGB", (250, 250))
     image.paste("white", (103, 111, 107, 114))  # an eye
     image.save(path)
-    assert align_lfw([path], tmp_path / "lfw", Blind(), tqdm) == 1
+
+    def align_again():
+        return align_lfw([path], tmp_path / "raw", tmp_path / "lfw", Blind(), tqdm)
+    assert align_again() == 1
     crop = np.asarray(Image.open(crop_path))
     row, column = np.unravel_index(crop[..., 0].argmax(), (112, 112))
     assert abs(column - TEMPLATE[0, 0]) < 3 and abs(row - TEMPLATE[0, 1]) < 3
     written = crop_path.stat().st_mtime_ns
-    assert align_lfw([path], tmp_path / "lfw", Blind(), tqdm) == 0 and crop_path.stat().st_mtime_ns == written
+    assert align_again() == 0 and crop_path.stat().st_mtime_ns == written
+
+
+def test_a_list_of_ones_own_keeps_its_paths(tmp_path):
+    paths = [tmp_path / "raw" / name for name in ("a.png", "x/y/1.jpg", "z/y/1.jpg")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (250, 250)).save(path)
+    align_lfw(paths, tmp_path / "raw", tmp_path / "new", Blind(), tqdm)
+    assert all((tmp_path / "new" / path.relative_to(tmp_path / "raw")).is_file() for path in paths)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--align-from", "raw", "--lfw-dir", "raw"], ["--align-from", "another --lfw-dir"]),
+    (["--flip", "--save-threshold"], ["--save-threshold", "--flip"])])
+def test_flags_that_would_leave_wrong_images_or_thresholds_are_user_errors(call_script, shared, few_pairs, face_model,
+                                                                           flags, words):
+    lfw = [] if "--lfw-dir" in flags else ["--lfw-dir", shared / "lfw" / "images"]
+    assert_user_error(call_script("eval_LFW.py", *lfw, "--lfw-pairs", few_pairs, "--device", "cpu", *flags), *words)
 
 
 def test_eval_aligns_a_folder_of_originals(run_script, shared, published_weights, few_pairs, face_model, tmp_path):

@@ -44,7 +44,7 @@ def tiny(tmp_path):
         read.path.write_text(text, encoding="utf-8")
         return read_pairs(read.path, read.folder)
 
-    read.path, read.folder = tmp_path / "pairs.txt", tmp_path / "lfw"
+    read.path, read.folder = tmp_path / "lfw_pair.txt", tmp_path / "lfw"
     return read
 
 
@@ -64,6 +64,7 @@ def test_pairs_are_indices_into_images_that_are_listed_once(tiny):
     assert pairs.genuine.tolist() == [True, False, True, False] and pairs.genuine.dtype == bool
     assert (pairs.folds, pairs.name) == (2, "LFW")
     assert pairs.identities == [path.parent.name for path in pairs.paths]
+    assert read_pairs(tiny.path.rename(tiny.path.with_name("mine.txt")), tiny.folder).name == "mine"
 
 
 @pytest.mark.parametrize("name", ["Ann Lee", "李 雷 2", "Ann 1"])
@@ -99,7 +100,7 @@ def test_images_may_have_other_suffixes(tiny, suffix):
     (OWN + "a.jpg b.jpg yes", "line 5: expected `path path 1` or `path path 0`"), (OWN + "a.jpg 1", "line 5"),
     (OWN.replace(" 0\n", " 1\n"), "found 4 and 0")])
 def test_a_malformed_list_is_an_error_that_names_the_line(tiny, text, words):
-    with pytest.raises(UserError, match=rf"pairs\.txt.*{words}"):
+    with pytest.raises(UserError, match=rf"lfw_pair\.txt.*{words}"):
         tiny(text)
 
 
@@ -107,13 +108,14 @@ def test_a_malformed_list_is_an_error_that_names_the_line(tiny, text, words):
 def test_missing_images_are_an_error_that_names_the_first_and_the_count(tiny, text):
     for name in ("Bob/Bob_0001", "Bob/Bob_0012"):
         (tiny.folder / f"{name}.jpg").unlink()
-    with pytest.raises(UserError, match=r"lacks 2 of the 5 images in .*pairs\.txt, such as .*Bob_0001\.jpg:"):
+    with pytest.raises(UserError, match=r"lacks 2 of the 5 images in .*lfw_pair\.txt, such as .*Bob_0001\.jpg:"):
         tiny(text)
 
 
 def test_a_list_of_own_pairs_holds_paths(tiny):
     pairs, expected = tiny(OWN), tiny()
-    assert set(pairs.paths) == set(expected.paths) and (pairs.folds, pairs.name, pairs.identities) == (2, "pairs", None)
+    assert set(pairs.paths) == set(expected.paths)
+    assert (pairs.folds, pairs.name, pairs.identities) == (2, "lfw_pair", None)
     found = set(zip(names(pairs, pairs.first), names(pairs, pairs.second), pairs.genuine.tolist()))
     assert found == set(zip(names(expected, expected.first), names(expected, expected.second),
                             expected.genuine.tolist()))

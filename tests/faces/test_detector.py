@@ -80,7 +80,7 @@ def test_a_photo_that_lies_on_its_side_or_head_is_rotated(detector, photo, degre
 def test_upright_photos_stay_as_they_are_even_if_faces_are_covered(detector, shared):
     masked = sorted((shared / "faces_train").glob("[a-f]*/rofm_*1.jpg"))[:12]
     for source in (*PHOTOS, *sorted((shared / "lfw_raw_folds1-3").glob("A*/*_0001.jpg"))[:20], *masked):
-        assert detector.detect_upright(source)[2] == 0, source
+        assert detector.detect_upright(open_image(source))[2] == 0, source
 
 
 def test_another_file_in_the_models_place_is_a_user_error(face_model):

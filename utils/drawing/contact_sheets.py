@@ -25,7 +25,7 @@ FIRST_CJK = "\u2e80"  # the letters from here on are not in DejaVu Sans
 
 
 def font_for(text, size):
-    """Return (font, text). Letters that the font cannot draw become \\uXXXX in the text."""
+    """Return (font, text). Unprintable letters, and CJK letters without a CJK font, become \\uXXXX."""
     font = load_cjk_font(size) if max(text, default="") >= FIRST_CJK else None
     last = FIRST_CJK if font is None else "\U0010ffff"
     text = "".join(letter if letter.isprintable() and letter < last else f"\\u{ord(letter):04x}" for letter in text)
@@ -166,7 +166,7 @@ def draw_everybody(found, candidates):
     found: what face_crop.FaceCrop.find_all() returned. candidates: the nearest arcface.Candidate of each.
     """
     canvas, scale = enlarge(found[0].image, [face.box for face in found], legible=96, longest=(672, 1600))
-    names = {"same": "{}", "not sure": "{}?", "different": "unknown"}
+    names = {"same": "{}", "not sure": "not sure", "different": "unknown"}
     labels = [(face.box * scale, f"{number} {names[candidate.verdict].format(candidate.name)}",
                COLORS[candidate.verdict], PAPER)
               for number, (face, candidate) in enumerate(zip(found, candidates), 1)]

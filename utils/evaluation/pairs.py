@@ -64,7 +64,7 @@ def read_pairs(pairs_path, folder):
     missing = [path for path in pairs.paths if not path.is_file()]
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of the {len(pairs.paths)} images in {pairs_path}, such as "
-                        f"{missing[0]}: give another --lfw-dir, or fetch LFW by eval_LFW.py --download")
+                        f"{missing[0]}: give another --lfw-dir or --align-from, or fetch LFW by eval_LFW.py --download")
     return pairs
 
 
@@ -94,7 +94,8 @@ def with_lfw_folds(pairs, header, pairs_path):
     if len(pairs.genuine) != 2 * folds * per_fold:
         raise UserError(f"{pairs_path}: the first line promises {2 * folds * per_fold} pairs, "
                         f"{len(pairs.genuine)} follow")
-    return pairs._replace(folds=folds, name="LFW", identities=[path.parent.name for path in pairs.paths])
+    return pairs._replace(folds=folds, name="LFW" if pairs.name == "lfw_pair" else pairs.name,
+                          identities=[path.parent.name for path in pairs.paths])
 
 
 def with_even_folds(pairs, pairs_path):
@@ -119,7 +120,7 @@ def check_aligned(pairs):
         return None
     if not aligned:
         print(f"{pairs.name}: the images are not aligned to the 112x112 template, so expect about 71% if the same "
-              "network has 98.5% on aligned ones; eval_LFW.py --align-from aligns them")
+              "network has 98.5% on aligned ones; eval_LFW.py --align-from DIR --lfw-dir NEW aligns them")
     return aligned
 
 
@@ -211,14 +212,14 @@ def fetch_lfw():
     return folder
 
 
-def align_lfw(paths, folder, detector, progress):
-    """Write the aligned crops of original LFW images to <folder>/<Person>/<Person>_0001.jpg and so on.
+def align_lfw(paths, source, folder, detector, progress):
+    """Write the aligned crops of the original images <source>/<path> to <folder>/<path>, as JPEG data.
 
     Existing crops are kept, so that an interrupted run resumes. The usual landmarks replace those of a face that is not
     found, because the list needs every image. Returns the number of new crops without a face. progress: such as tqdm.
     """
     def write(path):
-        target = Path(folder, path.parent.name, f"{path.stem}.jpg")
+        target = Path(folder, path.relative_to(source))
         if target.is_file():
             return False
         image = open_image(path)

@@ -10,7 +10,6 @@ from PIL import Image, ImageOps
 
 from utils.common.errors import UserError, first_line
 from utils.common.files import download, locate
-from utils.faces.images import open_image
 
 GET_OPENCV = 'pip install "opencv-python-headless>=5"'
 MODEL_PATH = "model_data/face_detection_yunet_2026may.onnx"
@@ -80,14 +79,14 @@ class FaceDetector:
                                         for score, overlap in ((SCORE, SAME_FACE), (SCORE / 2, 1.0))]
         return self.per_thread.networks
 
-    def detect(self, source):
-        """Return a list of Face, the main one first. source: what open_image takes.
+    def detect(self, image):
+        """Return a list of Face, the main one first. image: an RGB PIL image.
 
         The main face maximizes `area - 2 * distance ** 2`, with the distance to the middle of the image, as in
         insightface. On raw LFW (folds 1 to 3) it is the labeled person in all 2,320 photos, of which 471 show several
         faces. In 11 of them the largest face is another person.
         """
-        image, rows = open_image(source), []
+        rows = []
         for longest in LONGEST_SIDES:
             scale = min(1, longest / max(image.size))
             size = [max(1, round(side * scale)) for side in image.size]
@@ -105,9 +104,8 @@ class FaceDetector:
             return face.area - 2 * offset @ offset
         return sorted(faces, key=prominence, reverse=True)
 
-    def detect_upright(self, source):
+    def detect_upright(self, image):
         """Return (RGB PIL image, its faces as detect() returns them, degrees that it was rotated clockwise)."""
-        image = open_image(source)
         faces = self.detect(image)
         if best_score(faces) >= UPRIGHT_SCORE:
             return image, faces, 0

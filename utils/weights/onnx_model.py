@@ -59,7 +59,8 @@ class OnnxModel(nn.Module):
     def forward(self, images):
         """Return the L2-normalised embeddings (B, D) of float32 images (B, 3, H, W) from -1 to 1, on their device."""
         if any(isinstance(side, int) and side != given for side, given in zip(self.size, images.shape[2:])):
-            raise UserError(f"{self.path} takes images of {'x'.join(map(str, self.size))} pixels: set the input shape")
+            raise UserError(f"{self.path} takes images of {'x'.join(map(str, self.size))} pixels, not "
+                            f"{'x'.join(map(str, images.shape[2:]))}: use another model")
         pixels = (images.float() + 1) * 127.5 if self.takes_pixels else images.float()
         parts = pixels.split(1 if self.batch == 1 else len(pixels))
         embeddings = [self.session.run(None, {self.input.name: part.cpu().numpy()})[0] for part in parts]
