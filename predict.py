@@ -60,8 +60,6 @@ def parse_args():
         parser.error(f"give one image to find in --gallery {args.gallery}, not {len(args.images)}")
     if args.all_faces and (not args.gallery or args.face != [defaults["face"]]):
         parser.error("--all-faces finds every face in a gallery: give --gallery, and no --face")
-    if args.gallery and args.operating_point == "best-accuracy" and args.threshold is None:
-        parser.error("--operating-point best-accuracy is for two images: for a gallery choose far-0.01 or far-0.001")
     if not args.gallery and len(args.images) not in (0, 2):
         parser.error(f"give two images, or none to be asked for them, not {len(args.images)}")
     if args.save:
@@ -102,6 +100,7 @@ def save_and_show(image, args):
 
 def identify(arcface, image, args):
     """Print the nearest people of the gallery as a table, or the nearest one of each face."""
+    arcface.thresholds.for_gallery(1)  # an operating point that is not for galleries: before all images are embedded
     faces = arcface.find_all(image) if args.all_faces else [arcface.find(image)]  # first: an image that does not open
     gallery = arcface.open_gallery(args.gallery, partial(tqdm, desc="gallery", disable=None))
     for reason in gallery.skipped:

@@ -72,7 +72,7 @@ def main():
     while state.epoch < args.epochs:
         try:
             stopped = train_one_epoch(state, train_loader, run, stop, args)
-        except InvalidWeights:
+        except InvalidWeights:  # last.pt keeps an earlier state
             raise
         except Exception:  # such as a device out of memory; with several ranks the others cannot know of it
             if distributed.world_size() == 1:

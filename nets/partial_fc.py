@@ -100,7 +100,7 @@ def sample_rows(head, labels, rate, seed):
     """Return ascending rows of `weight`: those of the labels of all ranks, and random ones."""
     count = len(head.weight)
     positive = head.rows_of(head.shard.gather(labels).flatten())
-    # The extra entry is of the labels of other ranks.
+    # Labels of other ranks go to the extra entry, which is cut off.
     priority = torch.rand(count + 1, generator=torch.Generator().manual_seed(seed + head.shard.rank))
     if labels.is_cuda:
         priority = priority.pin_memory().to(labels.device, non_blocking=True)
