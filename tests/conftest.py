@@ -1,4 +1,4 @@
-"""Fixtures. Real faces are looked for in ../shared, or where ARCFACE_SHARED points."""
+"""Fixtures. The test data are in ../shared, or in the folder that ARCFACE_SHARED names."""
 import builtins
 import importlib
 import io
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from script_runner import Runner
 
-# Two test processes on two cores: with a thread each they do not wait for each other (before torch is imported).
+# One thread for each of the two test processes. It has to be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ SHARED = Path(os.environ.get("ARCFACE_SHARED", ROOT.parent / "shared"))
 def shared():
     """The folder of test data; without it a test is skipped, or fails if CI=true."""
     if not SHARED.is_dir():
-        reason = f"{SHARED} is not there: it holds the images and weights that this test reads"
+        reason = f"{SHARED} does not exist: it holds the images and weights that this test reads"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     return SHARED
 
@@ -52,7 +52,7 @@ def detector(shared):
 
 @pytest.fixture
 def face_model(shared, tmp_path, monkeypatch):
-    """The working folder is tmp_path, and the detector's model where the scripts look for it there."""
+    """Make tmp_path the working folder and copy the detector's model into it. Return the path of the model."""
     from utils.faces.detector import MODEL_PATH
     (tmp_path / "model_data").mkdir()
     shutil.copy(shared / "yunet" / Path(MODEL_PATH).name, tmp_path / MODEL_PATH)
@@ -62,7 +62,7 @@ def face_model(shared, tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def forget_shared_detector():
-    """Each test looks for the detector's model anew, as its working folder is another."""
+    """Clear the cached detector, because each test has its own working folder."""
     from utils.faces.face_crop import shared_detector
     shared_detector.cache_clear()
 
@@ -76,7 +76,7 @@ def runner():
 
 @pytest.fixture
 def run_script(runner, tmp_path):
-    """run_script("train.py", "--epochs", 1) -> CompletedProcess, run in tmp_path as a user would, without a screen."""
+    """run_script("train.py", "--epochs", 1) runs it in tmp_path without a screen and returns a CompletedProcess."""
     def run(script, *arguments, stdin="", cwd=tmp_path, timeout=120):
         environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
         return runner.run(script, list(map(str, arguments)), cwd, environment | {"PYTHONUTF8": "1"}, stdin, timeout)
@@ -85,13 +85,13 @@ def run_script(runner, tmp_path):
 
 @pytest.fixture
 def call_script(tmp_path, monkeypatch, capfd):
-    """As run_script, but in this process, where torch is imported already; for scripts that do not train.
+    """Like run_script, but in this process, which saves the imports. For scripts that do not train.
 
     stdin: the answers to input(), each a line or an exception to raise.
     """
     def call(script, *arguments, stdin=()):
         module = importlib.import_module(script.removesuffix(".py"))
-        # It would outlive the test.
+        # It changes the whole process.
         monkeypatch.setattr(module, "keep_freed_memory", lambda device: None, raising=False)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         monkeypatch.chdir(tmp_path)
@@ -157,13 +157,13 @@ def send(handler, content, headers):
 
 @pytest.fixture
 def nowhere():
-    """An address where nothing listens: what a machine without a network finds."""
+    """Return an address that refuses connections."""
     return "http://127.0.0.1:9"
 
 
 @pytest.fixture(scope="session")
 def lines(shared):
-    """Twelve lines of the official list, all of its first fold: genuine, impostor, genuine, impostor, by threes."""
+    """Lines of the first fold of the official list: 3 genuine pairs, 3 impostor pairs, 3 genuine, 3 impostor."""
     first_fold = (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:601]
     return first_fold[:3] + first_fold[300:303] + first_fold[3:6] + first_fold[303:306]
 
@@ -176,7 +176,7 @@ def pairs_path(tmp_path, lines):
 
 @pytest.fixture
 def tiny_lfw(tmp_path, shared, lines, pairs_path):
-    """That list, and a folder of just its images, made in tmp_path."""
+    """Copy the images of pairs_path to tmp_path/lfw. Return the flags of eval_LFW.py for both."""
     for line in lines:
         fields = line.split()
         first, second = fields[:2], [fields[-2] if len(fields) == 4 else fields[0], fields[-1]]

@@ -1,8 +1,8 @@
-"""Runs scripts as a user would, in processes that are forked from one which has imported PyTorch: 4 s less for each.
+"""Run scripts in processes forked from one that has imported PyTorch, which saves 4 s per run.
 
     Runner().run("train.py", ["--epochs", "1"], cwd, environment, stdin, timeout) -> CompletedProcess
 
-This file is also that process: it reads a request a line from stdin, as JSON, and answers with the status.
+This file is also that process. It reads requests from stdin, a line of JSON each, and answers with the exit status.
 """
 import atexit
 import importlib
@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# What the scripts import of other packages; nothing of the repository.
+# Packages that the scripts import. Nothing of the repository is imported here.
 PACKAGES = ("torch", "torch._dynamo", "torch.ao.quantization", "torch.fx.experimental.optimization", "torchvision.io",
             "torch.utils.data", "PIL.Image", "matplotlib.figure", "matplotlib.backends.backend_agg", "tqdm")
 
@@ -58,7 +58,7 @@ def serve():
 
 
 def wait(child, timeout):
-    """-> the status of a child, negative for a signal; None where it had to be killed."""
+    """Return the exit status of a child, negative for a signal, or None after a timeout."""
     signal.signal(signal.SIGALRM, lambda number, frame: os.killpg(child, signal.SIGKILL))
     signal.alarm(timeout)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -67,7 +67,7 @@ def wait(child, timeout):
 
 
 def run_script(request):
-    """In the child: become the script. -> the status to exit with."""
+    """Run the script in the child and return its exit status."""
     os.setsid()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         os.dup2(os.open(request[name], os.O_RDONLY if not number else os.O_WRONLY | os.O_CREAT), number)

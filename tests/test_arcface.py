@@ -173,7 +173,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_process_may_use_the_predictor_of_its_parent():
-    """With two threads, as OpenMP's do not survive the fork."""
+    """With two threads, because OpenMP's threads do not survive a fork."""
     result = subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, capture_output=True, text=True, timeout=60,
                             env=os.environ | {"OMP_NUM_THREADS": "2"})
     assert result.stdout == "done\n", result.stderr

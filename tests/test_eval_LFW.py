@@ -34,7 +34,7 @@ def test_eval_prints_the_published_lines_and_writes_its_files(run_script, weight
 
 
 @pytest.mark.parametrize("margin, size", [(0, 250), (44, 160)])
-def test_eval_says_that_images_are_not_aligned(call_script, weights, shared, pairs_path, face_model, tmp_path,
+def test_eval_prints_that_images_are_not_aligned(call_script, weights, shared, pairs_path, face_model, tmp_path,
                                                margin, size):
     for path in read_pairs(pairs_path, shared / "lfw_raw_folds1-3").paths:
         target = tmp_path / "crops" / path.parent.name / path.name
@@ -48,7 +48,7 @@ def test_eval_says_that_images_are_not_aligned(call_script, weights, shared, pai
     assert metrics["aligned"] is False and is_png(tmp_path / "model_data" / "roc_test.png")
 
 
-def test_train_says_that_images_are_not_aligned(shared, pairs_path, face_model, capsys):
+def test_train_prints_that_images_are_not_aligned(shared, pairs_path, face_model, capsys):
     for folder, unaligned in ((shared / "lfw_raw_folds1-3", True), (shared / "lfw" / "images", False)):
         read_benchmarks(SimpleNamespace(eval=None, lfw_dir=folder, lfw_pairs=pairs_path, lfw_eval=None))
         assert ("LFW: the images are not aligned" in capsys.readouterr().out) == unaligned

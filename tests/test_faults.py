@@ -1,4 +1,4 @@
-"""Short trials, and long ones under the mark `faults`: mutated lists, killed runs, and many answers in a row."""
+"""Randomised tests: mutated lists, killed runs, repeated predictions. The long versions have the mark `faults`."""
 import os
 import random
 import signal
@@ -18,7 +18,7 @@ faults = pytest.mark.faults
 
 
 def mutate(content, generator):
-    """The bytes of a list with one to three faults in them."""
+    """Return the content with one to three random faults."""
     for _ in range(generator.randint(1, 3)):
         lines = content.split(b"\n")
         place, line = generator.randrange(len(content)), generator.randrange(len(lines))
@@ -79,7 +79,7 @@ def test_a_run_that_is_killed_fifty_times_ends_as_one_that_is_not(shared, tmp_pa
 
 
 def wait_for_steps(process, folder, count):
-    """Until the process has written last.pt so many times, or has ended."""
+    """Wait until the process has written last.pt `count` times, or has ended."""
     last, seen = None, -1
     while process.poll() is None and seen < count:
         found = [path.stat().st_mtime_ns for path in folder.glob("logs/*/last.pt")]

@@ -21,7 +21,7 @@ FILES = sorted([*ROOT.glob("nets/*.py"), *ROOT.glob("utils/**/*.py"), ROOT / "ar
 
 
 def imported(path):
-    """Return the modules that a file imports, anywhere in it, as dotted names."""
+    """Return the dotted names of all modules that a file imports."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

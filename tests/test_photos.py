@@ -43,7 +43,7 @@ def test_arcface_distinguishes_people_in_photos_and_draws_them(face_model, arcfa
 
 
 def test_predict_on_two_photos(run_script, face_model, group, tmp_path):
-    damaged = b"Exif\0\0II*\0\x08\0\0\0\x05\0"  # five entries and none there, of which Pillow warns
+    damaged = b"Exif\0\0II*\0\x08\0\0\0\x05\0"  # an EXIF block that declares five entries and holds none; Pillow warns
     open_image(PHOTOS[2]).transpose(Image.Transpose.ROTATE_180).save(tmp_path / "on its head.jpg", exif=damaged,
                                                                      quality=95)
     result = run_script("predict.py", group, "on its head.jpg", "--face", 2, 1, *WEIGHTS, "--save", "out.png")
@@ -89,7 +89,7 @@ def test_a_gallery_photo_of_several_faces_is_left_out_or_remarked(face_model, ar
         assert found["bob"].remarks == (f"{people / 'bob' / 'group.png'}: 2 faces, number 1 counts",)
 
 
-def test_a_tiny_face_makes_the_verdict_not_sure_and_says_why(face_model, arcface, people, call_script, tmp_path):
+def test_a_tiny_face_makes_the_verdict_not_sure_and_is_a_remark(face_model, arcface, people, call_script, tmp_path):
     photo, tiny = open_image(PHOTOS[1]), tmp_path / "tiny.png"
     photo.resize((photo.width // 7, photo.height // 7)).save(tiny)  # 14 pixels between the eyes
     match = arcface.verify(PHOTOS[0], tiny)

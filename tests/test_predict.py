@@ -45,7 +45,7 @@ def test_predict_asks_again_after_an_invalid_path_until_an_empty_line(run_script
     assert "Distance: 0.000" in result.stdout
 
 
-def test_predict_understands_paths_as_people_type_them(call_script, weights, same, tmp_path, monkeypatch):
+def test_predict_reads_quoted_escaped_and_home_paths(call_script, weights, same, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy(same[0], tmp_path / "my face's.jpg")
     shutil.copy(same[1], tmp_path / "other.jpg")
@@ -77,7 +77,7 @@ def test_predict_ends_quietly_at_the_end_of_input_and_on_ctrl_c(call_script, wei
 
 
 def test_the_scripts_run_from_any_folder(run_script, same, tmp_path):
-    """The bundled weights and their threshold are beside the code, the images where the caller is."""
+    """The weights and their threshold are beside the code, and the images in the caller's folder."""
     for number, path in enumerate(same):
         shutil.copy(path, tmp_path / f"{number}.jpg")
     result = run_script("predict.py", "0.jpg", "1.jpg", "--no-cuda", "--no-show")
@@ -119,7 +119,7 @@ def test_predict_prints_versions_the_device_and_the_weights_hash(call_script, pu
 # thresholds
 
 def test_what_eval_saves_predict_names(run_script, shared, published_weights, tmp_path, capsys):
-    """Two folds of twelve and twelve pairs; then the verdict on two images."""
+    """Evaluate two folds of 12 + 12 pairs, then compare two images."""
     lines = (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:601]
     rows = [*lines[:12], *lines[300:312], *lines[12:24], *lines[312:324]]
     (tmp_path / "lfw_pair.txt").write_text("\n".join(["2 12", *rows, ""]), encoding="utf-8")
@@ -170,7 +170,7 @@ def test_predict_is_not_sure_of_two_images_and_of_a_gallery(published_weights, t
 
 def test_predict_reports_that_the_thresholds_are_of_other_weights(published_weights, call_script, tmp_path):
     weights = tmp_path / "weights.pth"
-    torch.save(torch.load(published_weights, weights_only=True), weights)  # with checksums: it is whole
+    torch.save(torch.load(published_weights, weights_only=True), weights)  # with checksums, so that the file is valid
     path = save_thresholds(weights, {"thresholds": THRESHOLDS})
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"weights_sha256": "0" * 64}))
     printed = call_script("predict.py", *PAIR, "--no-cuda", "--model-path", weights, "--no-show").stdout.splitlines()

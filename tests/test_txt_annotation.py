@@ -13,7 +13,7 @@ from utils.faces.face_crop import NoDetector
 
 @pytest.fixture(autouse=True)
 def no_detector(monkeypatch):
-    """Noise shows no face. call_script() needs no detector, and run_script() is another process."""
+    """Noise shows no face, so call_script() needs no detector. run_script() is another process."""
     monkeypatch.setattr("txt_annotation.are_aligned", lambda paths: True)
 
 

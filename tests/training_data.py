@@ -16,7 +16,7 @@ QUICK = ["--device", "cpu", "--no-lfw-eval", "--no-compile", "--batch-size", "8"
 
 
 def make_args(*flags):
-    """The settings of train.py with these flags, for a batch of 4 and 2 epochs unless they say otherwise."""
+    """The settings of train.py with these flags. The defaults are a batch of 4 and 2 epochs."""
     parser = make_parser()
     args = parser.parse_args(["--batch-size", "4", "--epochs", "2", "--warmup-epochs", "0", *map(str, flags)])
     check_args(args, parser)
@@ -34,14 +34,14 @@ def make_state(*flags, classes=4, count=8, device="cpu", loss=LabelLoss):
 
 
 def noise_batch(count=4, seed=1, labels=None):
-    """A batch as a loader gives it: uint8 images, labels 0, 1, ..., indices."""
+    """A batch as a loader returns it: uint8 images, labels 0, 1, ..., indices."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 112, 112, 3), dtype=torch.uint8, generator=generator)
     return images, torch.arange(count) if labels is None else torch.tensor(labels), torch.arange(count)
 
 
 class FakeLoader(list):
-    """Stands for a DataLoader of such batches, over 8 images."""
+    """A list of batches with the attributes of a DataLoader over 8 images."""
     num_workers, batch_size = 0, 4
 
     def __init__(self, batches):

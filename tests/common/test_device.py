@@ -1,4 +1,4 @@
-"""utils/common/device.py and distributed.py on machines that are not here."""
+"""utils/common/device.py and distributed.py on simulated hardware."""
 import pathlib
 
 import pytest

@@ -1,4 +1,4 @@
-"""utils/common/errors.py: numbers of users, messages of a readable length, and how a script ends."""
+"""utils/common/errors.py: numbers in flags, the length of messages, and how a script ends."""
 import pickle
 import sys
 
@@ -19,7 +19,7 @@ from utils.common.errors import (
 
 @pytest.fixture
 def parse(capsys):
-    """parse(type, text) -> the number, or the line that was printed."""
+    """parse(type, text) returns the number, or the line that is printed."""
     def run(kind, text):
         parser = SettingsParser("A script.", prog="script.py")
         parser.add_argument("--value", type=kind)

@@ -55,7 +55,7 @@ def test_model_data_is_beside_the_code_unless_the_caller_has_its_own(tmp_path, m
     assert locate(name) == Path(name) and locate("model_data/to_come.pth") == Path("model_data/to_come.pth")
 
 
-# A server on this machine stands for the internet.
+# Downloads from a local server
 
 CONTENT = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -1,4 +1,4 @@
-"""The annotation file: what is written is read again, and every mistake in it is named."""
+"""The annotation file: writing and reading it, and errors in it."""
 import re
 
 import pytest

@@ -110,7 +110,7 @@ def test_a_killed_worker_is_a_user_error_when_the_next_batch_is_awaited(monkeypa
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
     batches = batches_of(DataLoader(Killed(), batch_size=2, num_workers=1))
     assert next(batches).tolist() == [0, 1]
-    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # else it would be raised anywhere
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # else the error could be raised anywhere
     with pytest.raises(UserError, match="killed, most often because memory ran out: lower --num-workers"):
         list(batches)
 

@@ -1,4 +1,4 @@
-"""docs/extending.md: its code is what adding a backbone and a head takes, from training to prediction."""
+"""docs/extending.md: its code adds a backbone and heads, which train and predict."""
 import re
 
 import pytest
@@ -28,7 +28,7 @@ def extended():
 
 @pytest.fixture
 def train_here(extended, call_script, shared, tmp_path, monkeypatch):
-    """`train_here(*flags)` trains the new backbone in this process and returns the folder of the run."""
+    """train_here(*flags) trains the new backbone in this process and returns the folder of the run."""
     monkeypatch.setattr(StopRequest, "listen", lambda self: None)
     def train(*flags):
         annotation = write_faces(shared, tmp_path / "cls_train.txt", identities=4, images=6)
@@ -58,7 +58,7 @@ def test_the_new_backbone_learns_from_a_teacher(train_here, published_weights):
     assert not any(name.startswith("head.") for name in weights(train_here("--teacher", published_weights)))
 
 
-def test_cosface_is_what_its_formula_says(extended):
+def test_cosface_follows_its_formula(extended):
     torch.manual_seed(0)
     net = ArcfaceNet(10575, "tinynet", s=32, m=0.35, head="cosface")
     embeddings, labels = F.normalize(torch.randn(64, 64)), torch.randint(0, 10575, (64,))
@@ -69,7 +69,7 @@ def test_cosface_is_what_its_formula_says(extended):
     assert torch.equal(net.head.losses(embeddings, labels)[1], cosine.argmax(1) == labels)
 
 
-def test_adaface_is_what_the_paper_says(extended):
+def test_adaface_follows_its_paper(extended):
     """The margin rises with the norm; equations 12 to 14, and the loss of training is that of the logits."""
     torch.manual_seed(0)
     head = ArcfaceNet(50, "tinynet", s=32, m=0.4, head="adaface").head

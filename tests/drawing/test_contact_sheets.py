@@ -33,7 +33,7 @@ STIX = Path(matplotlib.__file__).parent / "mpl-data" / "fonts" / "ttf" / "STIXGe
 
 @pytest.fixture(autouse=True)
 def no_system_fonts(monkeypatch):
-    """The machine's fonts must not decide."""
+    """Hide the fonts of the machine."""
     monkeypatch.setattr(contact_sheets, "CJK_FONTS", ("no such font.ttf",))
     contact_sheets.load_cjk_font.cache_clear()
 
@@ -101,7 +101,7 @@ def test_every_accepted_candidate_has_a_green_frame_and_the_others_a_red_one(num
     assert (number - accepted) * frame <= is_color(drawn, RED).sum() < (number - accepted) * (frame + 500)
 
 
-def test_sheets_keep_a_margin_whatever_the_text():
+def test_sheets_keep_a_margin_around_any_text():
     photos = [Image.new("RGB", (1008, 20)), Image.new("RGB", (90, 1008))]
     for drawn in (draw_candidates(face(), [(face(), candidate("W" * 90))] * 3, "= FAR 0.001 on LFW"),
                   draw_comparison([face(), face()], candidate(), "= FAR 0.001 on LFW", photos),

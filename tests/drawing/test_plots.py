@@ -17,7 +17,7 @@ THRESHOLDS = {"best accuracy": 0.8, "FAR 0.01": 0.7, "FAR 0.001": 0.1}
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are drawn, in place of their files."""
+    """Collect the figures instead of writing them."""
     drawn = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
     return drawn

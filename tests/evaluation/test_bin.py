@@ -1,4 +1,4 @@
-"""insightface's verification files, written here by every writer there is, and eval_LFW.py --bin."""
+"""insightface's verification files, in the encodings of all known writers, and eval_LFW.py --bin."""
 import io
 import json
 import os
@@ -25,20 +25,20 @@ def images():
 GENUINE = [True, False] * 10
 
 
-# Verification files, by the writers there are
+# Verification files in the encodings of all known writers
 
 def python3(protocol, flags=list):
     return lambda images, genuine: pickle.dumps((images, flags(genuine)), protocol)
 
 
 def arrays(protocol, shape=(-1,)):
-    """cv2.imencode returns an array, of older releases (N, 1)."""
+    """cv2.imencode returns an array, of shape (N, 1) in older releases."""
     return lambda images, genuine: pickle.dumps(
         ([np.frombuffer(image, np.uint8).copy().reshape(shape) for image in images], genuine), protocol)
 
 
 def old_numpy(images, genuine):
-    """The modules as numpy 1 called them."""
+    """With the module names of numpy 1."""
     return arrays(3, (-1, 1))(images, genuine).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
 
 
@@ -73,7 +73,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_images_and_pairs_are_read_whatever_wrote_them(tmp_path, images, writer):
+def test_images_and_pairs_are_read_from_files_of_all_writers(tmp_path, images, writer):
     path = tmp_path / "小 cfp;fp.bin"
     path.write_bytes(WRITERS[writer](images, GENUINE))
     pairs = read_bin(path)

@@ -1,4 +1,4 @@
-"""Embeddings that are invalid are an error, and a backbone that cannot be folded embeds all the same."""
+"""Invalid embeddings are an error. A backbone that cannot be folded still embeds."""
 import pytest
 import torch
 from torch import nn
@@ -34,14 +34,14 @@ def test_embeddings_that_are_not_finite_are_an_error_that_counts_them(value):
 def test_weights_with_collapsed_embeddings_are_rejected_before_any_image(published_weights, tmp_path, value, word):
     state = torch.load(published_weights, weights_only=True)
     name = [name for name, entry in state.items() if name.endswith("weight") and entry.ndim == 1][-1]
-    state[name].fill_(value)  # the scale of the last BatchNorm: every embedding is its bias
+    state[name].fill_(value)  # the scale of the last BatchNorm, so that every embedding is its bias
     torch.save(state, tmp_path / "broken.pth")
     with pytest.raises(UserError, match=rf"broken\.pth.*{word}"):
         Arcface(model_path=tmp_path / "broken.pth", cuda=False)
 
 
 class DataDependent(nn.Module):
-    """torch.fx cannot trace it: which layer runs depends on the images."""
+    """torch.fx cannot trace this network, because the layer that runs depends on the images."""
 
     def __init__(self):
         super().__init__()

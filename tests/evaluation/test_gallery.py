@@ -1,4 +1,4 @@
-"""One face against a folder of people: who is nearest, and which images are embedded again."""
+"""Identification in a gallery: the nearest identity, and which images are embedded again."""
 import os
 import pickle
 import shutil
@@ -37,7 +37,7 @@ def people(tmp_path, faces):
 
 
 class ColorEmbedder:
-    """Embeds an image as its mean color, and remembers what it was asked for."""
+    """Embeds an image as its mean color, and records the names of the images."""
 
     def __init__(self):
         self.seen = []
@@ -55,7 +55,7 @@ class ColorEmbedder:
 
 @pytest.fixture
 def colors(tmp_path):
-    """A gallery of plain images: two people in folders, one loose."""
+    """A gallery of plain images: two people in folders and one loose image."""
     for name, color in {"red/1.png": (255, 0, 0), "red/2.png": (200, 0, 0), "green/1.png": (0, 255, 0),
                         "blue.png": (0, 0, 255)}.items():
         draw(tmp_path / "colors" / name, color)
@@ -74,7 +74,7 @@ def open_colors(folder, settings=SETTINGS):
     return gallery, sorted(embed.seen)
 
 
-# the answer
+# identification
 
 def test_a_face_finds_its_person_at_the_distance_of_the_nearest_image(arcface, people, faces):
     threshold = arcface.gallery_threshold(arcface.open_gallery(people))
@@ -153,7 +153,7 @@ def test_only_new_and_changed_images_are_embedded_again_and_removed_ones_disappe
     (colors / "red").rename(colors.with_name("elsewhere"))
     gallery, seen = open_colors(colors)
     assert seen == [] and "red" not in gallery.names and len(gallery.embeddings) == 3
-    colors.with_name("elsewhere").rename(colors / "red")  # removed images are not remembered either
+    colors.with_name("elsewhere").rename(colors / "red")  # the cache has dropped the removed images
     gallery, seen = open_colors(colors)
     assert seen == ["1.png", "2.png"]
     assert np.array_equal(gallery.embeddings, ColorEmbedder()([colors / path for path in gallery.paths])[0])
@@ -220,7 +220,7 @@ def test_a_cache_that_cannot_be_written_is_reported_and_the_answer_comes_all_the
 # the gallery's own impostors
 
 def made_gallery(rng, people=40, images=3, size=8):
-    """Return a Gallery without files, its rows in no order of people."""
+    """Return a Gallery without files, whose rows are shuffled."""
     embeddings = rng.normal(size=(people * images, size)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     identity = rng.permutation(np.repeat(np.arange(people), images)).astype(np.int32)
@@ -229,7 +229,7 @@ def made_gallery(rng, people=40, images=3, size=8):
                    np.zeros(len(identity), bool), np.zeros(0), 0, [])
 
 
-def test_twenty_people_or_more_show_how_alike_they_are_and_it_is_remembered(monkeypatch, tmp_path):
+def test_the_tail_of_twenty_people_or_more_is_fitted_and_cached(monkeypatch, tmp_path):
     gallery = made_gallery(np.random.default_rng(1), size=64)
     few = gallery.identity < 19
     assert len(fit_gallery_tail(gallery.embeddings[few], gallery.identity[few])) == 0

@@ -38,7 +38,7 @@ def folded_pairs(draw):
 
 
 def brute_best_threshold(distances, genuine):
-    """Every cut between distinct values is tried by hand; of the best the middle one, half-way between neighbors."""
+    """Try every cut between distinct values. Return the middle one of the best, half-way between its neighbors."""
     values = sorted(set(distances))
     cuts = []  # (correct decisions, threshold), the smallest threshold first
     for below, above in zip([None, *values], [*values, None]):
@@ -56,7 +56,7 @@ def brute_best_threshold(distances, genuine):
 
 
 def brute_threshold_at_far(impostors, target):
-    """The (m+1)-th smallest impostor distance, m = floor(target * impostors)."""
+    """Return the (m+1)-th smallest impostor distance, m = floor(target * impostors)."""
     allowed = math.floor(Fraction(str(target)) * len(impostors))
     return sorted(impostors)[allowed] if allowed < len(impostors) else math.inf
 
@@ -77,7 +77,7 @@ def brute_verification(distances, genuine, folds, target):
 
 
 def brute_equal_error_rate(distances, genuine):
-    """Walk along the ROC, distance by distance, to where false accepts and false rejects cross."""
+    """Walk along the ROC to the point at which the rates of false accepts and false rejects cross."""
     points = [(0.0, 1.0)]  # (impostors accepted, genuine pairs rejected)
     for value in sorted(set(distances)):
         points.append((np.mean([d <= value for d, g in zip(distances, genuine) if not g]),

@@ -34,7 +34,7 @@ class FakeNet(torch.nn.Module):
 
 @pytest.fixture
 def tiny(tmp_path):
-    """read(text) -> Pairs of that list over five small images, each of another color; .folder, .path."""
+    """read(text) returns the Pairs of a list over five images, each of one color. It has attributes folder and path."""
     for number, name in enumerate(IMAGES):
         path = tmp_path / "lfw" / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The thresholds beside the weights: measured, kept and used; and the impostor curve against all pairs, sorted."""
+"""Thresholds that are saved beside the weights, and the impostor curve against sorted distances of all pairs."""
 import json
 import math
 import re
@@ -102,7 +102,7 @@ def test_between_far_0_001_and_best_accuracy_the_verdict_is_not_sure(weights, di
 
 
 @pytest.mark.parametrize("text", [None, "{}", '{"training": {"epochs": 5}}'])
-def test_without_a_measurement_there_is_a_default_that_says_so(weights, text):
+def test_without_a_measurement_the_threshold_is_the_default_and_described_so(weights, text):
     if text is not None:
         write(weights, text)
     found = Thresholds(weights).for_pair()
@@ -117,7 +117,7 @@ def test_without_a_measurement_there_is_a_default_that_says_so(weights, text):
     (lambda weights: write(weights, "{"), "JSON"), (lambda weights: write(weights, "3"), "JSON"),
     (lambda weights: weights.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "JSON")],
     ids=["other weights", "flip", "not aligned", "cut", "number", "bytes"])
-def test_unusable_thresholds_are_not_used_and_one_line_says_why(weights, spoil, word):
+def test_unusable_thresholds_are_not_used_and_one_line_reports_why(weights, spoil, word):
     save_thresholds(weights, {"thresholds": THRESHOLDS, "flip": False})
     spoil(weights)
     thresholds = Thresholds(weights)
@@ -163,7 +163,7 @@ def test_the_smaller_one_of_the_distances_by_the_weights_and_by_its_own_people_i
     assert Thresholds(weights).for_gallery(100, (0.05, 0.1)) == by_weights  # less alike than those of LFW
 
 
-def test_a_gallery_without_a_measurement_says_so_and_a_given_threshold_wins(weights):
+def test_a_gallery_without_a_measurement_reports_it_and_a_given_threshold_is_used(weights):
     found = Thresholds(weights).for_gallery(100)
     assert found.value == pytest.approx(0.9822) and "not measured" in found.meaning
     assert Thresholds(weights, given=1).for_gallery(100) == (1.0, "on the distance", None)

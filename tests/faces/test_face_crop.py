@@ -1,4 +1,4 @@
-"""utils/faces/face_crop.py: which face of an image counts, what is said about it, and what shows no face at all."""
+"""utils/faces/face_crop.py: the main face of an image, the remarks on it, and crops that show no face."""
 import sys
 import urllib.request
 
@@ -19,13 +19,13 @@ from utils.faces.images import open_image
 
 @pytest.fixture
 def detected(detector, monkeypatch):
-    """FaceCrop finds the detector."""
+    """Give FaceCrop the detector."""
     monkeypatch.setattr(face_crop, "shared_detector", lambda: detector)
 
 
 @pytest.fixture(params=["OpenCV", "network"])
 def without(request, monkeypatch, tmp_path):
-    """FaceCrop finds no detector; what is missing."""
+    """Hide the detector from FaceCrop. Return what is missing."""
     def no_network(*arguments, **settings):
         raise urllib.request.URLError("no network")
     if request.param == "OpenCV":
@@ -79,7 +79,7 @@ def test_aligned_images_are_recognized(detected, shared):
     assert are_aligned([np.zeros((112, 112, 3), np.uint8)])
 
 
-# Which face counts, and what is said about it
+# The main face, and the remarks on it
 
 def test_the_kth_face_of_a_photo(detected, tmp_path):
     group = tmp_path / "two faces.png"
@@ -124,7 +124,7 @@ def test_a_rotated_photo_is_upright_in_the_crop_and_in_what_is_drawn(detected):
     (found(30, others=[0.3]), ["2 faces, number 1 counts"], False, False),
     (found(30, others=[0.3, 0.6]), ["3 faces, number 1 counts"], False, True),
     (CroppedFace(None, None), [], False, False)])
-def test_what_the_detector_knows_is_said(face, remarks, uncertain, ambiguous):
+def test_remarks_and_doubts_of_a_face(face, remarks, uncertain, ambiguous):
     assert (face.remarks, bool(face.doubts), face.ambiguous) == (remarks, uncertain, ambiguous)
 
 

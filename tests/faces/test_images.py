@@ -167,7 +167,7 @@ def test_files_that_broke_it_give_their_image_or_one_line(shared, name, answer):
 
 @pytest.mark.parametrize("head", [
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"%PDF-1.7\n", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"])
-def test_other_formats_are_refused_whatever_the_file_is_called(tmp_path, monkeypatch, head):
+def test_other_formats_are_refused_under_any_file_name(tmp_path, monkeypatch, head):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments: pytest.fail("Ghostscript was started"))
     (tmp_path / "face.jpg").write_bytes(head + bytes(200))
     with pytest.raises(UserError, match=r"face\.jpg does not decode \(not an image, or in a format .* such as HEIC\)"):

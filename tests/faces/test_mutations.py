@@ -59,7 +59,7 @@ def decoded(path):
     """What open_image returns for a file, as an array, or the message of its UserError."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", category=ResourceWarning)
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # as utils.faces.images has it: pytest resets the filters
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # as utils.faces.images does; pytest resets it
         try:
             image = open_image(path)
         except UserError as error:
@@ -90,4 +90,4 @@ def test_a_damaged_image_opens_or_is_a_user_error(tmp_path, capfd, count, seed):
         else:
             opened += 1
         path.unlink()
-    assert 0.3 < opened / count < 0.9  # else they are hardly damaged, or wrecks
+    assert 0.3 < opened / count < 0.9  # else the damage is too small or too large

@@ -37,7 +37,7 @@ def published(published_weights):
 
 
 def meta_net(backbone, num_classes=None):
-    """Return a network without memory behind its weights."""
+    """Return a network on the meta device."""
     with torch.device("meta"):
         return ArcfaceNet(num_classes, backbone)
 

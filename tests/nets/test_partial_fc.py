@@ -1,4 +1,4 @@
-"""nets/partial_fc.py: what a step of a sampled head computes, and what it leaves as it was."""
+"""nets/partial_fc.py: what a step of a sampled head computes, and what it leaves unchanged."""
 import pytest
 import torch
 import torch.nn.functional as F

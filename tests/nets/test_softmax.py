@@ -95,7 +95,7 @@ def test_losses_far_apart_keep_their_digits():
     assert losses.tolist() == pytest.approx(expected, rel=1e-4) and correct.tolist() == [True, False]
 
 
-def test_matrix_products_are_in_float32_whatever_precision_is_set():
+def test_matrix_products_are_in_float32_at_any_precision_setting():
     """On a CPU "medium" rounds other products, as "high" does on CUDA (TF32)."""
     torch.manual_seed(0)
     head, labels = ArcMarginProduct(512, 2000, 64, 0.5), torch.arange(16)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import torch._dynamo  # 2 s, which each rank would take at its first optimizer
+import torch._dynamo  # else each rank would import it for its optimizer, which takes 2 s
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
@@ -122,7 +122,7 @@ def sampled(rate):
 
 
 def overflow():
-    """Return what all ranks know of a step in which the last one's part of the head has an infinite gradient."""
+    """Return the state of all ranks after a step in which the last rank's part of the head has an infinite gradient."""
     state, args = make("--shard-head")
     state.loss_scale = LossScale(True, 1024.0)
     if distributed.rank() == distributed.world_size() - 1:

@@ -1,7 +1,7 @@
 """A CUDA device that computes on the CPU, and notes every wait for it.
 
 Its tensors are on cuda:0 for Python and of the meta device for PyTorch's C++; their values are on the CPU, in `.value`.
-An operation that mixes devices fails as on a real one. What waits: reading a value, copying from memory that is not
+An operation that mixes devices fails as on a real one. These wait: reading a value, copying from memory that is not
 pinned, and operations whose result has a size that depends on values.
 """
 import traceback
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 READS_A_VALUE = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default,
                  aten.is_nonzero.default, aten.equal.default, aten._unique2.default}
 BY_INDEX = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
-waits = []  # where each was, innermost first
+waits = []  # the innermost frames of each, innermost first
 
 
 def wait(kind):
@@ -69,7 +69,7 @@ class Device(TorchDispatchMode):
 
 def run(operation, arguments, keywords):
     """Run one operation of PyTorch on the values, and note whether it would have waited."""
-    if torch.is_inference_mode_enabled():  # there operations that are made of others arrive whole
+    if torch.is_inference_mode_enabled():  # composite operations are not decomposed there
         with Device():
             done = operation.decompose(*arguments, **keywords)
         if done is not NotImplemented:
@@ -90,7 +90,7 @@ def run(operation, arguments, keywords):
         raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two: {operation}")
     elif simulated and operation in READS_A_VALUE:
         wait(str(operation))
-    changed = {id(one.value): one for one in simulated}  # what works in place returns what it was given
+    changed = {id(one.value): one for one in simulated}  # operations in place return their argument
     keywords = {name: value for name, value in keywords.items() if name not in ("pin_memory", "non_blocking")}
     if asked is not None:
         keywords["device"] = torch.device("cpu")
@@ -123,7 +123,7 @@ def pin_memory(tensor):
 
 @pytest.fixture
 def simulated_cuda(monkeypatch):
-    """The simulated device, which this process sees during the test."""
+    """The simulated device. PyTorch finds it in this process during the test."""
     torch._C._ensureCUDADeviceGuardSet()  # autograd asks for the device's stream
     for name, answer in {"_lazy_init": None, "is_available": True, "device_count": 1, "current_device": 0,
                          "set_device": None, "get_device_name": "simulated", "is_bf16_supported": True,

@@ -43,7 +43,7 @@ def losses_of(state, args, steps):
 
 @pytest.fixture(scope="module")
 def annotation(tmp_path_factory):
-    """The list of ten images of each of four identities: one pattern for each identity, with noise."""
+    """Write ten images of each of four identities, a pattern with noise. Return the path of their annotation."""
     folder = tmp_path_factory.mktemp("faces")
     random, lines = np.random.default_rng(1), []
     for label in range(4):
@@ -105,7 +105,7 @@ def test_the_head_computes_in_float32_under_autocast(autocast):
 def test_a_step_waits_once(flags):
     state, args = state_of(flags, CUDA)
     losses_of(state, args, 2)
-    state.step = 51  # at every fiftieth step it checks more
+    state.step = 51  # every fiftieth step checks more
     try:
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as met:

@@ -22,7 +22,7 @@ from utils.training.state import TrainState
 from utils.training.validation import validate
 
 ROOT = Path(__file__).parents[2]
-VALIDATED = 5  # images, an odd number: no rank may see one twice to have as many as the other
+VALIDATED = 5  # images; odd, because no rank may see an image twice to have as many as the other
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -86,7 +86,7 @@ def test_two_ranks_train_and_resume_bit_for_bit(annotation, tmp_path):
 
 
 def assert_validated_as_saved(run, annotation):
-    """What two ranks logged is that of the weights they saved, on every image once."""
+    """Check that two ranks logged the validation metrics of the weights they saved, on every image once."""
     with open(run / "log.csv", encoding="utf-8") as file:
         *_, row = csv.DictReader(file)
     args = SimpleNamespace(**json.loads((run / "settings.json").read_text(encoding="utf-8")))

@@ -130,12 +130,12 @@ def test_a_forced_resume_uses_the_new_settings(run_script, finished):
     state = last_state(finished / "logs")
     assert state["epoch"] == 2
     assert [group["weight_decay"] for group in state["optimizer"]["param_groups"]] == [0.25, 0.25, 0]
-    assert not {"force", "resume"} & state["settings"].keys()  # they count for one start
+    assert not {"force", "resume"} & state["settings"].keys()  # they apply to one start
 
 
 @pytest.fixture
 def train_here(call_script, annotation, monkeypatch):
-    """`train_here(*flags)` trains in this process. Return (result, the run's folder)."""
+    """train_here(*flags) trains in this process and returns (result, the run's folder)."""
     monkeypatch.setattr(StopRequest, "listen", lambda self: None)
 
     def run(*flags):
@@ -161,7 +161,7 @@ def test_an_error_in_the_evaluation_does_not_cost_the_epoch(train_here, run_scri
 
 
 def test_a_run_that_diverges_stops_and_writes_no_weights(train_here):
-    """The loss of the first step is finite, and so is its gradient; the weights after it are not."""
+    """The loss and the gradient of the first step are finite, but the weights after it are not."""
     result, run = train_here("--no-scale-lr", "--init-lr", 1e38, "--checkpoint-every", 1e-9)
     assert_user_error(result, "arcface.conv1", "--init-lr", "step 1")
     assert not list(run.glob("*.p*t*"))

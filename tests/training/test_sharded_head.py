@@ -50,7 +50,7 @@ def test_losses_gradients_and_their_norm_are_those_of_one_rank(results, ranks):
 @pytest.mark.parametrize("head", ["trained", "norm"])
 def test_steps_with_accumulation_clipping_and_an_average_are_those_of_one_rank(results, ranks, head):
     one, several = results["1"][head], results[str(ranks)][head]
-    assert torch.equal(several["first"], one["first"])  # drawn alike
+    assert torch.equal(several["first"], one["first"])  # equal initial weights
     for found, expected in zip(several["losses"], one["losses"]):
         assert found == pytest.approx(expected, rel=TOLERANCE)
     assert_equal_runs(several, one)
@@ -65,7 +65,7 @@ def test_validation_is_that_of_one_rank(results, ranks):
 
 
 def test_a_run_resumes_with_another_number_of_ranks(results):
-    """A step with two, one with three, one with one: as three steps with one."""
+    """A step with two ranks, one with three and one with one rank equal three steps with one rank."""
     assert_equal_runs(results["resumed1"], results["1"]["trained"])
     losses = [results[name]["losses"][0] for name in ("resumed2", "resumed3", "resumed1")]
     for found, expected in zip(losses, results["1"]["trained"]["losses"]):
@@ -79,7 +79,7 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(results, ranks):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_a_sampled_step_moves_only_its_classes_and_a_fraction_of_the_others(results, ranks):
-    """Half of each rank's rows, the classes of the images of all ranks first."""
+    """Half of each rank's rows are sampled. The classes of the images of all ranks are among them."""
     sampled = results[str(ranks)]["sampled"]
     moved = torch.cat([torch.tensor(rows, dtype=torch.bool) for rows in sampled["moved"]])
     changed = (sampled["head"] != sampled["before"]).any(1)

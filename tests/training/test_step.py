@@ -1,4 +1,4 @@
-"""train.train_step, one step at a time in this process, and what belongs to a step: clipping, freezing, compiling."""
+"""train.train_step and what belongs to a step: clipping, the loss scale, frozen BatchNorm, compiling."""
 import math
 
 import pytest
@@ -127,7 +127,7 @@ def test_the_validation_loss_has_the_whole_margin_from_the_first_epoch_on():
 
 def test_a_validation_loss_that_is_not_finite_is_a_user_error():
     state, _ = make_state()
-    state.net.arcface.conv1.bn.weight.data.fill_(3e38)  # finite, and what comes out is not
+    state.net.arcface.conv1.bn.weight.data.fill_(3e38)  # finite, but the output is not
     state.net.arcface.conv1.bn.running_var.fill_(1e-9)
     with pytest.raises(UserError, match=r"the validation loss is nan after epoch 0: lower --init-lr"):
         validate(state, FakeLoader([noise_batch()]))

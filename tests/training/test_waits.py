@@ -1,4 +1,4 @@
-"""A training step waits for its device once, and a validation too. Counted on a simulated one."""
+"""A training step and a validation wait for the device once. The waits are counted on a simulated device."""
 import pytest
 import torch
 from simulated_cuda import simulated_cuda, waits  # noqa: F401, a fixture

@@ -39,7 +39,7 @@ def assert_one_line(caught, *words):
     assert "\n" not in message and all(word in message for word in words), message
 
 
-# Files that fit.
+# Files that fit
 
 def test_equal_weights_make_equal_files(state, tmp_path):
     content = {"model": OrderedDict(state), "history": [{"loss": 0.5}, torch.ones(2)], "step": 3}
@@ -69,7 +69,7 @@ def test_safetensors_files_are_read(state, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_full_is_one_line_and_keeps_the_old_file(tmp_path):
-    resource = pytest.importorskip("resource")  # its limit on the size of a file stands for the disk's
+    resource = pytest.importorskip("resource")  # its limit on the size of a file simulates a full disk
     save({"a": torch.ones(1)}, tmp_path / "last.pt")
     before, limits = (tmp_path / "last.pt").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
@@ -113,7 +113,7 @@ def test_pretrained_weights_may_lack_layers_but_not_fit_badly(state, tmp_path):
         assert_one_line(caught, str(path))
 
 
-# Files of other programs.
+# Files of other programs
 
 def renamed(state, prefix):
     return {prefix + name.removeprefix("arcface."): value for name, value in state.items()}
@@ -170,7 +170,7 @@ def test_insightfaces_mobilefacenet_is_ours_under_other_names(state, tmp_path):
     assert all(torch.equal(found[name], state[name]) for name in state)
 
 
-# Files that do not fit, or hold something else.
+# Files that do not fit, or hold something else
 
 def test_missing_unexpected_and_wrong_shapes_are_listed(state, tmp_path):
     first, second, *_ = state
@@ -209,7 +209,7 @@ def test_code_in_a_weight_file_never_runs(tmp_path, write):
     assert not marker.exists()
 
 
-# Damaged files, which torch.load takes for whole.
+# Damaged files that torch.load accepts
 
 def flip(content, position, bit):
     content = bytearray(content)
@@ -223,7 +223,7 @@ def test_one_flipped_bit_of_a_weight_is_a_user_error(tmp_path):
     content, path = BUNDLED.read_bytes(), tmp_path / "flipped.pth"
     name_lengths = np.frombuffer(content[entry.header_offset + 26:entry.header_offset + 30], np.uint16).sum()
     path.write_bytes(flip(content, entry.header_offset + 30 + int(name_lengths) + entry.file_size // 2, 0))
-    torch.load(path, weights_only=True)  # does not notice
+    torch.load(path, weights_only=True)  # accepts it
     with pytest.raises(UserError, match=r"flipped\.pth is damaged .*copy or download") as caught:
         read_weights(path)
     assert_one_line(caught)
@@ -241,7 +241,7 @@ def test_a_file_without_checksums_is_compared_with_the_hash_beside_it(state, tmp
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -1e20])
-def test_values_that_no_network_has_are_a_user_error(state, tmp_path, value):
+def test_weights_that_are_not_finite_or_huge_are_a_user_error(state, tmp_path, value):
     spoiled = state[STEM].clone()
     spoiled[0, 0, 0, 0] = value
     torch.save(state | {STEM: spoiled}, tmp_path / "odd.pth")

@@ -30,7 +30,7 @@ def arcface(published_weights):
 
 
 def run_file(path, images):
-    """Do what another program does: preprocess as the metadata say, and run it. Return embeddings and metadata."""
+    """Preprocess as the metadata describe, and run the file. Return embeddings and metadata."""
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
@@ -75,7 +75,7 @@ def test_the_measured_threshold_is_in_the_metadata(tiny, monkeypatch):
     assert float(describe_network(Arcface(cuda=False))["threshold"]) == measured["best accuracy"]
 
 
-# Exports that are not kept, of a network so small that it exports in a moment.
+# Failed exports, with a small network for speed
 
 class Tiny(torch.nn.Module):
     backbone, embedding_size = "tiny", 8
@@ -103,7 +103,7 @@ def tiny(tmp_path):
 
 
 def assert_not_kept(predictor, path, match):
-    """The export raises, and the file that was there stays, alone."""
+    """Check that the export raises UserError and that the previous file stays, with no other beside it."""
     path.write_text("kept")
     with pytest.raises(UserError, match=match) as caught:
         export(predictor, path)

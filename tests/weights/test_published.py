@@ -1,4 +1,4 @@
-"""The published weights: a server on this machine stands for the internet."""
+"""The published weights, downloaded from a local server."""
 import pytest
 from conftest import assert_user_error, files, write_small_weights
 
@@ -9,14 +9,14 @@ from utils.weights import published
 
 @pytest.fixture
 def beside_the_code(tmp_path, monkeypatch):
-    """tmp_path in place of the repository, and the working folder."""
+    """Use tmp_path as the repository and as the working folder."""
     monkeypatch.setattr(machine_files, "REPOSITORY", tmp_path)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def publisher(server, monkeypatch, published_weights, beside_the_code):
-    """The server in place of the publisher's, with the real MobileFaceNet."""
+    """Replace the publisher's server by a local one that has the real MobileFaceNet."""
     monkeypatch.setattr(published, "ADDRESS", server.address)
     server.files["/arcface_mobilefacenet.pth"] = published_weights.read_bytes()
     return server
@@ -59,8 +59,8 @@ def test_predict_downloads_and_uses_the_published_weights(call_script, publisher
 
 
 @pytest.mark.parametrize("script", ["predict.py", "eval_LFW.py"])
-def test_without_a_network_the_scripts_say_in_one_line_what_to_put_where(call_script, script, nowhere, beside_the_code,
-                                                                         monkeypatch):
+def test_without_a_network_one_line_names_the_file_and_its_place(call_script, script, nowhere, beside_the_code,
+                                                                 monkeypatch):
     monkeypatch.setattr(published, "ADDRESS", nowhere)
     assert_user_error(call_script(script, "--weights", "published", "--backbone", "iresnet50"),
                       f"download {nowhere}/arcface_iresnet50.pth", "model_data/published_iresnet50.pth")

@@ -9,7 +9,7 @@ from conftest import BUNDLED
 from utils.common.errors import UserError
 from utils.weights.checkpoint import load_embedder
 
-# What may happen to the bytes of a file: functions of (content, random numbers).
+# Mutations of the bytes of a file: functions of (content, random numbers)
 
 def flip_bits(content, rng):
     for _ in range(rng.choice((1, 1, 1, 8))):
@@ -31,10 +31,10 @@ def overwrite(content, rng):
     return content
 
 
-# What may be wrong within a file that is whole: functions of (state dict, random numbers).
+# Mutations of the state dict: functions of (state dict, random numbers)
 
 def swap_names(state, rng):
-    """Of two tensors of different shapes."""
+    """Swap the names of two tensors of different shapes."""
     first = rng.choice(list(state))
     second = rng.choice([name for name in state if state[name].shape != state[first].shape])
     return state | {first: state[second], second: state[first]}
