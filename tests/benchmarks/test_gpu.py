@@ -66,10 +66,8 @@ def test_replayed_steps_equal_eager_ones(monkeypatch):
     assert torch.equal(weight_of_graph, weight)
 
 
-@pytest.mark.parametrize(("backbone", "macs"), [("mobilefacenet", 221e6), ("iresnet50", 6.31e9)])
-def test_work_of_an_image(backbone, macs):
-    counted, moved = count_work(backbone)
-    assert counted == pytest.approx(macs, rel=1e-3) and moved > 1e6
+def test_the_multiplications_of_an_image_are_counted():
+    assert count_work("mobilefacenet")[0] == pytest.approx(221e6, rel=1e-3)
 
 
 def test_a_small_size_runs_on_a_cpu(run_script, tmp_path):

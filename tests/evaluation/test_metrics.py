@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
 
 from utils.evaluation.metrics import (
     best_threshold,
@@ -92,15 +91,6 @@ def brute_equal_error_rate(distances, genuine):
             return x0 + low * (x1 - x0)
 
 
-@quick
-@given(folded_pairs())
-def test_the_best_threshold_is_the_one_found_by_trying_all(pairs):
-    distances, genuine, _ = pairs
-    found, expected = best_threshold(distances, genuine), brute_best_threshold(distances, genuine)
-    assert found == pytest.approx(expected, abs=1e-12)
-    assert np.array_equal(distances < found, distances < expected)
-
-
 @pytest.mark.parametrize(("same", "other", "threshold"), [
     ([0.2, 0.4], [1.0, 1.2], 0.7),                 # perfect separation: half-way between the neighbors
     ([0.2, 1.0, 1.8], [0.6, 1.4, 2.2], 1.2),       # 0.4, 1.2 and 2.0 are best
@@ -144,7 +134,8 @@ def test_all_metrics_are_those_of_a_loop_over_folds_and_thresholds(pairs, target
     assert found.threshold == pytest.approx(threshold) and found.threshold_std == pytest.approx(rows[:, 1].std())
     assert found.val == pytest.approx(val) and found.val_std == pytest.approx(rows[:, 2].std())
     assert found.far == pytest.approx(far) and found.far_threshold == pytest.approx(far_threshold)
-    assert found.auc == pytest.approx(roc_auc_score(genuine, -distances))
+    smaller, larger = distances[genuine][:, None], distances[~genuine]
+    assert found.auc == pytest.approx(((smaller < larger) + (smaller == larger) / 2).mean())
     assert found.eer == pytest.approx(brute_equal_error_rate(distances, genuine), abs=1e-9)
     assert (found.far_target, found.folds, found.pairs) == (target, folds, len(distances))
 

@@ -112,13 +112,14 @@ def resumed(folder, steps):
 
 
 def sampled(rate):
-    """Return what a step of --sample-rate leaves of the head's weight and of its momentum."""
+    """Return what a step of --sample-rate leaves of the head's weight and momentum, and the labels of all ranks."""
     state, args = make("--shard-head", "--sample-rate", rate)
     before = full_head(state)
     losses = take_steps(state, args, 1)
     moved = state.optimizer.state[state.net.head.weight]["momentum_buffer"].ne(0).any(1)
+    labels = noise()[1][torch.tensor(list(EpochBatches(IMAGES, BATCH, 1))[:2]).flatten()]
     return result_of(state, args, losses) | {"before": before, "moved": distributed.gather(moved.tolist()),
-                                             "labels": noise()[1]}
+                                             "labels": distributed.gather(labels.tolist())}
 
 
 def overflow():

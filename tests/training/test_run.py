@@ -8,17 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from utils.drawing import plots
 from utils.training import run as module
 from utils.training.run import COLUMNS, Run, make_folder
 
 
 def test_the_curves_mark_the_epoch_of_best_pth(tmp_path, monkeypatch):
     marked = {}
-    monkeypatch.setattr(module, "plot_history", lambda rows, columns, epoch, path: marked.update({path: epoch}))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: marked.update(
+        {path.name: figure.legends[0].get_texts()[-1].get_text()}))
     run = Run(tmp_path, {})
     for epoch, accuracy in enumerate((0.7, 0.8, 0.8), 1):
         run.log(row(epoch) | {"lfw_accuracy": accuracy})
-    assert marked == {tmp_path / "loss.png": 2, tmp_path / "accuracy.png": 2}
+    assert marked == {"loss.png": "best.pth: epoch 2", "accuracy.png": "best.pth: epoch 2"}
 
 
 def row(epoch):

@@ -85,6 +85,8 @@ def test_a_sampled_step_moves_only_its_classes_and_a_fraction_of_the_others(resu
     changed = (sampled["head"] != sampled["before"]).any(1)
     assert torch.equal(changed, moved)
     assert [sum(rows) for rows in sampled["moved"]] == [len(rows) // 2 for rows in sampled["moved"]]
+    labels = torch.tensor(sampled["labels"]).flatten()
+    assert len(labels) == 24 and moved[labels].all()
 
 
 def test_rows_are_drawn_as_xavier_uniform_does_and_every_class_is_in_one_part():

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from recording import record, write_set
-from sklearn.metrics import roc_auc_score
 from training_data import QUICK, assert_same_weights, only_run, train_command, weights, write_faces
 
 from nets.arcface import ArcfaceNet
@@ -62,7 +61,6 @@ def test_the_log_has_a_row_per_epoch_and_the_loss_falls(trained):
 def test_the_start_is_described(trained):
     text = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8")
     assert f"{1_003_136 + 128 * IDENTITIES:,} parameters" in text
-    assert "learning rate: 0.025" in text
     assert len(text[:text.index("epoch 1 ")].splitlines()) <= 30, "it fits on a screen"
 
 
@@ -74,6 +72,7 @@ def test_the_end_names_the_best_epoch_and_the_next_commands(trained):
 
 
 def test_held_out_identities_separate_better_than_before(trained, shared, tmp_path):
+    from sklearn.metrics import roc_auc_score  # slow to import, which would delay the collection of tests
     paths, labels = read_annotation(write_faces(shared, tmp_path / "held_out.txt", identities=24, images=8, skip=100))
     first, second = np.triu_indices(len(paths), 1)
     genuine = np.array(labels)[first] == np.array(labels)[second]
