@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,10 +78,7 @@ def runner():
 @pytest.fixture
 def run_script(runner, tmp_path):
     """run_script("train.py", "--epochs", 1) runs it in tmp_path without a screen and returns a CompletedProcess."""
-    def run(script, *arguments, stdin="", cwd=tmp_path, timeout=120):
-        environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-        return runner.run(script, list(map(str, arguments)), cwd, environment | {"PYTHONUTF8": "1"}, stdin, timeout)
-    return run
+    return partial(runner.run, cwd=tmp_path)
 
 
 @pytest.fixture
@@ -90,7 +88,7 @@ def call_script(tmp_path, monkeypatch, capfd):
     stdin: the answers to input(), each a line or an exception to raise.
     """
     def call(script, *arguments, stdin=()):
-        module = importlib.import_module(script.removesuffix(".py"))
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
         # It changes the whole process.
         monkeypatch.setattr(module, "keep_freed_memory", lambda device: None, raising=False)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])

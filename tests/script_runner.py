@@ -1,6 +1,6 @@
 """Run scripts in processes forked from one that has imported PyTorch, which saves 4 s per run.
 
-    Runner().run("train.py", ["--epochs", "1"], cwd, environment, stdin, timeout) -> CompletedProcess
+    Runner().run("train.py", "--epochs", 1, cwd=folder) -> CompletedProcess
 
 This file is also that process. It reads requests from stdin, a line of JSON each, and answers with the exit status.
 """
@@ -27,7 +27,11 @@ class Runner:
         self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         encoding="utf-8")
 
-    def run(self, script, arguments, cwd, environment, stdin, timeout):
+    def run(self, script, *arguments, cwd, stdin="", timeout=120):
+        """Run the script in a folder, without a screen."""
+        arguments = list(map(str, arguments))
+        environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+        environment["PYTHONUTF8"] = "1"
         with tempfile.TemporaryDirectory() as folder:
             names = {name: os.path.join(folder, name) for name in ("stdin", "stdout", "stderr")}
             Path(names["stdin"]).write_text(stdin, encoding="utf-8")

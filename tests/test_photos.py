@@ -105,10 +105,10 @@ def test_a_tiny_face_makes_the_verdict_not_sure_and_is_a_remark(face_model, arcf
     assert found["ann"].verdict == "same" and found["ann"].remarks == ()
 
 
-def test_every_face_of_a_photo_is_identified_from_left_to_right(face_model, arcface, people, tmp_path, run_script):
+def test_every_face_of_a_photo_is_identified_from_left_to_right(face_model, arcface, people, tmp_path, call_script):
     side_by_side(PHOTOS[2], PHOTOS[1]).save(tmp_path / "group.jpg")
     assert [candidate.name for candidate in arcface.identify_all(tmp_path / "group.jpg", people)] == ["bob", "ann"]
-    result = run_script("predict.py", "group.jpg", "--gallery", "people", "--all-faces", *WEIGHTS, "--save", "all.jpg")
+    result = call_script("predict.py", "group.jpg", "--gallery", "people", "--all-faces", *WEIGHTS, "--save", "all.jpg")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     rows = [line.split() for line in result.stdout.splitlines() if line.startswith("   ")]
     assert [(row[0], row[-2]) for row in rows] == [("1", "bob"), ("2", "ann")]

@@ -1,10 +1,13 @@
 """Settings, heads, annotation files and run folders for the tests of training."""
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from nets.arcface import Backbone
 from nets.head import MarginHead
 from utils.data.dataset import EpochBatches
 from utils.training.losses import LabelLoss
@@ -51,6 +54,11 @@ class FakeLoader(list):
 
 class FakeDataset(list):
     input_shape = (112, 112)
+
+
+TINY = Backbone(lambda: nn.Sequential(OrderedDict(
+    conv=nn.Conv2d(3, 8, 7, 4), norm=nn.BatchNorm2d(8), prelu=nn.PReLU(8), pool=nn.AdaptiveAvgPool2d(4),
+    flatten=nn.Flatten(), dropout=nn.Dropout(), features=nn.Linear(128, 128))), 128, 64.0, "features", False)
 
 
 class NormMargin(MarginHead):

@@ -31,6 +31,6 @@ def test_held_out_identities_are_a_benchmark_and_not_in_the_annotation(run_scrip
                for a, b, same in zip(pairs.first, pairs.second, pairs.genuine))
 
 
-def test_too_few_identities_are_a_user_error(run_script, tmp_path):
+def test_too_few_identities_are_a_user_error(call_script, tmp_path):
     make_people(tmp_path / "datasets", 10)
-    assert_user_error(run_script("benchmarks/held_out.py"), "too few people", "15")
+    assert_user_error(call_script("benchmarks/held_out.py"), "too few people", "15")

@@ -1,8 +1,12 @@
 """utils/common/errors.py: numbers in flags, the length of messages, and how a script ends."""
+import io
+import os
 import pickle
+import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from utils.common.errors import (
     SettingsParser,
@@ -74,6 +78,21 @@ def test_a_script_ends_with_one_line(monkeypatch, capsys, error, status, line, r
         main()
     assert end.value.code == status
     assert capsys.readouterr().err == (f"rank {rank}: {line}" if rank and line else line)
+
+
+def test_a_letter_that_the_output_cannot_show_is_escaped(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    script(lambda: print("王"))()
+    assert sys.stdout.buffer.getvalue() == b"\\u738b\n"
+
+
+def test_a_script_whose_output_is_a_closed_pipe_prints_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from utils.common.errors import script; script(lambda: print('a line'))()"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, b"")
 
 
 def test_a_message_that_quotes_an_image_as_base64_is_cut():

@@ -1,4 +1,5 @@
 """The networks: the names, shapes and outputs of the published ones, and what ArcfaceNet adds to them."""
+import functools
 import importlib.util
 
 import numpy as np
@@ -42,6 +43,7 @@ def meta_net(backbone, num_classes=None):
         return ArcfaceNet(num_classes, backbone)
 
 
+@functools.cache
 def filled_net(backbone, fill):
     net = meta_net(backbone)
     net.load_state_dict(fill.fill(net.state_dict()), assign=True)
@@ -61,7 +63,7 @@ def test_state_dict_has_the_published_names_shapes_and_dtypes(backbone, shared):
     assert sorted(line(*entry) for entry in meta_net(backbone).state_dict().items()) == sorted(expected)
 
 
-@pytest.mark.parametrize("backbone", [name for name in PUBLISHED if name != "iresnet200"])
+@pytest.mark.parametrize("backbone", [*SMALL, "iresnet50"])
 def test_embeddings_equal_those_of_the_published_network(backbone, fill, forward):
     with torch.inference_mode():
         embeddings = filled_net(backbone, fill)(fill.images(2))

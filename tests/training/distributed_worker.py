@@ -1,9 +1,9 @@
-"""Run by test_distributed.py under torchrun, or alone: steps on a fixed global batch, saved for comparison.
+"""Run by test_distributed.py: one and two gloo ranks take steps on a fixed global batch, saved as FOLDER/RANKS.pt.
 
-    distributed_worker.py OUTPUT
+    distributed_worker.py FOLDER
 
-The first step has BatchNorm in eval mode, where its values do not depend on how the batch is split; a second one has it
-in training mode. Then a student takes two steps.
+BatchNorm is in eval mode in the first step, because its values are then independent of the split of the batch, and in
+training mode in the second. Then a student takes two steps.
 """
 import hashlib
 import sys
@@ -13,6 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from head_worker import in_ranks
 from training_data import make_state
 
 from train import train_step
@@ -48,8 +49,7 @@ def freeze(state):
     return [learned, hashes_of_all(state.net.buffers())]
 
 
-def main(output):
-    distributed.start(torch.device("cpu"))
+def work():
     state, args = make()
     state.wrapped_loss.eval()
     generator = torch.Generator().manual_seed(1)
@@ -61,12 +61,10 @@ def main(output):
     flat = torch.cat([p.grad.flatten() for p in state.net.parameters() if p.grad is not None])
     state.wrapped_loss.train()
     train_step(state, group, args)
-    result = {"loss": loss, "correct": correct, "gradient": flat, "hashes": hashes_of_all(state.net.parameters()),
-              "statistics": freeze(state), "student": teach(group)}
-    if distributed.is_main():
-        torch.save(result, output)
-    distributed.stop()
+    return {"loss": loss, "correct": correct, "gradient": flat, "hashes": hashes_of_all(state.net.parameters()),
+            "statistics": freeze(state), "student": teach(group)}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for ranks in (1, 2):
+        in_ranks(Path(sys.argv[1]), str(ranks), ranks, work)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_user_error
+from conftest import assert_user_error, jpeg
 from training_data import QUICK, FakeLoader, make_state, noise_batch, only_run, weights, write_faces
 
 from nets.head import IGNORE
@@ -108,10 +108,14 @@ def test_mixup_counts_both_classes_and_unlabeled_images_add_no_loss():
 def test_a_student_run_writes_weights_without_the_head_that_has_learned_nothing(
         run_script, shared, published_weights, tmp_path):
     annotation = write_faces(shared, tmp_path / "cls_train.txt")
+    (tmp_path / "more").mkdir()
+    for number in range(4):
+        (tmp_path / "more" / f"{number}.jpg").write_bytes(jpeg(number))
     result = run_script("train.py", *QUICK, "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
                         "--teacher", published_weights, published_weights, "--teacher-flip", "--model-path",
-                        published_weights, "--val-split", 0.2)
+                        published_weights, "--val-split", 0.2, "--unlabeled", "more")
     assert result.returncode == 0, result.stderr
+    assert "4 unlabeled images" in result.stdout and "4 people, 36 images to train on, 8 held out" in result.stdout
     run = only_run(tmp_path / "logs")
     assert not any(name.startswith("head.") for name in weights(run))
     assert list((tmp_path / "logs").glob("teacher_*.pth"))

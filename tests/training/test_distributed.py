@@ -1,8 +1,7 @@
-"""Two gloo ranks under torchrun: the same values as one."""
+"""Two gloo ranks compute the same values as one, also under torchrun."""
 import csv
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,12 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training_data import QUICK, assert_same_weights, only_run, weights, write_faces
+from training_data import QUICK, assert_same_weights, make_args, only_run, weights, write_faces
 
 from nets.arcface import ArcfaceNet
+from utils.common.errors import UserError
 from utils.data.annotation import read_annotation
 from utils.data.dataset import EpochBatches, make_loaders
 from utils.training.losses import LabelLoss
+from utils.training.settings import check_ranks
 from utils.training.state import TrainState
 from utils.training.validation import validate
 
@@ -32,19 +33,13 @@ def run(command, folder, timeout=150):
                           timeout=timeout)
 
 
-def worker(folder, ranks):
-    launcher = TORCHRUN if ranks == 2 else [sys.executable]
-    output = folder / f"{ranks}.pt"
-    result = run([*launcher, ROOT / "tests" / "training" / "distributed_worker.py", output], folder)
-    assert result.returncode == 0, result.stderr
-    return torch.load(output, weights_only=True)
-
-
 @pytest.fixture(scope="module")
 def one_and_two(tmp_path_factory):
-    """What the worker saved with one rank, and with two."""
+    """Return the results of one rank, and of two."""
     folder = tmp_path_factory.mktemp("worker")
-    return worker(folder, 1), worker(folder, 2)
+    result = run([sys.executable, ROOT / "tests" / "training" / "distributed_worker.py", folder], folder)
+    assert result.returncode == 0, result.stderr
+    return [torch.load(folder / f"{ranks}.pt", weights_only=True) for ranks in (1, 2)]
 
 
 def test_two_ranks_compute_what_one_does_and_have_the_same_parameters(one_and_two):
@@ -107,7 +102,6 @@ def wait_for_checkpoint(logs, process):
         time.sleep(0.05)
 
 
-def test_a_global_batch_that_does_not_divide_is_a_user_error(annotation, tmp_path):
-    result = run([*TORCHRUN, ROOT / "train.py", "--annotation-path", annotation, "--batch-size", 7], tmp_path)
-    assert result.returncode != 0
-    assert re.search(r"^rank [01]: train\.py: .*use a multiple of 2$", result.stderr, re.MULTILINE)
+def test_a_global_batch_that_does_not_divide_is_a_user_error():
+    with pytest.raises(UserError, match=r"--batch-size 7 .* use a multiple of 2"):
+        check_ranks(make_args("--batch-size", 7), torch.device("cpu"), 2)

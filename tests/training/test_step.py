@@ -4,8 +4,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from training_data import FakeLoader, make_state, noise_batch
+from training_data import TINY, FakeLoader, make_state, noise_batch
 
+from nets.arcface import BACKBONES
+from nets.head import IGNORE
 from train import train_one_epoch, train_step
 from utils.common.errors import UserError
 from utils.faces.images import normalise
@@ -102,6 +104,13 @@ def test_a_signal_to_another_rank_stops_this_one_and_one_to_this_rank_alone_does
     assert stop.received == 2  # not lost
 
 
+def test_the_accuracy_of_an_epoch_is_of_the_labeled_images_alone(monkeypatch):
+    state, args = make_state()
+    monkeypatch.setattr("train.train_step", lambda *given: (1.0, 2))  # the mean loss and the number correct
+    train_one_epoch(state, FakeLoader([noise_batch(labels=[0, IGNORE, 2, IGNORE])]), None, StopRequest(), args)
+    assert state.epoch_metrics()["accuracy"] == 1
+
+
 def test_in_the_last_epochs_batch_norm_is_in_eval_mode_and_still_learns():
     state, args = make_state()
     for freeze in (False, True):
@@ -147,9 +156,10 @@ def test_a_backbone_that_does_not_compile_runs_eagerly(monkeypatch):
     def refuse(*given, **named):
         raise RuntimeError("no compiler")
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", refuse)
+    monkeypatch.setitem(BACKBONES, "tiny", TINY)
     losses = []
     for flag in ("--compile", "--no-compile"):
-        state, args = make_state(flag)
+        state, args = make_state(flag, "--backbone", "tiny")
         compile_if_it_pays(state, args, 0)
         losses.append(train_step(state, [noise_batch()], args)[0])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -66,6 +66,11 @@ def test_the_script_writes_one_file_quietly_under_any_name_and_from_any_folder(
     metadata = assert_embeds_as(arcface, tmp_path / "人 脸;.onnx", faces)
     assert metadata["threshold"] == "1.25" and "letterbox" not in metadata["resize"]
     assert str(ROOT).encode() not in (tmp_path / "人 脸;.onnx").read_bytes()
+    exported = Arcface(model_path=tmp_path / "人 脸;.onnx", device="cpu")
+    assert exported.backbone == "mobilefacenet"
+    assert (exported.embed(faces) * arcface.embed(faces)).sum(1) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UserError, match=r"cannot export .*人 脸;\.onnx: it is an ONNX file"):
+        export(exported, tmp_path / "again.onnx")
 
 
 def test_the_measured_threshold_is_in_the_metadata(tiny, monkeypatch):

@@ -1,4 +1,4 @@
-"""utils/weights/onnx_model.py: ONNX files of other programs, made on the spot, and our own exports."""
+"""utils/weights/onnx_model.py: ONNX files of other programs, made on the spot."""
 import pickle
 import sys
 
@@ -7,10 +7,8 @@ import pytest
 import torch
 from conftest import ROOT, assert_user_error
 
-from arcface import Arcface
 from utils.common.errors import UserError
 from utils.weights.checkpoint import load_embedder
-from utils.weights.export import export
 from utils.weights.onnx_model import OnnxModel
 
 onnx = pytest.importorskip("onnx")
@@ -47,17 +45,6 @@ def test_both_kinds_of_input_and_a_batch_of_1_embed_alike(tmp_path, with_pixels,
     expected = torch.nn.functional.normalize(images.flatten(1) @ torch.from_numpy(WEIGHT) + torch.from_numpy(BIAS))
     assert net.embedding_size == 8 and torch.allclose(net(images), expected, atol=1e-5)
     assert torch.equal(pickle.loads(pickle.dumps(net))(images), net(images))  # as for a spawned worker
-
-
-def test_our_own_export_embeds_as_its_weights_do(published_weights, tmp_path):
-    pytest.importorskip("onnxscript")
-    arcface = Arcface(model_path=published_weights, device="cpu")
-    export(arcface, tmp_path / "own.onnx")
-    own, images = Arcface(model_path=tmp_path / "own.onnx", device="cpu"), sorted(ROOT.glob("img/?_00?.jpg"))
-    assert own.backbone == "mobilefacenet"
-    assert (own.embed(images) * arcface.embed(images)).sum(1) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(UserError, match=r"cannot export .*own\.onnx: it is an ONNX file"):
-        export(own, tmp_path / "again.onnx")
 
 
 def test_the_scripts_take_it_and_keep_thresholds_beside_it(call_script, tiny_lfw, tmp_path):
