@@ -27,7 +27,7 @@ def mutate(content, generator):
             content = content[:place] + bytes([content[place] ^ 1 << generator.randrange(8)]) + content[place + 1:]
         elif kind == 1:  # cut short
             content = content[:max(1, place)]
-        elif kind == 2:  # bytes of another program
+        elif kind == 2:  # random bytes
             content = content[:place] + generator.randbytes(4) + content[place:]
         elif kind == 3:  # a lost line
             content = b"\n".join(lines[:line] + lines[line + 1:]) or b"\n"

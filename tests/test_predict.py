@@ -101,7 +101,7 @@ def test_predict_prints_versions_the_device_and_the_weights_hash(call_script, pu
 
 # thresholds
 
-def test_what_eval_saves_predict_names(call_script, shared, published_weights, tmp_path, capfd):
+def test_predict_names_the_threshold_that_eval_saved(call_script, shared, published_weights, tmp_path, capfd):
     """Evaluate two folds of 12 + 12 pairs, then compare two images."""
     lines = (shared / "lfw" / "pairs.txt").read_text(encoding="utf-8").splitlines()[1:601]
     rows = [*lines[:12], *lines[300:312], *lines[12:24], *lines[312:324]]

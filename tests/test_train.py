@@ -9,7 +9,7 @@ from PIL import Image
 
 @pytest.fixture
 def annotation(tmp_path):
-    """The list of four images of noise of each of two identities."""
+    """Write four images of noise for each of two identities. Return the path of their annotation."""
     (tmp_path / "faces").mkdir()
     rng, rows = np.random.default_rng(0), []
     for label, number in product(range(2), range(4)):

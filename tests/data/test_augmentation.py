@@ -44,7 +44,7 @@ def test_images_stay_within_range_and_depend_on_the_batch_alone(faces, kind):
 
 
 def test_affine_moves_an_image_by_at_most_its_limit():
-    """A white dot in the middle stays within the largest shift of it, and is not lost."""
+    """A white dot in the middle moves by at most the largest shift and stays visible."""
     images = torch.full((64, 112, 112, 3), 0, dtype=torch.uint8)
     images[:, 54:58, 54:58] = 255
     moved, _ = augment(images, 1, 0, 0, ["affine"])

@@ -33,7 +33,7 @@ def contents(found):
 def test_the_images_and_labels_are_those_of_the_records(images, rec):
     folder = rec(insightface_set(images))
     lines = (folder / "train.idx").read_text().splitlines(keepends=True)
-    (folder / "train.idx").write_text("".join(reversed(lines)))  # the order is that of train.rec all the same
+    (folder / "train.idx").write_text("".join(reversed(lines)))  # the images keep the order of train.rec
     found, labels, _ = read_records(folder)
     assert contents(found) == images[1:6]
     assert labels.tolist() == [0, 0, 0, 1, 1] and labels.dtype == torch.int32

@@ -43,14 +43,14 @@ def face(color=(90, 90, 90)):
 
 
 def candidate(name="Ann", distance=0.9, verdict=None):
-    """An arcface.Candidate, or a Match."""
+    """An object with the fields of arcface.Candidate and Match."""
     same = distance < 1.1
     return SimpleNamespace(name=name, distance=distance, threshold=1.1, same=same,
                            verdict=verdict or ("same" if same else "different"))
 
 
 def found(boxes, number=1, size=(400, 300)):
-    """A face of a gray photo, with faces in boxes (left, top, width, height)."""
+    """The CroppedFace of a gray photo with faces in boxes (left, top, width, height)."""
     places = [(0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8)]
     faces = [Face(np.array(box, float), np.array(box[:2]) + np.multiply(places, box[2:]), 0.9) for box in boxes]
     image = Image.new("RGB", size, (128, 128, 128))

@@ -57,7 +57,7 @@ def test_without_a_face_an_image_is_cropped_at_the_usual_place_and_crops_are_kep
     assert align_again() == 0 and crop_path.stat().st_mtime_ns == written
 
 
-def test_a_list_of_ones_own_keeps_its_paths(tmp_path):
+def test_the_paths_of_an_own_list_are_kept(tmp_path):
     paths = [tmp_path / "raw" / name for name in ("a.png", "x/y/1.jpg", "z/y/1.jpg")]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -153,7 +153,7 @@ def test_a_gallery_takes_the_distance_of_impostors_at_the_fraction_for_each_of_i
     assert values == sorted(values, reverse=True) and values[-1] > 0
 
 
-def test_the_smaller_one_of_the_distances_by_the_weights_and_by_its_own_people_is_used(weights):
+def test_the_smaller_of_the_thresholds_by_weights_and_by_gallery_is_used(weights):
     save_thresholds(weights, {"thresholds": THRESHOLDS, "impostors": CURVE})
     by_weights = Thresholds(weights).for_gallery(100)
     alike = Thresholds(weights).for_gallery(100, (0.15, 0.1))
@@ -195,7 +195,7 @@ def distance_of(cosine):
     return math.sqrt(2 - 2 * cosine)
 
 
-def test_what_the_pairs_resolve_is_measured_and_the_rest_is_extrapolated():
+def test_fars_that_the_pairs_resolve_are_measured_and_others_extrapolated():
     """Cosines of a normal distribution, as those of two random directions in many dimensions are."""
     rng = np.random.default_rng(1)
     curve = impostor_curve(histogram(np.sqrt(2 - 2 * rng.normal(0.02, 0.1, 3000))))

@@ -58,7 +58,7 @@ def test_the_crop_has_the_landmarks_where_the_template_has_them(size, scale, ang
 
 @pytest.mark.parametrize("scale, angle", [(12, 0), (7.3, 0), (12, 0.3)])
 def test_a_large_face_is_not_aliased(scale, angle):
-    stripes = np.zeros((1600, 1600, 3), np.uint8)  # far finer than the crop's pixels, which can only show their mean
+    stripes = np.zeros((1600, 1600, 3), np.uint8)  # finer than the crop's pixels, which average them
     stripes[:, ::2] = 255
     landmarks = transformed(TEMPLATE - 56, angle, scale, (800, 800))
     middle = np.asarray(align(Image.fromarray(stripes), landmarks), int)[30:80, 30:80]

@@ -36,7 +36,7 @@ def without(request, monkeypatch, tmp_path):
 
 
 def found(size, score=0.9, others=()):
-    """A CroppedFace of a photo: a face with that distance between the eyes, and others by their area beside its own."""
+    """A CroppedFace with `size` pixels between the eyes. others: areas of more faces, relative to this one."""
     face = Face(np.array((0, 0, 2 * size, 2 * size), float), TEMPLATE * size / 35.24, score)
     rivals = [Face(np.array((0, 0, 2 * size, 2 * size * area), float), TEMPLATE, 0.9) for area in others]
     return CroppedFace(None, None, [face, *rivals], 1, face)
@@ -110,7 +110,7 @@ def test_all_faces_come_from_left_to_right(detected):
     assert alone.face is None and alone.remarks == []
 
 
-def test_a_rotated_photo_is_upright_in_the_crop_and_in_what_is_drawn(detected):
+def test_a_rotated_photo_and_its_crop_are_turned_upright(detected):
     rotated = FaceCrop().find(open_image(PHOTOS[0]).transpose(Image.Transpose.ROTATE_90))
     upright = FaceCrop().find(PHOTOS[0])
     assert np.array_equal(rotated.image, upright.image) and np.array_equal(rotated.crop, upright.crop)
@@ -183,7 +183,7 @@ def test_every_face_is_embedded_even_if_covered_blurred_or_in_profile(predictor,
     assert len(faces) == 90 and predictor.embed(faces).shape == (90, 128)
 
 
-def test_without_a_detector_only_what_needs_a_second_look_is_an_error(predictor, without):
+def test_without_a_detector_a_crop_that_may_show_no_face_is_an_error(predictor, without):
     unaligned = Arcface(model_path=predictor.model_path, cuda=False, align=False)
     assert predictor.embed([CROPS[0]]).shape == (1, 128)
     with pytest.raises(UserError, match=r"the image needs face detection: .*--align no"):

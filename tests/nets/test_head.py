@@ -74,7 +74,7 @@ def test_logits_and_gradients_at_random_angles_equal_those_of_arccos(m, easy_mar
     generator = torch.Generator().manual_seed(2)
     weight, labels = on_circle([0.3, 1.7, 4.0], radius=2), torch.randint(0, 3, (200,), generator=generator)
     theta = 0.05 + (PI - 0.1) * torch.rand(200, generator=generator, dtype=torch.float64)
-    theta[(theta - (PI - m)).abs() < 1e-3] = 0.5  # the two formulas meet there in a step
+    theta[(theta - (PI - m)).abs() < 1e-3] = 0.5  # the logit jumps between the two formulas there
     side = 2 * torch.randint(0, 2, (200,), generator=generator) - 1
     embeddings = on_circle(torch.tensor([0.3, 1.7, 4.0])[labels] + side * theta, radius=5)
     compare_with_reference(embeddings, weight, labels, m, easy_margin, autocast, atol=3e-6)

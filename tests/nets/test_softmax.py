@@ -45,7 +45,7 @@ def assert_as_by_logits(head, embeddings, labels, lam, tolerance):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-6)])
 def test_losses_and_gradients_are_those_of_the_logits(case, mixup, dtype, tolerance):
     head, embeddings, labels, lam = make(dtype=dtype, **case)
-    if dtype == torch.float32:  # on the axis the gradient of arccos is all rounding
+    if dtype == torch.float32:  # on the axis the gradient of arccos is rounding error
         embeddings = torch.randn_like(embeddings).requires_grad_()
     assert_as_by_logits(head, embeddings, labels, lam if mixup else None, tolerance)
 

@@ -126,6 +126,6 @@ def test_a_student_run_writes_weights_without_the_head_that_has_learned_nothing(
     (["--teacher", "gone.pth"], ["gone.pth"]), (["--teacher", "cls_train.txt"], ["cls_train.txt"]),
     (["--teacher-flip"], ["--teacher"]),
     (["--teacher", "cls_train.txt", "--shard-head"], ["--shard-head", "--teacher"])])
-def test_a_mistake_about_the_teacher_is_one_line(call_script, shared, tmp_path, arguments, words):
+def test_wrong_flags_for_the_teacher_are_a_user_error(call_script, shared, tmp_path, arguments, words):
     write_faces(shared, tmp_path / "cls_train.txt", identities=2, images=4)
     assert_user_error(call_script("train.py", *QUICK, *arguments), *words)

@@ -48,7 +48,7 @@ def test_the_warm_up_lasts_as_long_as_given(decay, milestones, warmup_epochs, re
     assert values[0] == (0.01 if reached == 0 else 1e-3)
     assert all(a < b for a, b in pairwise(values[:reached]))
     without = rates(LearningRate(decay, 0.01, 1e-4, 1000, 100, 0, milestones))
-    # A cosine begins where the warm-up ends; steps and milestones are where they would be without one.
+    # A cosine begins where the warm-up ends. The warm-up does not move steps and milestones.
     assert values[reached] == (0.01 if decay == "cos" else without[reached])
     if decay == "step" or milestones:
         assert values[reached:] == without[reached:]
@@ -101,7 +101,7 @@ def test_the_optimizer_is_that_of_the_flag(name, optimizer):
 @pytest.mark.parametrize(("backbone", "embedding_layer", "weight_decay", "head_decay"), [
     ("mobilefacenet", "features", ["0.5"], 0.5), ("mobilenet", "linear", ["0.5", "0"], 0),
     ("iresnet18", "fc", ["0.5", "0.1"], 0.1)])
-def test_a_step_without_gradient_shrinks_what_decays_and_nothing_else(
+def test_a_step_without_gradient_shrinks_only_weights_that_decay(
         backbone, embedding_layer, weight_decay, head_decay):
     net, of_head = ArcfaceNet(3, backbone), {"head.weight", f"arcface.{embedding_layer}.weight"}
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}

@@ -34,7 +34,7 @@ def annotation(shared, tmp_path):
 
 
 def last_state(logs):
-    """Return the content of last.pt of the one run in logs."""
+    """Return the content of last.pt of the only run in logs."""
     return torch.load(only_run(logs) / "last.pt", weights_only=True)
 
 

@@ -14,7 +14,7 @@ from utils.training.validation import MEAN, accuracy_columns, benchmark_columns,
 
 @pytest.fixture
 def packed(shared, tmp_path):
-    """agedb_30.bin and cfp_fp.bin: ten folds of a genuine and an impostor pair of LFW images each."""
+    """Write agedb_30.bin and cfp_fp.bin, each with ten folds of one genuine and one impostor pair of LFW images."""
     identities = [sorted(folder.iterdir())[:2] for folder in sorted((shared / "lfw" / "images").iterdir())]
     identities = [images for images in identities if len(images) == 2][:42]
     for name, first in (("agedb_30", 0), ("cfp_fp", 21)):

@@ -31,7 +31,7 @@ def test_each_backbone_has_its_own_file_beside_the_bundled_one(publisher, tmp_pa
     assert published.published_weights("mobilenetv1").name == "published_mobilenet.pth"
 
 
-def test_a_file_that_is_no_weights_of_its_backbone_is_not_kept(publisher, tmp_path):
+def test_a_download_without_weights_of_its_backbone_is_not_kept(publisher, tmp_path):
     publisher.files["/arcface_mobilenet.pth"] = b"<html>log in</html>"
     publisher.files["/arcface_iresnet50.pth"] = write_small_weights("mobilenet", tmp_path / "made.pth").read_bytes()
     for backbone in ("mobilenet", "iresnet50"):
