@@ -89,14 +89,18 @@ def test_held_out_identities_separate_better_than_before(trained, shared, tmp_pa
     assert after > before + 0.05, (before, after)
 
 
+def write_records(folder, annotation):
+    """Write the images of an annotation as train.rec and train.idx. Return the folder."""
+    paths, labels = read_annotation(annotation)
+    return write_set(folder, [(number, record(label, Path(path).read_bytes()))
+                              for number, (path, label) in enumerate(zip(paths, labels.tolist()), 1)])
+
+
 def test_the_batches_of_files_and_of_records_with_any_workers_are_equal(shared, tmp_path):
     annotation = write_faces(shared, tmp_path / "cls_train.txt")
-    paths, labels = read_annotation(annotation)
-    write_set(tmp_path / "faces", [(number, record(label, Path(path).read_bytes()))
-                                   for number, (path, label) in enumerate(zip(paths, labels.tolist()), 1)])
-    batches = []
-    for flags in (["--annotation-path", annotation, "--num-workers", 2], ["--rec", tmp_path / "faces"]):
-        args = make_args("--num-workers", 0, "--val-split", 0.1, *flags)
+    records, batches = write_records(tmp_path / "faces", annotation), []
+    for source, workers in ((annotation, 2), (records, 0)):
+        args = make_args("--annotation-path", source, "--num-workers", workers, "--val-split", 0.1)
         loaders = make_loaders(*read_training_set(args)[:2], args, torch.device("cpu"))
         batches.append([batch for loader in loaders for batch in batches_of(loader)])
     assert len(batches[0]) == 10
@@ -104,11 +108,11 @@ def test_the_batches_of_files_and_of_records_with_any_workers_are_equal(shared, 
         assert all(map(torch.equal, first, second))
 
 
-def test_two_identities_of_two_images_are_enough_to_start_from_published_weights(
+def test_records_of_two_identities_of_two_images_are_enough_to_start_from_published_weights(
         run_script, shared, published_weights, tmp_path):
-    annotation = write_faces(shared, tmp_path / "cls_train.txt", identities=2, images=2)
-    result = run_script("train.py", "--annotation-path", annotation, "--epochs", 1, "--num-workers", 0,
-                        "--model-path", published_weights)
+    records = write_records(tmp_path / "faces", write_faces(shared, tmp_path / "list.txt", identities=2, images=2))
+    result = run_script("train.py", "--rec", records, "--epochs", 1, "--num-workers", 0, "--model-path",
+                        published_weights)
     assert result.returncode == 0, result.stderr
     assert "lfw does not exist" in result.stdout
     assert "the head starts from random weights (the file has none)" in result.stdout
