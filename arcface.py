@@ -5,11 +5,11 @@
     arcface.detect_image("img/1_001.jpg", "img/1_002.jpg")   # L2 distance, 0 (the same) to 2
     arcface.verify("img/1_001.jpg", "img/2_001.jpg").same    # False
     arcface.embed(["img/1_001.jpg", "img/2_001.jpg"])        # float32 (2, 128), of length 1
-    arcface.identify("img/1_001.jpg", "people/")[0].name     # who of a folder per person is nearest
+    arcface.identify("img/1_001.jpg", "people/")[0].name     # the nearest person; a folder each
 
-An image is a path, a PIL image or a uint8 array (H, W, 3) in RGB order (from OpenCV give `image[:, :, ::-1]`): a photo,
-whose main face is found and aligned with OpenCV, or a face that is aligned to the 112x112 template already. It may also
-be what find() or find_all() returned, so that the face is not searched again.
+An image is a path, a PIL image or a uint8 array (H, W, 3) in RGB order (from OpenCV give `image[:, :, ::-1]`). In a
+photo the main face is detected and aligned. A crop that is aligned to the 112x112 template is used as it is. An image
+may also be what find() or find_all() returned, so that the face is not detected again.
 """
 import os
 import time
@@ -61,11 +61,12 @@ class Candidate(NamedTuple):
 class Arcface:
     """Compare two images, or one with a gallery. Keywords override `_defaults`.
 
-    `threshold` is then the one for two images, and `pair_threshold` says where it comes from. A gallery has a threshold
-    of its own. Threads may share one Arcface. It can be pickled, and used in a forked process.
+    Afterwards `threshold` is the threshold for two images, and `pair_threshold` also gives its origin. A gallery has a
+    threshold of its own. Threads may share one Arcface. It can be pickled, and used in a forked process if its model is
+    no .onnx file.
 
     Raises TypeError for an unknown keyword, ValueError for an invalid `align`, `face` or `threshold`, and UserError if
-    the weights do not load.
+    the weights do not load, or for another invalid setting.
     """
 
     _defaults = {
@@ -165,7 +166,7 @@ class Arcface:
                             workers=min(4, len(images)), bf16=self.bf16, crop=crop, progress=progress).numpy()
 
     def detect_image(self, image_1, image_2):
-        """Return the L2 distance of two images: 0 is the same image, 2 the opposite of one."""
+        """Return the L2 distance of two images: 0 for equal embeddings, 2 for opposite ones."""
         first, second = self.embed([self.find(image_1), self.find(image_2, 1)]).astype(np.float64)
         return float(np.linalg.norm(first - second))
 
@@ -236,7 +237,7 @@ class Arcface:
         return preprocess(crop, self.input_shape, self.letterbox_image)
 
     def get_FPS(self, image, test_interval, batch_size=1):
-        """Return seconds per image, the median over `test_interval` forward passes after a warm-up."""
+        """Return seconds per image, with decoding: the median over `test_interval` batches after a warm-up."""
         seconds = []
         for _ in range(test_interval + 3):
             start = time.perf_counter()

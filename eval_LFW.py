@@ -71,9 +71,10 @@ def read_benchmark(args):
         if os.path.realpath(source) == os.path.realpath(args.lfw_dir):
             raise UserError(f"--align-from {source} is --lfw-dir too: give another --lfw-dir for the aligned images")
         originals = read_pairs(args.lfw_pairs, source)
-        without_face = align_lfw(originals.paths, source, args.lfw_dir, detector,
-                                 partial(tqdm, desc="aligning", unit="img", disable=None))
-        print(f"{args.lfw_dir} holds the aligned images; {without_face} without a face were cropped at the usual place")
+        counts = align_lfw(originals.paths, source, args.lfw_dir, detector,
+                           partial(tqdm, desc="aligning", unit="img", disable=None))
+        print(f"{args.lfw_dir}: {counts['aligned']} images aligned, {counts['without a face']} without a face cropped "
+              f"at the usual place, {counts['kept']} crops kept")
     return read_pairs(args.lfw_pairs, args.lfw_dir)
 
 
@@ -133,8 +134,10 @@ def main():
     pairs = read_benchmark(args)
     print(f"{pairs.name}: {len(pairs.genuine)} pairs in {pairs.folds} folds, {len(pairs.paths)} images")
     aligned = check_aligned(pairs)
-    if args.save_threshold and (args.flip or aligned is False):
-        raise UserError("--save-threshold needs aligned images, and no --flip: predict.py uses such thresholds only")
+    if args.save_threshold and (args.flip or aligned is False or not args.letterbox_image
+                                or args.input_shape != [112, 112]):
+        raise UserError("--save-threshold needs aligned images, and no --flip, --no-letterbox-image or --input-shape: "
+                        "predict.py uses such thresholds only")
     embeddings = embed_pairs(net, pairs, input_shape=args.input_shape, letterbox=args.letterbox_image,
                              batch_size=args.batch_size, workers=args.num_workers, flip=args.flip, bf16=args.bf16,
                              progress=partial(tqdm, desc=pairs.name, disable=None))

@@ -40,9 +40,9 @@ def parse_args():
     parser.add_argument("--threshold", type=number(minimum=0, maximum=2), default=defaults["threshold"],
                         help="one person below this distance (default: that of --operating-point)")
     parser.add_argument("--operating-point", choices=OPERATING_POINTS, default=defaults["operating_point"],
-                        help="which of the thresholds that eval_LFW.py --save-threshold measured for the weights; with "
-                        "--gallery, far-X is the fraction of strangers that may be named (default: best-accuracy, with "
-                        "--gallery far-0.01, and \"not sure\" between the clear cases)")
+                        help="use this threshold of eval_LFW.py --save-threshold; with --gallery, far-X limits the "
+                        "rate of unknown identities that are identified (default: best-accuracy, with --gallery "
+                        "far-0.01, and \"not sure\" between the clear cases)")
     parser.add_argument("--gallery", metavar="DIR", help="find the face of one image among the people in this folder")
     parser.add_argument("--all-faces", action="store_true", help="with --gallery: every face of the image")
     parser.add_argument("--top", type=positive_int, default=5, help="how many people to print, with --gallery")
@@ -56,6 +56,8 @@ def parse_args():
     args = parser.parse_args()
     if len(args.face) > (1 if args.gallery else 2):
         parser.error("--face: give one number, or one for each image")
+    if args.images and (args.export or args.fps or args.version or args.download):
+        parser.error("--export, --fps, --version and --download take no images")
     if args.gallery and len(args.images) != 1:
         parser.error(f"give one image to find in --gallery {args.gallery}, not {len(args.images)}")
     if args.all_faces and (not args.gallery or args.face != [defaults["face"]]):

@@ -24,7 +24,7 @@ from nets.head import IGNORE
 from nets.partial_fc import sampled_head
 from utils.common import distributed
 from utils.common.device import choose_device, keep_freed_memory, send, tune_cuda
-from utils.common.errors import UserError, script
+from utils.common.errors import UserError, first_line, script
 from utils.data.augmentation import augment
 from utils.data.dataset import batches_of, make_loaders, mix_seeds, print_overlap, read_training_set
 from utils.faces.images import check_input_shape
@@ -66,7 +66,7 @@ def main():
     draw_first_batch(train_loader, class_names, run, args)
     print(compile_if_it_pays(state, args, (args.epochs - state.epoch) * batches.count))
     run.write_json("settings.json", vars(args))  # here, because --compile and the defaults are decided
-    stop = StopRequest()
+    stop, first_step = StopRequest(), state.step
     stop.listen()
 
     while state.epoch < args.epochs:
@@ -74,9 +74,11 @@ def main():
             stopped = train_one_epoch(state, train_loader, run, stop, args)
         except InvalidWeights:  # last.pt keeps an earlier state
             raise
-        except Exception:  # such as a device out of memory; with several ranks the others cannot know of it
-            if distributed.world_size() == 1:
+        except Exception as error:  # with several ranks the others cannot know of it
+            if distributed.world_size() == 1 and state.step > first_step:
                 save_checkpoint(state, run, args)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise UserError(f"{first_line(error)}: lower --batch-size, and raise --accumulate") from None
             raise
         save_checkpoint(state, run, args)  # so that an error in the evaluation does not lose the epoch
         if stopped:
@@ -93,7 +95,7 @@ def main():
 
 
 def train_one_epoch(state, loader, run, stop, args):
-    """Train on what is left of the epoch, or until a signal has come to one of the ranks. Return its number, or 0.
+    """Train for the rest of the epoch, or until a rank receives a signal. Return the signal's number, or 0.
 
     loader: a DataLoader over EpochBatches.
     """

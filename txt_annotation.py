@@ -27,7 +27,7 @@ def parse_args():
     parser.add_argument("--align-to", metavar="DIR", help="the images are photos: write aligned crops of their faces "
                         "to DIR, in the same folders, and list those; run again, it updates them")
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True,
-                        help="decode every image, and look for duplicates; --no-check lists what is known to be valid")
+                        help="decode every image, and look for duplicates and for images that are not aligned")
     return parser.parse_args()
 
 

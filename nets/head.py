@@ -77,7 +77,9 @@ class MarginHead(nn.Module):
                 other = logit.flip(1).masked_fill(same | ~known.flip(1), torch.finfo(logit.dtype).min)
                 max_negative = torch.maximum(max_negative, other[:, 0])
                 lse_negatives = torch.logaddexp(lse_negatives, other)
-            losses, known = cross_entropy(margin_logit, lse_negatives).where(known, 0), known[:, 0]
+            # log(1 + exp(x)): linear beyond 60, exact even in float64.
+            losses = F.softplus(lse_negatives - margin_logit, threshold=60).where(known, 0)
+            known = known[:, 0]
             loss = losses[:, 0] if lam is None else lam * losses[:, 0] + (1 - lam) * losses[:, 1]
             return loss.where(known, 0), ((logit[:, 0] > max_negative) & known).float()
 
@@ -108,11 +110,6 @@ class MarginHead(nn.Module):
             raise ValueError(f"label {invalid[0]} is not in 0..{self.classes - 1}: the head has {self.classes} classes")
 
 
-def cross_entropy(target_logit, lse_negatives):
-    """Return log(1 + exp(lse_negatives - target_logit))."""
-    return F.softplus(lse_negatives - target_logit, threshold=60)  # linear beyond 60, exact even in float64
-
-
 class ArcMarginProduct(MarginHead):
     """ArcFace: an additive angular margin (Deng et al., CVPR 2019, arXiv 1801.07698).
 
@@ -123,8 +120,8 @@ class ArcMarginProduct(MarginHead):
     def margin(self, cosine, norm):
         """Return cos(theta + m), with the exact gradient cos(m) + sin(m) cos(theta) / sin(theta).
 
-        (1 - c)(1 + c) keeps the digits that 1 - c*c loses near theta = 0. The floor stops the gradient only
-        where float32 cannot distinguish theta from 0, and keeps it finite there.
+        (1 - c)(1 + c) keeps the digits that 1 - c*c loses near theta = 0. clamp_min keeps the gradient
+        finite: it is 0 only if float32 cannot distinguish theta from 0.
         """
         sine = ((1 - cosine) * (1 + cosine)).clamp_min(1e-12).sqrt()
         shifted = cosine * math.cos(self.m) - sine * math.sin(self.m)

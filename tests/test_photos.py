@@ -9,6 +9,7 @@ from photos import CROPS, PHOTOS, side_by_side
 from PIL import Image
 
 from arcface import Arcface
+from utils.common.errors import UserError
 from utils.faces.face_crop import NoDetector
 from utils.faces.images import open_image
 
@@ -59,7 +60,10 @@ def test_each_image_has_its_own_face(face_model, group, published_weights):
     swapped = Arcface(model_path=published_weights, cuda=False, face=[2, 1])
     match = swapped.verify(group, PHOTOS[2])
     assert match.same and not swapped.verify(group, PHOTOS[0]).same
-    assert swapped.draw(group, PHOTOS[2], match).height > 700  # PHOTOS[2] has no second face
+    assert swapped.draw(group, PHOTOS[2], match).height > 700
+    for one_face in (PHOTOS[2], ROOT / "img" / "1_001.jpg"):  # a photo, an aligned crop
+        with pytest.raises(UserError, match="has no face 2: give --face 1 to 1"):
+            swapped.find(one_face)
 
 
 def test_the_query_has_its_own_face_and_a_gallery_the_main_one(face_model, group, people, published_weights):

@@ -75,7 +75,8 @@ def test_the_scripts_run_from_any_folder(call_script, same, tmp_path):
     (["--gallery", "people"], ["one image"]), (["a.jpg", "--gallery", "p", "--top", "0"], ["--top"]),
     (["a.jpg", "b.jpg", "--model-path", "gone.pth"], ["predict.py", "gone.pth"]), (["gone.jpg", "2.jpg"], ["gone.jpg"]),
     (["--face", "0"], ["--face"]), (["--face", "two"], ["--face"]), (["a.jpg", "--face", "1", "2", "3"], ["--face"]),
-    (["a.jpg", "--all-faces"], ["--gallery"]), (["a.jpg", "b.jpg", "--save", "x.txt"], ["x.txt", ".png"]),
+    (["a.jpg", "b.jpg", "--fps"], ["--fps", "no images"]), (["a.jpg", "--all-faces"], ["--gallery"]),
+    (["a.jpg", "b.jpg", "--save", "x.txt"], ["x.txt", ".png"]),
     (["--backbone", "resnet7"], ["resnet7", "mobilefacenet"]), (["--export", "face.pth"], ["face.pth", ".onnx"])])
 def test_predict_with_a_wrong_flag_is_a_user_error(call_script, weights, arguments, words):
     assert_user_error(call_script("predict.py", *weights, *arguments), *words)
@@ -144,7 +145,7 @@ def test_predict_is_not_sure_of_two_images_and_of_a_gallery(published_weights, t
     predict.identify(arcface, image, SimpleNamespace(gallery=tmp_path / "people", top=3, show=False, all_faces=False,
                                                      save=tmp_path / "people.png"))
     assert (f"Verdict: not sure: the nearest is biden (threshold {distance - 0.1:.3f} for a gallery of 1: at "
-            "most 1% of strangers are named, by the impostor pairs of LFW)") in capsys.readouterr().out
+            "most 1% of unknown identities are identified, by the impostor pairs of LFW)") in capsys.readouterr().out
     for name in ("pair.png", "people.png"):
         with Image.open(tmp_path / name) as drawing:
             found = {color for _, color in drawing.getcolors(drawing.width * drawing.height)}

@@ -61,7 +61,9 @@ def test_an_error_keeps_its_lines_on_its_way_from_a_worker():
 
 @pytest.mark.parametrize("error, status, line", [
     (UserError("Traceback of a worker\nutils.common.errors.UserError: a.jpg is damaged: remove it"), 2,
-     "script.py: a.jpg is damaged: remove it\n"), (KeyboardInterrupt(), 130, ""), (BrokenPipeError(), 1, "")])
+     "script.py: a.jpg is damaged: remove it\n"),
+    (PermissionError(13, "Permission denied", "a.pth"), 2, "script.py: [Errno 13] Permission denied: 'a.pth'\n"),
+    (KeyboardInterrupt(), 130, ""), (BrokenPipeError(), 1, "")])
 @pytest.mark.parametrize("rank", [None, "1"])
 def test_a_script_ends_with_one_line(monkeypatch, capsys, error, status, line, rank):
     monkeypatch.setattr(sys, "argv", ["/anywhere/script.py"])

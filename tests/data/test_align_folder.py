@@ -4,7 +4,7 @@ import shutil
 import pytest
 from photos import CROPS as ALIGNED
 from photos import PHOTOS, difference, side_by_side
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from utils.common.errors import UserError
 from utils.data.align_folder import align_folder, report_path
@@ -73,6 +73,9 @@ def test_a_second_run_keeps_crops_and_remarks_and_leaves_files_of_others(photos,
     (crops / "ann" / "a.png.jpg").unlink()
     (crops / "ann" / "a.jpg").write_bytes(b"mine")
     (crops / "ann" / "mine.jpg").write_bytes(PHOTO.read_bytes())
+    comment = PngImagePlugin.PngInfo()
+    comment.add_text("comment", "mine")
+    Image.new("RGB", (112, 112)).save(crops / "ann" / "mine.png", pnginfo=comment)
     before = contents(crops)
     assert align_folder(photos, crops) == {"written": 1, "kept": 3, "removed": 0, "left out": 4}
     assert remarks(crops) == first | {"ann/a.jpg": f"left out: {crops}/ann/a.jpg is not by --align-to"}
@@ -101,6 +104,16 @@ def test_the_crop_of_a_photo_that_is_gone_is_removed_and_reported(photos, crops)
     with pytest.raises(UserError, match="holds no photo"):  # such as a disk that is not mounted
         align_folder(photos, crops)
     assert len(contents(crops)) == 3
+
+
+def test_the_crops_of_another_tree_are_never_removed(photos, crops, tmp_path):
+    align_folder(photos, crops)
+    before = contents(crops)
+    (tmp_path / "others" / "eve").mkdir(parents=True)
+    shutil.copy(PHOTO, tmp_path / "others" / "eve")
+    with pytest.raises(UserError, match="crops of other photos: give --align-to another folder"):
+        align_folder(tmp_path / "others", crops)
+    assert contents(crops) == before
 
 
 @pytest.mark.parametrize("destination", [".", "new/er", "..", "link"])

@@ -174,6 +174,9 @@ def test_unlabeled_images_follow_those_of_a_rec_file(tmp_path):
     assert [dataset[index][1:] for index in (1, 3, 5)] == [(0, 1), (1, 3), (IGNORE, 5)]
     place(folder, "c.jpg")
     assert read_training_set(settings)[3] != sha256
+    settings.datasets_path = "elsewhere"
+    with pytest.raises(UserError, match="leave out --datasets-path"):
+        read_training_set(settings)
 
 
 def test_identities_that_are_in_a_benchmark_too_are_reported(capsys):

@@ -49,12 +49,12 @@ def test_without_a_face_an_image_is_cropped_at_the_usual_place_and_crops_are_kep
 
     def align_again():
         return align_lfw([path], tmp_path / "raw", tmp_path / "lfw", Blind(), tqdm)
-    assert align_again() == 1
+    assert align_again() == {"without a face": 1}
     crop = np.asarray(Image.open(crop_path))
     row, column = np.unravel_index(crop[..., 0].argmax(), (112, 112))
     assert abs(column - TEMPLATE[0, 0]) < 3 and abs(row - TEMPLATE[0, 1]) < 3
     written = crop_path.stat().st_mtime_ns
-    assert align_again() == 0 and crop_path.stat().st_mtime_ns == written
+    assert align_again() == {"kept": 1} and crop_path.stat().st_mtime_ns == written
 
 
 def test_the_paths_of_an_own_list_are_kept(tmp_path):
@@ -64,11 +64,15 @@ def test_the_paths_of_an_own_list_are_kept(tmp_path):
         Image.new("RGB", (250, 250)).save(path)
     align_lfw(paths, tmp_path / "raw", tmp_path / "new", Blind(), tqdm)
     assert all((tmp_path / "new" / path.relative_to(tmp_path / "raw")).is_file() for path in paths)
+    for outside in (tmp_path / "a.png", tmp_path / "raw" / ".." / "a.png"):
+        with pytest.raises(UserError, match=r"a\.png is not below .*raw"):
+            align_lfw([outside], tmp_path / "raw", tmp_path / "new", Blind(), tqdm)
 
 
 @pytest.mark.parametrize("flags, words", [
     (["--align-from", "raw", "--lfw-dir", "raw"], ["--align-from", "another --lfw-dir"]),
-    (["--flip", "--save-threshold"], ["--save-threshold", "--flip"])])
+    (["--flip", "--save-threshold"], ["--save-threshold", "--flip"]),
+    (["--input-shape", 100, 100, "--save-threshold"], ["--save-threshold", "--input-shape"])])
 def test_flags_that_would_leave_wrong_images_or_thresholds_are_user_errors(call_script, shared, few_pairs, face_model,
                                                                            flags, words):
     lfw = [] if "--lfw-dir" in flags else ["--lfw-dir", shared / "lfw" / "images"]
@@ -79,7 +83,7 @@ def test_eval_aligns_a_folder_of_originals(call_script, shared, published_weight
     result = call_script("eval_LFW.py", "--align-from", shared / "lfw_raw_folds1-3", "--model-path", published_weights,
                          "--lfw-pairs", few_pairs, "--device", "cpu", "--json", "metrics.json")
     assert result.returncode == 0 and result.stderr == "", result.stderr
-    assert "lfw holds the aligned images; 0 without" in result.stdout
+    assert " images aligned, 0 without a face cropped at the usual place, 0 crops kept" in result.stdout
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["aligned"] is True and metrics["accuracy"] >= 0.9
 

@@ -175,17 +175,17 @@ def test_a_run_that_diverges_stops_and_writes_no_weights(train_here):
     assert not list(run.glob("*.p*t*"))
 
 
-def test_an_unexpected_error_is_raised_after_the_state_is_saved(train_here, monkeypatch):
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_device_out_of_memory_is_a_user_error_that_keeps_the_steps_before(train_here, monkeypatch, step):
     forward, steps = LabelLoss.forward, iter(range(100))
 
     def run_out_of_memory(self, *inputs):
-        if next(steps) == 2:
-            raise torch.OutOfMemoryError("out of memory")
+        if next(steps) == step:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, *inputs)
     monkeypatch.setattr(LabelLoss, "forward", run_out_of_memory)
-    with pytest.raises(torch.OutOfMemoryError):
-        train_here()
-    assert last_state(Path("logs"))["step"] == 2
+    assert_user_error(train_here()[0], "CUDA out of memory", "lower --batch-size")
+    assert (last_state(Path("logs"))["step"] == step) if step else not list(Path("logs").glob("*/last.pt"))
 
 
 def test_images_that_cannot_be_read_do_not_cost_the_steps_before(train_here, monkeypatch):

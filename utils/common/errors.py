@@ -1,4 +1,4 @@
-"""A user's mistake ends a script with one line on stderr and exit status 2; a bug keeps its traceback."""
+"""A user's error ends a script with one line on stderr and exit status 2; a bug keeps its traceback."""
 import argparse
 import functools
 import gc
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake of the user's, who can fix it: the message is one line that names the file and the remedy."""
+    """An error that the user can fix. The message is one line that names the file and the remedy."""
 
     def __init__(self, message):
         super().__init__("\n".join(map(shorten, str(message).splitlines())))  # a DataLoader worker adds lines
@@ -55,9 +55,8 @@ non_negative_float = number(minimum=0)
 
 
 def script(main):
-    """Decorate a script's main(): print a UserError as one line, and end quietly on Ctrl-C and on a closed pipe.
-
-    main() returns None, or the exit status.
+    """Decorate a script's main(): print a UserError, or a PermissionError, as one line; end quietly on Ctrl-C and
+    on a closed pipe. main() returns None, or the exit status.
     """
     @functools.wraps(main)
     def run():
@@ -70,7 +69,7 @@ def script(main):
         except BrokenPipeError:  # such as `predict.py ... | head -1`
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for what Python flushes at exit
             status = 1
-        except UserError as error:
+        except (UserError, PermissionError) as error:
             # An error raised in a DataLoader worker arrives with the worker's traceback above its own last line.
             message = str(error).strip().splitlines()[-1].removeprefix("utils.common.errors.UserError: ")
             print_error(f"{Path(sys.argv[0]).name}: {message}")

@@ -23,7 +23,8 @@ def align_folder(source, destination):
     unchanged, and removed if its photo is gone. Files without such a comment are never touched.
 
     Returns the numbers of "written", "kept", "removed" and "left out" files.
-    Raises UserError if one folder is inside the other, if there is no photo, and if there is no face detector.
+    Raises UserError if one folder is inside the other, if there is no photo, if all crops in `destination` are of other
+    photos, and if there is no face detector.
     """
     source, destination = Path(os.path.abspath(source)), Path(os.path.abspath(destination))
     first, second = source.resolve(), destination.resolve()
@@ -34,7 +35,12 @@ def align_folder(source, destination):
     crops = {destination / photo.parent.name / f"{photo.name.removesuffix('.jpg')}.jpg": photo for photo in photos}
     for photo in {*photos} - {*crops.values()}:
         remarks[photo] = "left out: its crop would have the name of another one"
-    counts = Counter({"left out": len(remarks)})
+    expected = {identity_name(str(crop)) for crop in crops}  # a Mac's disk may list them in another Unicode form
+    found = {path: identity_name(str(path)) in expected for path in destination.glob("*/*")}
+    orphans = [path for path, is_expected in found.items() if not is_expected and read_comment(path)]
+    if orphans and not any(found.values()):
+        raise UserError(f"{destination} holds the crops of other photos: give --align-to another folder, or remove it")
+    counts = Counter({"left out": len(remarks)}, removed=len(orphans))
     shared_detector()  # raises here, and not for each photo
     with ThreadPoolExecutor(available_cores()) as pool:  # Pillow and OpenCV release the interpreter lock
         results = pool.map(align_photo, crops.values(), crops)
@@ -43,13 +49,9 @@ def align_folder(source, destination):
             if remark:
                 remarks[photo] = remark
 
-    expected = {identity_name(str(crop)) for crop in crops}  # a Mac's disk may list them in another Unicode form
-    orphans = [path for path in destination.glob("*/*")
-               if identity_name(str(path)) not in expected and read_comment(path)]
     for orphan in orphans:
         orphan.unlink()
         remarks[source / orphan.relative_to(destination)] = "the photo is gone, its crop is removed"
-    counts["removed"] = len(orphans)
 
     report = io.StringIO()
     rows = sorted((path.relative_to(source).as_posix(), remark) for path, remark in remarks.items())
@@ -95,7 +97,7 @@ def read_comment(crop):
     try:
         with Image.open(crop) as image:
             sha256, _, remark = image.info["comment"].decode().partition(" ")
-    except (OSError, KeyError, UnicodeDecodeError):
+    except (OSError, KeyError, UnicodeDecodeError, AttributeError):  # a PNG's comment is a str
         return None
     return (sha256, remark) if len(sha256) == 64 else None
 

@@ -30,6 +30,8 @@ def read_training_set(settings):
     """
     path = settings.annotation_path
     if os.path.isdir(path):
+        if settings.datasets_path:
+            raise UserError(f"{path} holds its images itself: leave out --datasets-path")
         images, labels, sha256 = read_records(path)
         names = [str(label) for label in range(int(labels.max()) + 1)]
     else:
@@ -79,8 +81,8 @@ def print_overlap(class_names, benchmark, identities):
 def split_validation(labels, fraction, seed):
     """Return (training indices, validation indices): int64 tensors, disjoint and sorted.
 
-    Never takes an identity's last training image, so a small set may give fewer than the fraction, or none. Unlabeled
-    images, which are the last, are all trained on, and the validation set is the same with or without them.
+    Never takes an identity's last training image, so a small set may give fewer than the fraction, or none. All
+    unlabeled images are training images. They do not change the validation set.
     """
     labels = np.asarray(labels)
     labeled = labels[labels != IGNORE]

@@ -21,7 +21,7 @@ SIMILAR, EQUAL = 1, 1e-6
 
 
 class InvalidEmbeddings(UserError):
-    """The weights are at fault, not an image."""
+    """The embeddings are invalid because of the weights, not because of an image."""
 
 
 def inference_copy(net):

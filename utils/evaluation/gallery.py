@@ -1,4 +1,4 @@
-"""A folder of images of known people, embedded once: who of them is nearest to a face?
+"""Galleries: images of known people, embedded once, and the nearest people to a face.
 
     DIR/alice/1.jpg  DIR/alice/2.jpg  DIR/bob.jpg     a folder per person, or loose images named after them, or both
 

@@ -95,13 +95,14 @@ def threshold_at_far(impostor_distances, far_target):
     return np.partition(impostor_distances, allowed)[allowed]
 
 
-def can_measure_far(genuine, far):
-    """Return whether there are enough impostor pairs to measure this false accept rate: at least 1 / far."""
-    return far * np.sum(~np.asarray(genuine, bool)) >= 1 - 1e-9
+def can_measure_far(genuine, folds, far):
+    """Return whether each fold's threshold for this false accept rate comes from at least 1 / far impostor pairs."""
+    genuine, fold_of = np.asarray(genuine, bool), fold_of_pairs(len(genuine), folds)
+    return all(far * np.sum(~genuine[fold_of != fold]) >= 1 - 1e-9 for fold in range(folds))
 
 
 def roc(distances, genuine):
-    """Return (false positive rate, true positive rate), each (K+1,): of nothing, and up to each distinct distance."""
+    """Return (false positive rate, true positive rate), each (K+1,): at no pair, and up to each distinct distance."""
     order = np.argsort(distances)
     distances, genuine = distances[order], genuine[order]
     last_of_value = np.append(distances[1:] > distances[:-1], True)

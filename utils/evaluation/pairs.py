@@ -5,6 +5,7 @@ import shutil
 import tarfile
 import warnings
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +73,7 @@ def lfw_pair(fields, folder):
     if genuine := len(fields) == 3:
         fields = [*fields[:2], fields[0], fields[2]]
     if len(fields) != 4 or not fields[1].isdecimal() or not fields[3].isdecimal():
-        raise ValueError("`name n m` or `name n name m`")
+        raise ValueError("`name n m` or `name n name m`, or in all lines `path path 1` or `path path 0`")
     return lfw_image(folder, *fields[:2]), lfw_image(folder, *fields[2:]), genuine
 
 
@@ -199,7 +200,7 @@ def fetch_lfw():
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of each attempt that fails
-            # It goes on to read the images of people with so many. There are none, which it reports as a ValueError.
+            # It then reads the images of people with so many. There are none, which it reports as a ValueError.
             fetch_lfw_people(funneled=False, min_faces_per_person=100_000)
     except ValueError:
         pass
@@ -216,22 +217,28 @@ def align_lfw(paths, source, folder, detector, progress):
     """Write the aligned crops of the original images <source>/<path> to <folder>/<path>, as JPEG data.
 
     Existing crops are kept, so that an interrupted run resumes. The usual landmarks replace those of a face that is not
-    found, because the list needs every image. Returns the number of new crops without a face. progress: such as tqdm.
+    found, because the list needs every image. progress: such as tqdm.
+    Returns the numbers of images that were "kept", "aligned" and "without a face".
+    Raises UserError for an image outside the source.
     """
+    for path in paths:
+        if not path.is_relative_to(source) or ".." in path.relative_to(source).parts:
+            raise UserError(f"{path} is not below {source}: give a list of paths relative to it")
+
     def write(path):
         target = Path(folder, path.relative_to(source))
         if target.is_file():
-            return False
+            return "kept"
         image = open_image(path)
         faces = detector.detect(image)
         landmarks = (detector.refine(image, faces[0]).landmarks if faces
                      else USUAL_LANDMARKS * image.width / 250)
         with atomic_write(target) as temporary:
             align(image, landmarks).save(temporary, format="jpeg", quality=95, subsampling=0)
-        return not faces
+        return "aligned" if faces else "without a face"
 
     with ThreadPoolExecutor(available_cores()) as pool:
-        return sum(progress(pool.map(write, paths), total=len(paths)))
+        return Counter(progress(pool.map(write, paths), total=len(paths)))
 
 
 # A network's metrics
@@ -267,6 +274,6 @@ def pair_metrics(embeddings, pairs, far=1e-3, block=2048):
         metrics = verification_metrics(distances, pairs.genuine, pairs.folds, far)
     except ValueError as error:
         raise UserError(f"no metrics on {pairs.name}: {error}") from None
-    if not can_measure_far(pairs.genuine, far):
+    if not can_measure_far(pairs.genuine, pairs.folds, far):
         metrics = metrics._replace(val=None, val_std=None, far=None, far_threshold=None)
     return metrics, distances

@@ -19,7 +19,7 @@ import numpy as np
 
 from utils.common.errors import UserError
 from utils.common.files import hash_file, write_text
-from utils.evaluation.metrics import can_measure_far, fold_of_pairs, verification_metrics
+from utils.evaluation.metrics import can_measure_far, verification_metrics
 
 OPERATING_FARS = (0.01, 0.001)
 OPERATING_POINTS = {"best-accuracy": "best accuracy"} | {f"far-{far:g}": f"FAR {far:g}" for far in OPERATING_FARS}
@@ -105,8 +105,8 @@ class Thresholds:
         if self.given is not None:
             return Threshold(float(self.given), "on the distance")
         if self.operating_point == "best-accuracy":
-            raise UserError("operating point best-accuracy is for two images and would name most strangers: for a "
-                            "gallery leave it out, choose far-0.01 or far-0.001, or set a threshold")
+            raise UserError("operating point best-accuracy is for two images and would identify most unknown "
+                            "identities: for a gallery leave it out, choose far-0.01 or far-0.001, or set a threshold")
         fpir = float(self.operating_point.removeprefix("far-")) if self.operating_point else GALLERY_FPIR
         fars = fpir / images, UNSURE_FACTOR * fpir / images
         if "impostors" in self.record:
@@ -122,7 +122,7 @@ class Thresholds:
             if own_value < value:
                 value, origin = own_value, "by its own people, who are more alike"
             unsure = max(value, min(unsure, own_unsure))
-        meaning = f"for a gallery of {images}: at most {100 * fpir:g}% of strangers are named, {origin}"
+        meaning = f"for a gallery of {images}: at most {100 * fpir:g}% of unknown identities are identified, {origin}"
         return Threshold(value, meaning, (value, unsure) if self.operating_point is None else None)
 
 
@@ -153,8 +153,6 @@ def read_measured(weights_path, weights_sha256):
         return {}
     if record.get("weights_sha256") != weights_sha256:
         raise UserError(f"the thresholds in {path} are not used, they are of other weights (the SHA-256 differs)")
-    if record.get("aligned") is False or record.get("flip"):
-        raise UserError(f"the thresholds in {path} are not used, they were measured with --flip or without alignment")
     return record
 
 
@@ -165,7 +163,7 @@ def save_thresholds(weights_path, record):
     measurement. Raises UserError if the existing file is not a JSON object.
     """
     path = thresholds_path(weights_path)
-    written = {"weights_sha256": hash_file(weights_path)} | record | {"date": time.strftime("%Y-%m-%d")}
+    written = {"weights_sha256": hash_file(weights_path), "date": time.strftime("%Y-%m-%d")} | record
     written = {name: value for name, value in (read_record(path) | written).items() if value is not None}
     write_text(path, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     return path
@@ -178,9 +176,8 @@ def measure_thresholds(distances, genuine, folds):
     out if the other folds hold too few impostor pairs for it.
     """
     thresholds = {"best accuracy": verification_metrics(distances, genuine, folds).threshold}
-    genuine, fold_of = np.asarray(genuine, bool), fold_of_pairs(len(genuine), folds)
     for far in OPERATING_FARS:
-        if all(can_measure_far(genuine[fold_of != fold], far) for fold in range(folds)):
+        if can_measure_far(genuine, folds, far):
             thresholds[f"FAR {far:g}"] = verification_metrics(distances, genuine, folds, far).far_threshold
     return thresholds
 

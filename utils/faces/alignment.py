@@ -26,26 +26,18 @@ def similarity(source, target):
     return np.array([(a.real, -a.imag, b.real), (a.imag, a.real, b.imag)])
 
 
-def warp(image, matrix, size):
-    """Return the PIL image (size, size) whose pixel (x, y) is that of an RGB PIL image at matrix @ (x, y, 1).
-
-    Gray outside the image. Pillow's transform() reads only the pixels next to each point, so a large face would be
-    aliased. Therefore it draws at a multiple of the size, and blocks are averaged. Bilinear is as close to the
-    hand-aligned crops as bicubic, in less than half the time.
-    """
-    multiple = max(1, math.ceil(math.sqrt(abs(np.linalg.det(matrix[:, :2]))) - 0.01))
-    # Pillow counts from the corners of pixels, half a pixel before their centers.
-    linear, shift = matrix[:, :2] / multiple, matrix[:, 2] - matrix[:, :2].sum(1) / 2 + 0.5
-    image = image.transform((size * multiple,) * 2, Image.Transform.AFFINE, np.c_[linear, shift].ravel().tolist(),
-                            Image.Resampling.BILINEAR, fillcolor=GRAY)
-    return image.reduce(multiple)
-
-
-def align(image, landmarks, size=TEMPLATE_SIZE):
-    """Return the aligned crop (size, size) of an RGB PIL image.
+def align(image, landmarks):
+    """Return the aligned crop (112, 112) of an RGB PIL image. It is gray outside the image.
 
     landmarks: (5, 2) in pixels of the image, in the order of TEMPLATE.
     """
-    target = (TEMPLATE + 0.5) * (size / TEMPLATE_SIZE) - 0.5
-    to_crop = np.vstack([similarity(landmarks, target), (0, 0, 1)])
-    return warp(image, np.linalg.inv(to_crop)[:2], size)
+    to_image = np.linalg.inv(np.vstack([similarity(landmarks, TEMPLATE), (0, 0, 1)]))[:2]
+    # Pillow's transform() reads only the pixels next to each point, so a large face would be aliased. Therefore it
+    # draws at a multiple of the size, and blocks are averaged. Bilinear is as close to the hand-aligned crops as
+    # bicubic, in less than half the time.
+    multiple = max(1, math.ceil(math.sqrt(abs(np.linalg.det(to_image[:, :2]))) - 0.01))
+    # Pillow counts from the corners of pixels, half a pixel before their centers.
+    linear, shift = to_image[:, :2] / multiple, to_image[:, 2] - to_image[:, :2].sum(1) / 2 + 0.5
+    image = image.transform((TEMPLATE_SIZE * multiple,) * 2, Image.Transform.AFFINE,
+                            np.c_[linear, shift].ravel().tolist(), Image.Resampling.BILINEAR, fillcolor=GRAY)
+    return image.reduce(multiple)

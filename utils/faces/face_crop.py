@@ -86,7 +86,7 @@ class FaceCrop:
     """
 
     def __init__(self, align="auto", face=1):
-        if align not in ("auto", True, False) or face < 1:
+        if align not in ("auto", True, False) or not isinstance(face, int) or face < 1:
             raise ValueError(f"align={align!r}, face={face!r}: choose 'auto', True or False, and a face from 1")
         self.align, self.face = align, face
 
@@ -98,10 +98,10 @@ class FaceCrop:
         if isinstance(source, CroppedFace):
             return source
         photo = self.detect(source)
-        if not photo.faces:
+        if not photo.faces and self.face == 1:
             return photo
         if len(photo.faces) < self.face:
-            raise UserError(f"{photo.name} has no face {self.face}: give --face 1 to {len(photo.faces)}")
+            raise UserError(f"{photo.name} has no face {self.face}: give --face 1 to {max(1, len(photo.faces))}")
         return photo.select(self.face)
 
     def find_all(self, source):

@@ -70,7 +70,7 @@ def fit_projection(table, size, dataset, student=None):
     inference copy, starts from trained weights, the targets are then rotated onto its embeddings (orthogonal
     Procrustes): the cosines between targets stay the same, and training starts near them.
     """
-    indices = torch.linspace(0, len(table) - 1, min(SAMPLE, len(table))).long()
+    indices = torch.linspace(0, len(table) - 1, min(SAMPLE, len(table)), dtype=torch.float64).long()
     rows = table[indices].float()
     if rows.shape[1] > size:
         matrix = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -size:]  # eigenvalues ascend

@@ -81,8 +81,8 @@ class Margin:
 def make_optimizer(net, args, learning_rate):
     """Return the optimizer that --optimizer-type names: SGD with Nesterov momentum, Adam or AdamW.
 
-    Its parameter groups: body, head and embedding layer, and what does not decay. A decayed PReLU drifts towards ReLU,
-    and a decayed BatchNorm scale only works against the next layer's (He et al. 2018, arXiv 1812.01187).
+    Its parameter groups: body, head and embedding layer, and what does not decay. Weight decay would turn a PReLU
+    into a ReLU. On a BatchNorm scale it only enlarges the next layer's weights (He et al. 2018, arXiv 1812.01187).
     """
     trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
     prefixes = "head.", f"arcface.{BACKBONES[net.backbone].embedding_layer}."

@@ -38,7 +38,7 @@ def on_main(method):
 class Run:
     """Everything that rank 0 writes for a run. rows: the epochs so far, dicts of COLUMNS; NaN is not measured.
 
-    A file of an epoch that cannot be written costs a warning; the next epoch tries again.
+    If a file of an epoch cannot be written, a warning is printed and the run continues.
     """
 
     def __init__(self, folder, origin):

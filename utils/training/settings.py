@@ -46,8 +46,8 @@ def make_parser():
     data = parser.add_argument_group("data")
     data.add_argument("--annotation-path", "--rec", default="cls_train.txt", metavar="PATH", help="the list that "
                       "txt_annotation.py wrote, or the folder of insightface's train.rec and train.idx")
-    data.add_argument("--datasets-path", metavar="DIR", help="where the folders of the people are now, if they have "
-                      "moved since (default: where the list says)")
+    data.add_argument("--datasets-path", metavar="DIR", help="the folder of the people's folders, if it has moved "
+                      "(default: as in the list)")
     data.add_argument("--unlabeled", metavar="DIR", help="with --teacher: train on all images below this folder too; a "
                       "teacher's embeddings need no labels")
     data.add_argument("--input-shape", type=positive_int, nargs=2, default=[112, 112], metavar=("H", "W"),
@@ -67,7 +67,7 @@ def make_parser():
                        help="start the backbone from model_data/<backbone>_backbone_weights.pth")
     network.add_argument("--head", choices=HEADS, default="arcface", help="margin loss")
     network.add_argument("--m", type=number(minimum=0, below=math.pi), default=0.5,
-                         help="margin between an image and its own class, in radians")
+                         help="margin of the head, in radians for arcface")
     network.add_argument("--margin-warmup-epochs", type=non_negative_float, default=0,
                          help="increase the margin from 0 to --m over the first N epochs")
     network.add_argument("--shard-head", action=switch, default=False, help="shard the class weights over the ranks")

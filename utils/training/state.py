@@ -38,7 +38,7 @@ def make_net(args, num_classes, device):
 
 
 class TrainState:
-    """net: an ArcfaceNet. loss_fn: LabelLoss or DistillationLoss of it. batches: the EpochBatches to train on."""
+    """What changes during a run. net: an ArcfaceNet. loss_fn: its LabelLoss. batches: the EpochBatches to train on."""
 
     def __init__(self, args, net, loss_fn, batches, device):
         steps_per_epoch = math.ceil(len(batches) / args.accumulate)
@@ -65,7 +65,7 @@ class TrainState:
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def set_training_mode(self, freeze_bn):
-        """freeze_bn: keep BatchNorm in eval mode, with the running statistics of rank 0."""
+        """Set training mode. freeze_bn: keep BatchNorm in eval mode, with the running statistics of rank 0."""
         self.wrapped_loss.train()
         if freeze_bn:
             distributed.copy_buffers_of_main(self.net)

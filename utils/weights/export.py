@@ -10,7 +10,7 @@ import torch
 
 from utils.common.errors import UserError, first_line
 from utils.common.files import REPOSITORY, atomic_write, hash_file
-from utils.evaluation.thresholds import BY_DEFAULT
+from utils.evaluation.thresholds import BY_DEFAULT, save_thresholds
 from utils.faces.images import normalise, preprocess
 from utils.weights.onnx_model import INSTALL, OnnxModel
 
@@ -18,11 +18,11 @@ MIN_COSINE = 0.9999  # between an image's embeddings from the file and from PyTo
 
 
 def export(arcface, path):
-    """Write the network of an arcface.Arcface to FILE.onnx, with its preprocessing as metadata. Return a summary.
+    """Write the network of an arcface.Arcface to FILE.onnx, with its preprocessing as metadata, and its thresholds.
 
     The input `images` is what `normalise` returns, float32 (B, 3, H, W) for any B: insightface's ArcFaceONNX feeds such
-    files so. The output `embeddings` is (B, D), L2-normalised. Raises UserError if the export fails, and if the file's
-    embeddings are not PyTorch's; `path` is then as it was.
+    files so. The output `embeddings` is (B, D), L2-normalised. Returns a summary. Raises UserError if the export fails,
+    and if the file's embeddings are not PyTorch's; `path` is then as it was.
     """
     if Path(path).suffix.lower() != ".onnx":
         raise UserError(f"cannot export to {path}: give a name that ends in .onnx")
@@ -45,6 +45,8 @@ def export(arcface, path):
         raise UserError(f"exporting to {path} needs the package {error.name}: {INSTALL}") from None
     except Exception as error:  # mostly an onnxscript of another age than torch, which may raise anything
         raise UserError(f"cannot export to {path} ({first_line(error)}): {INSTALL} --upgrade") from error
+    if record := arcface.thresholds.record:
+        save_thresholds(path, record | {"weights_sha256": hash_file(path)})
     return f"ONNX Runtime agrees with PyTorch on {len(images)} images, cosine {cosine:.7f} or more"
 
 
@@ -57,7 +59,7 @@ def describe_network(arcface):
         "height": height,
         "width": width,
         "resize": f"bicubic, {'letterbox with gray 128' if arcface.letterbox_image else 'stretched'}",
-        "colour": "RGB",
+        "color": "RGB",
         "layout": "NCHW",
         "scale": 1 / 255,  # (x * scale - mean) / std
         "mean": 0.5,

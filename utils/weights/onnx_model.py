@@ -18,7 +18,7 @@ class OnnxModel(nn.Module):
     0 to 255 if the graph begins with Sub and Mul, else from -1 to 1.
     """
 
-    def __init__(self, path, providers=("CPUExecutionProvider",)):
+    def __init__(self, path):
         """Raises UserError for a missing package, and for a file that is no such network."""
         super().__init__()
         if not Path(path).is_file():
@@ -34,7 +34,7 @@ class OnnxModel(nn.Module):
         options.log_severity_level = 4  # only what ends the process
         try:
             graph = onnx.load(path, load_external_data=False).graph
-            self.session = onnxruntime.InferenceSession(str(path), options, list(providers))
+            self.session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
             (self.input,), (_,) = self.session.get_inputs(), self.session.get_outputs()
             self.batch, channels, *self.size = self.input.shape
             metadata = self.session.get_modelmeta().custom_metadata_map
@@ -46,14 +46,14 @@ class OnnxModel(nn.Module):
             raise UserError(f"{path} is no face network (one input of (batch, 3, height, width), for a batch of any "
                             f"size or 1, and one output of (batch, size)): {first_line(error)}") from None
 
-    def __reduce__(self):  # a session is not pickled
-        return OnnxModel, (self.path, self.session.get_providers())
-
     def to(self, device):
         """Run on CUDA from now on if that is the device and ONNX Runtime has it. Images may be on any device."""
         import onnxruntime
-        if torch.device(device).type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            self.session.set_providers(["CUDAExecutionProvider", "CPUExecutionProvider"])
+        if torch.device(device).type == "cuda":
+            if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+                self.session.set_providers(["CUDAExecutionProvider", "CPUExecutionProvider"])
+            else:
+                print(f"{self.path} runs on the CPU: this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)")
         return self
 
     def forward(self, images):
@@ -61,6 +61,8 @@ class OnnxModel(nn.Module):
         if any(isinstance(side, int) and side != given for side, given in zip(self.size, images.shape[2:])):
             raise UserError(f"{self.path} takes images of {'x'.join(map(str, self.size))} pixels, not "
                             f"{'x'.join(map(str, images.shape[2:]))}: use another model")
+        if torch.is_autocast_enabled(images.device.type):
+            raise UserError(f"{self.path} computes in the precision it was exported in: leave out --bf16")
         pixels = (images.float() + 1) * 127.5 if self.takes_pixels else images.float()
         parts = pixels.split(1 if self.batch == 1 else len(pixels))
         embeddings = [self.session.run(None, {self.input.name: part.cpu().numpy()})[0] for part in parts]
