@@ -34,7 +34,7 @@ def run_file(path, images):
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
-    size, mode = (int(metadata["width"]), int(metadata["height"])), metadata["colour"]
+    size, mode = (int(metadata["width"]), int(metadata["height"])), metadata["color"]
     pixels = np.stack([np.asarray(Image.open(image).convert(mode).resize(size)) for image in images])
     scale, mean, std = (np.float32(metadata[name]) for name in ("scale", "mean", "std"))
     inputs = (pixels * scale - mean) / std
