@@ -1,5 +1,6 @@
 """predict.py --export: the file's embeddings and metadata, and when it is not kept."""
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 from arcface import Arcface
 from utils.common.errors import UserError
 from utils.common.files import hash_file
-from utils.evaluation.thresholds import BY_DEFAULT, Threshold
+from utils.evaluation.thresholds import BY_DEFAULT, Threshold, save_thresholds
 from utils.weights.export import describe_network, export
 from utils.weights.onnx_model import OnnxModel
 
@@ -55,19 +56,22 @@ def assert_embeds_as(arcface, path, faces):
     return metadata
 
 
-def test_the_script_writes_one_file_quietly_under_any_name_and_from_any_folder(
+def test_the_script_writes_the_network_and_its_thresholds_quietly_under_any_name_and_from_any_folder(
         published_weights, arcface, faces, call_script, tmp_path):
     pytest.importorskip("onnxscript")
-    result = call_script("predict.py", "--model-path", published_weights, "--no-cuda", "--bf16", "--no-letterbox-image",
+    weights = shutil.copy(published_weights, tmp_path / "w.pth")
+    save_thresholds(weights, {"thresholds": {"best accuracy": 1.1}, "date": "2026-01-01"})
+    result = call_script("predict.py", "--model-path", weights, "--no-cuda", "--bf16", "--no-letterbox-image",
                          "--threshold", 1.25, "--export", "人 脸;.onnx")
     assert result.stderr == "" and len(result.stdout.splitlines()) == 2
     assert "人 脸;.onnx: ONNX Runtime agrees with PyTorch on 6 images" in result.stdout
-    assert [file.name for file in tmp_path.iterdir()] == ["人 脸;.onnx"]
+    assert {file.name for file in tmp_path.iterdir()} == {"w.pth", "w.json", "人 脸;.onnx", "人 脸;.onnx.json"}
     metadata = assert_embeds_as(arcface, tmp_path / "人 脸;.onnx", faces)
     assert metadata["threshold"] == "1.25" and "letterbox" not in metadata["resize"]
     assert str(ROOT).encode() not in (tmp_path / "人 脸;.onnx").read_bytes()
     exported = Arcface(model_path=tmp_path / "人 脸;.onnx", device="cpu")
-    assert exported.backbone == "mobilefacenet"
+    assert exported.backbone == "mobilefacenet" and exported.threshold == 1.1 and exported.thresholds.note is None
+    assert exported.thresholds.record["date"] == "2026-01-01"  # of the measurement
     assert (exported.embed(faces) * arcface.embed(faces)).sum(1) == pytest.approx(1, abs=1e-5)
     with pytest.raises(UserError, match=r"cannot export .*人 脸;\.onnx: it is an ONNX file"):
         export(exported, tmp_path / "again.onnx")
