@@ -61,9 +61,8 @@ class Candidate(NamedTuple):
 class Arcface:
     """Compare two images, or one with a gallery. Keywords override `_defaults`.
 
-    Afterwards `threshold` is the threshold for two images, and `pair_threshold` also gives its origin. A gallery has a
-    threshold of its own. Threads may share one Arcface. It can be pickled, and used in a forked process if its model is
-    no .onnx file.
+    Afterwards `threshold` is the threshold for two images, and `pair_threshold` also gives its origin. A gallery has
+    its own. Threads may share an Arcface. It can be pickled, and used after a fork unless its model is an .onnx file.
 
     Raises TypeError for an unknown keyword, ValueError for an invalid `align`, `face` or `threshold`, and UserError if
     the weights do not load, or for another invalid setting.
@@ -241,7 +240,7 @@ class Arcface:
         seconds = []
         for _ in range(test_interval + 3):
             start = time.perf_counter()
-            self.embed_anything([image] * batch_size, batch_size, lambda image: self.find(image).crop)
+            self.embed_anything([image] * batch_size, batch_size, lambda image: self.gallery_crop.find(image).crop)
             seconds.append(time.perf_counter() - start)
         return median(seconds[3:]) / batch_size
 

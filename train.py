@@ -182,7 +182,7 @@ def check_step(state, loss, norm, lr):
         raise InvalidWeights(f"the loss is {loss} and the gradient norm {norm} {where}: lower --init-lr, or set "
                              "--grad-clip 5; last.pt, if there is one, holds an earlier state")
     if not math.isfinite(norm) and state.loss_scale.value < 2:
-        raise UserError(f"the gradients exceed fp16 {where}: resume with --no-fp16 --bf16 --force")
+        raise UserError(f"the gradients exceed fp16 {where}: use --bf16 (to resume: --no-fp16 --bf16 --force)")
 
 
 def finish_epoch(state, run, val_loader, benchmarks, args):

@@ -121,7 +121,7 @@ class ArcMarginProduct(MarginHead):
         """Return cos(theta + m), with the exact gradient cos(m) + sin(m) cos(theta) / sin(theta).
 
         (1 - c)(1 + c) keeps the digits that 1 - c*c loses near theta = 0. clamp_min keeps the gradient
-        finite: it is 0 only if float32 cannot distinguish theta from 0.
+        finite if float32 cannot distinguish theta from 0.
         """
         sine = ((1 - cosine) * (1 + cosine)).clamp_min(1e-12).sqrt()
         shifted = cosine * math.cos(self.m) - sine * math.sin(self.m)

@@ -62,7 +62,7 @@ def test_each_image_has_its_own_face(face_model, group, published_weights):
     assert match.same and not swapped.verify(group, PHOTOS[0]).same
     assert swapped.draw(group, PHOTOS[2], match).height > 700
     for one_face in (PHOTOS[2], ROOT / "img" / "1_001.jpg"):  # a photo, an aligned crop
-        with pytest.raises(UserError, match="has no face 2: give --face 1 to 1"):
+        with pytest.raises(UserError, match="has no face 2, only 1: give another --face"):
             swapped.find(one_face)
 
 

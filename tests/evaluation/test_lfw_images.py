@@ -28,6 +28,7 @@ def home(tmp_path, monkeypatch):
     for name in ("https_proxy", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies of the first request
     folder = tmp_path / "scikit 小 data" / "lfw_home"
     folder.mkdir(parents=True)
     return folder

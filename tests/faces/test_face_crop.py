@@ -88,7 +88,7 @@ def test_the_kth_face_of_a_photo(detected, tmp_path):
         face = FaceCrop(face=number).find(group)
         assert difference(face.crop, open_image(expected)) < 30
         assert face.remarks == [f"2 faces, number {number} counts"]
-    with pytest.raises(UserError, match=r"two faces\.png has no face 3: give --face 1 to 2"):
+    with pytest.raises(UserError, match=r"two faces\.png has no face 3, only 2: give another --face"):
         FaceCrop(face=3).find(group)
 
 

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def start_and_signal(arguments, folder, number):
         if list(folder.glob("logs/*/last.pt")) and last_state(folder / "logs")["step"] >= 2:
             break
         time.sleep(0.02)
-    os.killpg(process.pid, number)
+    with suppress(ProcessLookupError):  # it has ended
+        os.killpg(process.pid, number)
     stdout, stderr = process.communicate(timeout=100)
     return process.returncode, stdout, stderr
 

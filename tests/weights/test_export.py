@@ -61,6 +61,7 @@ def test_the_script_writes_the_network_and_its_thresholds_quietly_under_any_name
     pytest.importorskip("onnxscript")
     weights = shutil.copy(published_weights, tmp_path / "w.pth")
     save_thresholds(weights, {"thresholds": {"best accuracy": 1.1}, "date": "2026-01-01"})
+    (tmp_path / "人 脸;.onnx.json").write_text('{"val": 0.5}')  # of an earlier export
     result = call_script("predict.py", "--model-path", weights, "--no-cuda", "--bf16", "--no-letterbox-image",
                          "--threshold", 1.25, "--export", "人 脸;.onnx")
     assert result.stderr == "" and len(result.stdout.splitlines()) == 2
@@ -71,7 +72,7 @@ def test_the_script_writes_the_network_and_its_thresholds_quietly_under_any_name
     assert str(ROOT).encode() not in (tmp_path / "人 脸;.onnx").read_bytes()
     exported = Arcface(model_path=tmp_path / "人 脸;.onnx", device="cpu")
     assert exported.backbone == "mobilefacenet" and exported.threshold == 1.1 and exported.thresholds.note is None
-    assert exported.thresholds.record["date"] == "2026-01-01"  # of the measurement
+    assert exported.thresholds.record["date"] == "2026-01-01" and "val" not in exported.thresholds.record
     assert (exported.embed(faces) * arcface.embed(faces)).sum(1) == pytest.approx(1, abs=1e-5)
     with pytest.raises(UserError, match=r"cannot export .*人 脸;\.onnx: it is an ONNX file"):
         export(exported, tmp_path / "again.onnx")

@@ -101,7 +101,7 @@ class FaceCrop:
         if not photo.faces and self.face == 1:
             return photo
         if len(photo.faces) < self.face:
-            raise UserError(f"{photo.name} has no face {self.face}: give --face 1 to {max(1, len(photo.faces))}")
+            raise UserError(f"{photo.name} has no face {self.face}, only {len(photo.faces) or 1}: give another --face")
         return photo.select(self.face)
 
     def find_all(self, source):

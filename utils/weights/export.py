@@ -10,7 +10,7 @@ import torch
 
 from utils.common.errors import UserError, first_line
 from utils.common.files import REPOSITORY, atomic_write, hash_file
-from utils.evaluation.thresholds import BY_DEFAULT, save_thresholds
+from utils.evaluation.thresholds import BY_DEFAULT, save_thresholds, thresholds_path
 from utils.faces.images import normalise, preprocess
 from utils.weights.onnx_model import INSTALL, OnnxModel
 
@@ -45,6 +45,7 @@ def export(arcface, path):
         raise UserError(f"exporting to {path} needs the package {error.name}: {INSTALL}") from None
     except Exception as error:  # mostly an onnxscript of another age than torch, which may raise anything
         raise UserError(f"cannot export to {path} ({first_line(error)}): {INSTALL} --upgrade") from error
+    thresholds_path(path).unlink(missing_ok=True)  # of an earlier export
     if record := arcface.thresholds.record:
         save_thresholds(path, record | {"weights_sha256": hash_file(path)})
     return f"ONNX Runtime agrees with PyTorch on {len(images)} images, cosine {cosine:.7f} or more"
