@@ -121,7 +121,8 @@ def test_an_unknown_setting_is_a_type_error_that_lists_the_settings():
     assert all(name in str(caught.value) for name in ("modelpath", *SETTINGS))
 
 
-@pytest.mark.parametrize("settings", [{"threshold": math.nan}, {"threshold": -1}, {"align": "maybe"}, {"face": 0}])
+@pytest.mark.parametrize("settings", [{"threshold": math.nan}, {"threshold": -1}, {"align": "maybe"}, {"face": 0},
+                                      {"face": "2"}])
 def test_an_invalid_value_is_a_value_error(published_weights, settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         Arcface(model_path=published_weights, cuda=False, **settings)
