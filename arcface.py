@@ -5,7 +5,7 @@
     arcface.detect_image("img/1_001.jpg", "img/1_002.jpg")   # L2 distance, 0 (the same) to 2
     arcface.verify("img/1_001.jpg", "img/2_001.jpg").same    # False
     arcface.embed(["img/1_001.jpg", "img/2_001.jpg"])        # float32 (2, 128), of length 1
-    arcface.identify("img/1_001.jpg", "people/")[0].name     # the nearest person; a folder each
+    arcface.identify("img/1_001.jpg", "people/")[0].name     # the nearest person of a gallery
 
 An image is a path, a PIL image or a uint8 array (H, W, 3) in RGB order (from OpenCV give `image[:, :, ::-1]`). In a
 photo the main face is detected and aligned. A crop that is aligned to the 112x112 template is used as it is. An image
