@@ -78,8 +78,7 @@ class MarginHead(nn.Module):
                 max_negative = torch.maximum(max_negative, other[:, 0])
                 lse_negatives = torch.logaddexp(lse_negatives, other)
             # log(1 + exp(x)): linear beyond 60, exact even in float64.
-            losses = F.softplus(lse_negatives - margin_logit, threshold=60).where(known, 0)
-            known = known[:, 0]
+            losses, known = F.softplus(lse_negatives - margin_logit, threshold=60).where(known, 0), known[:, 0]
             loss = losses[:, 0] if lam is None else lam * losses[:, 0] + (1 - lam) * losses[:, 1]
             return loss.where(known, 0), ((logit[:, 0] > max_negative) & known).float()
 

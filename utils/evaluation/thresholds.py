@@ -163,7 +163,7 @@ def save_thresholds(weights_path, record):
     measurement. Raises UserError if the existing file is not a JSON object.
     """
     path = thresholds_path(weights_path)
-    written = {"weights_sha256": hash_file(weights_path), "date": time.strftime("%Y-%m-%d")} | record
+    written = {"date": time.strftime("%Y-%m-%d")} | record | {"weights_sha256": hash_file(weights_path)}
     written = {name: value for name, value in (read_record(path) | written).items() if value is not None}
     write_text(path, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     return path

@@ -45,7 +45,8 @@ def save_checkpoint(state, run, args):
         try:
             weights.save(content, run.folder / "last.pt")
         except weights.InvalidWeights as error:
-            raise type(error)(f"{error} (step {state.step}): lower --init-lr, or set --grad-clip 5") from None
+            raise weights.InvalidWeights(f"{error} (step {state.step}): lower --init-lr, or set --grad-clip "
+                                         "5") from None
 
 
 def check_resumed(saved, args):

@@ -46,8 +46,8 @@ def export(arcface, path):
     except Exception as error:  # mostly an onnxscript of another age than torch, which may raise anything
         raise UserError(f"cannot export to {path} ({first_line(error)}): {INSTALL} --upgrade") from error
     thresholds_path(path).unlink(missing_ok=True)  # of an earlier export
-    if record := arcface.thresholds.record:
-        save_thresholds(path, record | {"weights_sha256": hash_file(path)})
+    if arcface.thresholds.record:
+        save_thresholds(path, arcface.thresholds.record)
     return f"ONNX Runtime agrees with PyTorch on {len(images)} images, cosine {cosine:.7f} or more"
 
 
