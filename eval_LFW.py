@@ -124,6 +124,8 @@ def main():
     args = make_parser().parse_args()
     args.model_path = chosen_weights(args)
     check_input_shape(args.input_shape)
+    if args.save_threshold and (args.flip or not args.letterbox_image or args.input_shape != [112, 112]):
+        raise UserError("--save-threshold goes with no --flip, --no-letterbox-image or --input-shape")
     for path in filter(None, (args.png_save_path, args.mistakes)):
         image_format(path)  # an unknown ending is an error before anything is computed
     device = choose_device(args.device)
@@ -134,10 +136,8 @@ def main():
     pairs = read_benchmark(args)
     print(f"{pairs.name}: {len(pairs.genuine)} pairs in {pairs.folds} folds, {len(pairs.paths)} images")
     aligned = check_aligned(pairs)
-    if args.save_threshold and (args.flip or aligned is False or not args.letterbox_image
-                                or args.input_shape != [112, 112]):
-        raise UserError("--save-threshold needs aligned images, and no --flip, --no-letterbox-image or --input-shape: "
-                        "predict.py uses such thresholds only")
+    if args.save_threshold and aligned is False:
+        raise UserError("--save-threshold needs aligned images: predict.py aligns the faces that it compares")
     embeddings = embed_pairs(net, pairs, input_shape=args.input_shape, letterbox=args.letterbox_image,
                              batch_size=args.batch_size, workers=args.num_workers, flip=args.flip, bf16=args.bf16,
                              progress=partial(tqdm, desc=pairs.name, disable=None))

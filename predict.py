@@ -36,7 +36,6 @@ def parse_args():
                         help="find and align the face in a photo; auto: in images larger than an aligned crop")
     parser.add_argument("--face", nargs="+", type=positive_int, default=[defaults["face"]], metavar="K",
                         help="which face of a photo, 1: the main one; or two numbers, for the first and the second")
-    parser.add_argument("--cuda", action=switch, default=defaults["cuda"], help="--no-cuda is short for --device cpu")
     parser.add_argument("--threshold", type=number(minimum=0, maximum=2), default=defaults["threshold"],
                         help="one person below this distance (default: that of --operating-point)")
     parser.add_argument("--operating-point", choices=OPERATING_POINTS, default=defaults["operating_point"],
@@ -80,7 +79,7 @@ def compare(arcface, image_1, image_2, args):
     print(f"Distance: {match.distance:.3f}  Similarity: {match.similarity:.3f}")
     verdict, doubts = WORDS[match.verdict], describe_doubts(faces)
     if match.verdict == "not sure" and not doubts:
-        verdict += f": one person by this threshold, not below {arcface.pair_threshold.unsure[0]:.3f} = FAR 0.001"
+        verdict += f": below the threshold, but not below {arcface.pair_threshold.unsure[0]:.3f} (FAR 0.001)"
     print(f"Verdict: {doubts or verdict} (threshold {match.threshold:.3f} {arcface.pair_threshold.meaning})")
     if args.save or args.show:
         save_and_show(arcface.draw(*faces, match), args)

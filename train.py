@@ -26,7 +26,7 @@ from utils.common import distributed
 from utils.common.device import choose_device, keep_freed_memory, send, tune_cuda
 from utils.common.errors import UserError, first_line, script
 from utils.data.augmentation import augment
-from utils.data.dataset import batches_of, make_loaders, mix_seeds, print_overlap, read_training_set
+from utils.data.dataset import batches_of, make_loaders, mix_seeds, read_training_set
 from utils.faces.images import check_input_shape
 from utils.training.checkpoint import check_resumed, save_checkpoint
 from utils.training.losses import make_loss
@@ -47,9 +47,7 @@ def main():
     args.classes = len(class_names)
     if checkpoint:
         check_resumed(checkpoint["settings"], args)
-    benchmarks = read_benchmarks(args)
-    for pairs in benchmarks.values():
-        print_overlap(class_names, pairs.name, pairs.identities or [])
+    benchmarks = read_benchmarks(args, class_names)
     train_loader, val_loader = make_loaders(images, labels, args, device)
     batches = train_loader.batch_sampler
     net = make_net(args, len(class_names), device)
@@ -86,8 +84,9 @@ def main():
         finish_epoch(state, run, val_loader, benchmarks, args)
         save_checkpoint(state, run, args)
     if stopped:
-        print(f"stopped after step {state.step}, continue with: "
-              f"python train.py --resume {shlex.quote(str(run.folder))}", flush=True)
+        launcher = "python" if distributed.world_size() == 1 else "torchrun ..."
+        print(f"stopped after step {state.step}, continue with: {launcher} train.py --resume "
+              f"{shlex.quote(str(run.folder))}", flush=True)
     else:
         run.print_best()
     distributed.stop()
@@ -132,8 +131,9 @@ def train_one_epoch(state, loader, run, stop, args):
 def train_step(state, batches, args):
     """Take one optimizer step on a list of batches, whose gradients are averaged.
 
-    batches: (uint8 images (B, H, W, 3), labels (B,), indices (B,)), of this rank. Return the mean loss and how many
-    images are classified correctly without the margin. Waits for the device once (tests/training/test_waits.py counts).
+    batches: (uint8 images (B, H, W, 3), labels (B,), indices (B,)), of this rank.
+    Return (mean loss, number of images that are classified correctly without the margin).
+    Waits for the device once (tests/training/test_waits.py counts).
     """
     lr = state.learning_rate(state.step)
     state.net.head.m = state.margin(state.step)
@@ -179,8 +179,8 @@ def check_step(state, loss, norm, lr):
     """
     where = f"at step {state.step} (epoch {state.epoch + 1}, learning rate {lr:.3g})"
     if not math.isfinite(loss) or not (math.isfinite(norm) or state.loss_scale.enabled):
-        raise InvalidWeights(f"the loss is {loss} and the gradient norm {norm} {where}: lower --init-lr, or set "
-                             "--grad-clip 5; last.pt, if there is one, holds an earlier state")
+        raise InvalidWeights(f"the loss is {loss} and the gradient norm {norm} {where}: lower --init-lr, set "
+                             "--grad-clip 5, or leave out --fp16; last.pt, if there is one, holds an earlier state")
     if not math.isfinite(norm) and state.loss_scale.value < 2:
         raise UserError(f"the gradients exceed fp16 {where}: use --bf16 (to resume: --no-fp16 --bf16 --force)")
 
@@ -208,8 +208,8 @@ def init_device(args):
 
 
 def draw_first_batch(loader, class_names, run, args):
-    """Write batch.png: the first batch as the network sees it."""
-    images, labels, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
+    """Write batch.png: images of the first batch as the network sees them."""
+    images, labels, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))[:64]])
     names = ["unlabeled" if label == IGNORE else class_names[label] for label in labels]
     run.save_batch_image(augment(images, args.seed, 0, 0, args.augment)[0], names)
 

@@ -69,7 +69,7 @@ def print_hints(paths, labels, hashes):
         if not are_aligned(paths):
             print("the faces are not where aligned crops have them: if these are photos, use --align-to")
     except NoDetector as error:
-        print(f"whether the images are aligned is not checked: {error}")
+        print(f"the alignment is not checked: {error}")
 
 
 @script
@@ -79,6 +79,8 @@ def main():
         counts = align_folder(args.datasets_path, args.align_to)
         print(f"{args.align_to}: {counts['written']} crops written, {counts['kept']} kept, {counts['removed']} removed"
               f", as their photo is gone, {counts['left out']} left out: {report_path(args.align_to)}")
+        if not counts["written"] + counts["kept"]:
+            raise UserError(f"no photo shows a face, see {report_path(args.align_to)}")
     list_faces(os.path.abspath(args.align_to or args.datasets_path), args.output, args.check)
 
 

@@ -25,7 +25,7 @@ class MarginHead(nn.Module):
     1/sqrt(in_features).
     m: margin, in radians if it is an angle, 0 <= m < pi.
     easy_margin: apply the margin only if cos(theta) > 0.
-    shard: the classes that this rank holds; `forward` needs all of them on one rank.
+    shard: the classes that this rank holds; `forward` needs an unsharded head.
     """
 
     def __init__(self, in_features, out_features, s, m, easy_margin=False, shard=UNSHARDED):

@@ -13,7 +13,7 @@ from utils.common.errors import UserError
 from utils.faces.face_crop import NoDetector
 from utils.faces.images import open_image
 
-WEIGHTS = "--model-path", ROOT / "model_data" / "arcface_mobilefacenet.pth", "--no-cuda"
+WEIGHTS = "--model-path", ROOT / "model_data" / "arcface_mobilefacenet.pth", "--device", "cpu"
 
 
 @pytest.fixture

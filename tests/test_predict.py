@@ -21,7 +21,7 @@ PAIR = ROOT / "img" / "1_001.jpg", ROOT / "img" / "1_002.jpg"  # of one person
 
 
 def test_predict_prints_distance_similarity_and_verdict_and_saves(run_script, weights, same, tmp_path):
-    result = run_script("predict.py", *same, *weights, "--no-cuda", "--threshold", 1.24, "--save",
+    result = run_script("predict.py", *same, *weights, "--device", "cpu", "--threshold", 1.24, "--save",
                         "out/comparison.png", timeout=60)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     distance = float(re.search(r"Distance: (\d\.\d{3})", result.stdout)[1])
@@ -34,7 +34,7 @@ def test_predict_prints_distance_similarity_and_verdict_and_saves(run_script, we
 def test_predict_asks_again_after_an_invalid_path_until_an_empty_line(call_script, weights, same, tmp_path):
     (tmp_path / "text.jpg").write_text("not an image")
     answers = ["gone.jpg", f"  {same[0]} ", "text.jpg", same[1], same[0], same[0], ""]
-    result = call_script("predict.py", *weights, "--no-cuda", stdin=map(str, answers))
+    result = call_script("predict.py", *weights, "--device", "cpu", stdin=map(str, answers))
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert result.stdout.count("image_1 filename:") == 4 and result.stdout.count("image_2 filename:") == 3
     assert "gone.jpg is not a file" in result.stdout and "text.jpg does not decode" in result.stdout
@@ -47,7 +47,7 @@ def test_predict_reads_quoted_escaped_and_home_paths(call_script, weights, same,
     shutil.copy(same[0], tmp_path / "my face's.jpg")
     shutil.copy(same[1], tmp_path / "other.jpg")
     answers = [f'"{tmp_path}/my face\'s.jpg"', "'other.jpg' ", "~/my face's.jpg", f"{tmp_path}/my\\ face\\'s.jpg"]
-    result = call_script("predict.py", *weights, "--no-cuda", stdin=[*answers, ""])
+    result = call_script("predict.py", *weights, "--device", "cpu", stdin=[*answers, ""])
     assert result.returncode == 0 and result.stdout.count("Distance: ") == 2, result.stdout
     assert result.stdout.count("Distance: 0.000") == 1
     assert "an empty line or Ctrl-C ends" in result.stdout
@@ -55,7 +55,7 @@ def test_predict_reads_quoted_escaped_and_home_paths(call_script, weights, same,
 
 @pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
 def test_predict_ends_quietly_at_the_end_of_input_and_on_ctrl_c(call_script, weights, same, end):
-    result = call_script("predict.py", *weights, "--no-cuda", stdin=[str(same[0])] * 3 + [end])
+    result = call_script("predict.py", *weights, "--device", "cpu", stdin=[str(same[0])] * 3 + [end])
     assert result.returncode == 0 and result.stderr == "" and result.stdout.count("Distance: ") == 1
 
 
@@ -63,7 +63,7 @@ def test_the_scripts_run_from_any_folder(call_script, same, tmp_path):
     """The weights and their threshold are beside the code, and the images in the caller's folder."""
     for number, path in enumerate(same):
         shutil.copy(path, tmp_path / f"{number}.jpg")
-    result = call_script("predict.py", "0.jpg", "1.jpg", "--no-cuda", "--no-show")
+    result = call_script("predict.py", "0.jpg", "1.jpg", "--device", "cpu", "--no-show")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"{ROOT / 'model_data' / 'arcface_mobilefacenet.pth'} (mobilefacenet)")
     assert "= best accuracy on LFW" in result.stdout
@@ -95,7 +95,7 @@ def test_predict_fps_measures_with_the_bundled_weights(call_script):
 
 
 def test_predict_prints_versions_the_device_and_the_weights_hash(call_script, published_weights):
-    printed = call_script("predict.py", "--version", "--model-path", published_weights, "--no-cuda").stdout
+    printed = call_script("predict.py", "--version", "--model-path", published_weights, "--device", "cpu").stdout
     assert f"torch {torch.__version__.partition('+')[0]}" in printed and " on cpu" in printed
     assert printed.splitlines()[-1] == "SHA-256 4c08e11a0a2bbf299910210da647c7d8105c348f4c533868e1710dbcf7b22480"
 
@@ -138,7 +138,7 @@ def test_predict_is_not_sure_of_two_images_and_of_a_gallery(published_weights, t
         "impostors": {"measured": {"0.1": distance + 0.1, "0.01": distance - 0.1}}})
     arcface = Arcface(model_path=weights, cuda=False)
     predict.compare(arcface, image, other, SimpleNamespace(save=tmp_path / "pair.png", show=False))
-    assert (f"Verdict: not sure: one person by this threshold, not below {distance - 0.1:.3f} = FAR 0.001 "
+    assert (f"Verdict: not sure: below the threshold, but not below {distance - 0.1:.3f} (FAR 0.001) "
             f"(threshold {distance + 0.1:.3f} = best accuracy on LFW)") in capsys.readouterr().out
     (tmp_path / "people").mkdir()
     shutil.copyfile(other, tmp_path / "people" / "biden.jpg")
@@ -157,7 +157,8 @@ def test_predict_reports_that_the_thresholds_are_of_other_weights(published_weig
     torch.save(torch.load(published_weights, weights_only=True), weights)  # with checksums, so that the file is valid
     path = save_thresholds(weights, {"thresholds": THRESHOLDS})
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"weights_sha256": "0" * 64}))
-    printed = call_script("predict.py", *PAIR, "--no-cuda", "--model-path", weights, "--no-show").stdout.splitlines()
+    result = call_script("predict.py", *PAIR, "--device", "cpu", "--model-path", weights, "--no-show")
+    printed = result.stdout.splitlines()
     assert sum("SHA-256" in line and "weights.json" in line for line in printed) == 1
     assert printed[-1] == f"Verdict: same person (threshold {DEFAULT_THRESHOLD:.3f} by default, not measured for " \
                           "these weights)"
@@ -173,7 +174,7 @@ def test_predict_prints_a_table_of_people_and_saves_a_strip(call_script, weights
     (people / "bad.jpg").write_text("no image")
     for embedded in (2, 0):
         result = call_script("predict.py", PAIR[1], "--gallery", "people", "--top", 2, "--save", "strip.jpg", *weights,
-                             "--no-cuda", "--threshold", 1.167)
+                             "--device", "cpu", "--threshold", 1.167)
         assert result.returncode == 0 and result.stderr == "", result.stderr
         lines = result.stdout.splitlines()
         assert any(line.startswith("skipped: people/bad.jpg does not decode") for line in lines)

@@ -2,6 +2,7 @@
 import shutil
 
 import pytest
+from conftest import assert_user_error
 from photos import CROPS as ALIGNED
 from photos import PHOTOS, difference, side_by_side
 from PIL import Image, PngImagePlugin
@@ -124,6 +125,14 @@ def test_a_destination_within_the_photos_or_around_them_is_a_user_error(photos, 
     with pytest.raises(UserError, match="--align-to"):
         align_folder(photos, where)
     assert contents(photos) == before
+
+
+def test_photos_without_a_face_are_a_user_error(call_script, tmp_path, face_model):
+    (tmp_path / "photos" / "ann").mkdir(parents=True)
+    Image.new("RGB", (200, 200), "navy").save(tmp_path / "photos" / "ann" / "sky.png")
+    result = call_script("txt_annotation.py", "--datasets-path", "photos", "--align-to", "crops")
+    assert_user_error(result, "no photo shows a face", str(report_path(tmp_path / "crops")))
+    assert not (tmp_path / "cls_train.txt").exists()
 
 
 def test_the_script_writes_crops_and_their_annotation(call_script, photos, tmp_path):

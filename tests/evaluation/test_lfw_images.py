@@ -72,7 +72,7 @@ def test_the_paths_of_an_own_list_are_kept(tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     (["--align-from", "raw", "--lfw-dir", "raw"], ["--align-from", "another --lfw-dir"]),
-    (["--flip", "--save-threshold"], ["--save-threshold", "--flip"]),
+    (["--flip", "--save-threshold", "--lfw-dir", "none"], ["--save-threshold", "--flip"]),
     (["--input-shape", 100, 100, "--save-threshold"], ["--save-threshold", "--input-shape"])])
 def test_flags_that_would_leave_wrong_images_or_thresholds_are_user_errors(call_script, shared, few_pairs, face_model,
                                                                            flags, words):

@@ -72,7 +72,7 @@ def test_two_ranks_train_and_resume_bit_for_bit(annotation, tmp_path):
     wait_for_checkpoint(tmp_path / "logs", stopped)
     stopped.send_signal(signal.SIGTERM)  # torchrun passes it on
     output, _ = stopped.communicate(timeout=100)
-    assert "continue with: " in output
+    assert "continue with: torchrun ... train.py --resume " in output
     logs = only_run(tmp_path / "logs")
     assert torch.load(logs / "last.pt", weights_only=True)["epoch"] < 2
     resumed = run([*TORCHRUN, ROOT / "train.py", "--resume"], tmp_path)

@@ -27,6 +27,7 @@ from utils.data.dataset import batches_of
 from utils.training.checkpoint import check_resumed, read_checkpoint, save_checkpoint
 from utils.training.losses import LabelLoss
 from utils.training.run import Run, StopRequest
+from utils.training.settings import make_parser
 
 
 @pytest.fixture
@@ -125,6 +126,20 @@ def test_a_resume_with_another_teacher_in_the_same_file_is_a_user_error(tmp_path
     check_resumed(saved, args_with(b"one"))
     with pytest.raises(UserError, match="teacher_sha256"):
         check_resumed(saved, args_with(b"another"))
+
+
+def test_a_forced_resume_cannot_begin_to_train_the_head(tmp_path):
+    (tmp_path / "teacher.pth").write_bytes(b"one")  # SGD's momentum of the head does not exist yet
+    saved = vars(make_args("--teacher", tmp_path / "teacher.pth"))
+    with pytest.raises(UserError, match=r"label_weight was 0\.0, is 0\.1.*--model-path"):
+        check_resumed(saved, make_args("--teacher", tmp_path / "teacher.pth", "--label-weight", 0.1, "--force"))
+
+
+def test_a_resume_can_switch_augmentation_and_milestones_off():
+    parser = make_parser()
+    parser.set_defaults(augment=["color"], milestones=[1.0])  # as parse_args() does with those of last.pt
+    args = parser.parse_args(["--augment", "--milestones"])
+    assert args.augment == args.milestones == []
 
 
 def test_a_resume_without_the_state_of_a_run_is_a_user_error(call_script, published_weights, tmp_path):

@@ -62,7 +62,7 @@ def test_the_script_writes_the_network_and_its_thresholds_quietly_under_any_name
     weights = shutil.copy(published_weights, tmp_path / "w.pth")
     save_thresholds(weights, {"thresholds": {"best accuracy": 1.1}, "date": "2026-01-01"})
     (tmp_path / "人 脸;.onnx.json").write_text('{"val": 0.5}')  # of an earlier export
-    result = call_script("predict.py", "--model-path", weights, "--no-cuda", "--bf16", "--no-letterbox-image",
+    result = call_script("predict.py", "--model-path", weights, "--device", "cpu", "--bf16", "--no-letterbox-image",
                          "--threshold", 1.25, "--export", "人 脸;.onnx")
     assert result.stderr == "" and len(result.stdout.splitlines()) == 2
     assert "人 脸;.onnx: ONNX Runtime agrees with PyTorch on 6 images" in result.stdout

@@ -51,10 +51,11 @@ def test_predict_downloads_and_uses_the_published_weights(call_script, publisher
     result = call_script("predict.py", "--download", "mobilefacenet")
     assert result.returncode == 0 and result.stderr == "" and "model_data/published_mobilefacenet.pth" in result.stdout
     assert files(tmp_path) == ["model_data/published_mobilefacenet.pth"]
-    result = call_script("predict.py", *same, "--no-cuda", "--weights", "published")
+    result = call_script("predict.py", *same, "--device", "cpu", "--weights", "published")
     assert result.returncode == 0 and result.stdout.startswith("model_data/published_mobilefacenet.pth (mobilefacenet)")
     assert publisher.asked == ["/arcface_mobilefacenet.pth"]
-    by_path = call_script("predict.py", *same, "--no-cuda", "--model-path", "model_data/published_mobilefacenet.pth")
+    by_path = call_script("predict.py", *same, "--device", "cpu", "--model-path",
+                          "model_data/published_mobilefacenet.pth")
     assert by_path.stdout == result.stdout
 
 

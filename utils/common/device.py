@@ -56,7 +56,7 @@ def describe_device(device, bf16=False):
     if device.type == "cuda":
         name = f"{device} ({torch.cuda.get_device_name(device)})"
     elif device.type == "mps":
-        name = "mps (a Mac's GPU: nobody has tested this program there)"
+        name = "mps (a Mac's GPU, not tested)"
     else:
         name = f"cpu ({torch.get_num_threads()} threads)"
     slow = bf16 and emulates_bf16(device)

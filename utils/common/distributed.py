@@ -15,8 +15,7 @@ TIMEOUT = timedelta(minutes=20)  # long enough for rank 0 to write a head of mil
 def start(device):
     """Join the ranks that torchrun started, if it did. Return this rank's device.
 
-    CPU tensors use gloo, and CUDA tensors NCCL. From here on only rank 0 prints to stdout. Raises UserError if there
-    are too few GPUs.
+    From here on only rank 0 prints to stdout. Raises UserError if there are too few GPUs.
     """
     if "LOCAL_RANK" not in os.environ:
         return device

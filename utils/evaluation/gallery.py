@@ -32,9 +32,9 @@ class Gallery(NamedTuple):
     identity: np.ndarray    # int32 (N,): the index in `names` of each image
     embeddings: np.ndarray  # float32 (N, D)
     remarks: list           # N tuples, most of them empty: a line that names the image and what the detector noticed
-    uncertain: np.ndarray   # bool (N,): the face is too small, or hardly a face to the detector
+    uncertain: np.ndarray   # bool (N,): the face is too small, or of a low detector score
     tail: np.ndarray        # of fit_gallery_tail()
-    embedded: int           # how many of them were not in the cache
+    embedded: int           # number of images that were not in the cache
     skipped: list           # lines on images, folders and kinds of file that were left out, and on a cache not written
 
 

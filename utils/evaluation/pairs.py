@@ -65,7 +65,8 @@ def read_pairs(pairs_path, folder):
     missing = [path for path in pairs.paths if not path.is_file()]
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of the {len(pairs.paths)} images in {pairs_path}, such as "
-                        f"{missing[0]}: give another --lfw-dir or --align-from, or fetch LFW by eval_LFW.py --download")
+                        f"{missing[0]}: give another --lfw-dir, add the images by eval_LFW.py --align-from DIR or "
+                        "--download, or train with --no-lfw-eval")
     return pairs
 
 
@@ -117,7 +118,7 @@ def check_aligned(pairs):
     try:
         aligned = are_aligned(pairs.paths)
     except NoDetector as error:
-        print(f"{pairs.name}: unknown whether the images are aligned, {error}")
+        print(f"{pairs.name}: the alignment is not checked: {error}")
         return None
     if not aligned:
         print(f"{pairs.name}: the images are not aligned to the 112x112 template, so expect about 71% if the same "
@@ -156,7 +157,7 @@ def read_bin(path):
 class Stored:
     """A numpy array, number or dtype as it is pickled: the parts of its constructor's call and of its state.
 
-    numpy does not rebuild it: with a false dtype state it would use the array's bytes as pointers.
+    numpy does not rebuild it: with a forged dtype state it would use the array's bytes as pointers.
     """
 
     def __init__(self, *parts):
@@ -166,7 +167,7 @@ class Stored:
         self.parts += state
 
     def array(self):
-        """Return its values as a flat array. Wherever a version of numpy put them, the bytes are the last ones."""
+        """Return its values as a flat array. In every version of numpy the last bytes are the values."""
         dtype, = (part for part in self.parts if isinstance(part, Stored))
         name, *_, order = dtype.parts[:5]  # name, two flags, version, byte order
         content = [part for part in self.parts if isinstance(part, bytes | bytearray)][-1]
@@ -200,7 +201,7 @@ def fetch_lfw():
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of each attempt that fails
-            # It then reads the images of people with so many. There are none, which it reports as a ValueError.
+            # It then finds nobody with so many images and raises ValueError.
             fetch_lfw_people(funneled=False, min_faces_per_person=100_000)
     except ValueError:
         pass

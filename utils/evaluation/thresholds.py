@@ -98,9 +98,7 @@ class Thresholds:
         At most 1% of unknown identities are identified, with far-0.001 at most 0.1%. An unknown face is compared with
         every image, so the FAR of one comparison is this fraction divided by the number of images (Boole's inequality).
         The impostor curve of the weights and the tail of the gallery each give a distance for this FAR. The smaller one
-        is used, because the people of a gallery may be more alike than those of LFW. In galleries of children, or of
-        Indian or Asian adults, the curve alone identified 30% to 44% of unknown people like them, and the smaller
-        distance 0.4% to 4%. Raises UserError for best-accuracy.
+        is used, because its people may be more alike than those of LFW. Raises UserError for best-accuracy.
         """
         if self.given is not None:
             return Threshold(float(self.given), "on the distance")
@@ -159,8 +157,7 @@ def read_measured(weights_path, weights_sha256):
 def save_thresholds(weights_path, record):
     """Write `record`, the thresholds and how they were measured, beside the weights and return the file's path.
 
-    Other keys of an existing file stay. A key that is None is removed: what was measured before is not of this
-    measurement. Raises UserError if the existing file is not a JSON object.
+    Other keys of an existing file stay; keys that are None are removed. Raises UserError if it is not a JSON object.
     """
     path = thresholds_path(weights_path)
     written = {"date": time.strftime("%Y-%m-%d")} | record | {"weights_sha256": hash_file(weights_path)}

@@ -153,7 +153,7 @@ def detector_for(name):
 def has_crop_size(size):
     """Return whether an image of (width, height) is small and square enough for an aligned crop.
 
-    Larger crops, such as those of LFW, CASIA-WebFace and VGGFace2, show more than the template and are aligned.
+    Larger crops, such as those of LFW, CASIA-WebFace and VGGFace2, show more than the template, so they get aligned.
     """
     return max(size) <= 128 and max(size) <= 1.25 * min(size)
 
@@ -161,7 +161,7 @@ def has_crop_size(size):
 def are_aligned(sources, most=24):
     """Return whether images show their faces where the template has them.
 
-    About `most` of them are judged. If none shows a face, the answer is True. Raises NoDetector.
+    Fewer than 2 * `most` of them are judged. If none shows a face, the answer is True. Raises NoDetector.
     """
     offsets = []
     for index in range(0, len(sources), max(1, len(sources) // most)):

@@ -1,1 +1,1 @@
-"""Batches in, weights out: the loss, the step, its schedule, and a run with its folder and state."""
+"""Flags, losses, optimizer and schedules; the state, folder and checkpoints of a run."""

@@ -6,11 +6,11 @@ from utils.common import distributed
 from utils.common.errors import UserError
 from utils.weights import checkpoint as weights
 
-NOT_SAVED = {"resume", "force"}  # settings of one start
+NOT_SAVED = {"resume", "force"}  # flags of this start only
 # Settings that may differ when a run is resumed: they change where and how it runs, not what it computes.
 FREE = {"num_workers", "device", "save_dir", "save_period", "checkpoint_every", "annotation_path", "datasets_path",
         "unlabeled", "shard_head", "compile", "teacher"}
-FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate", "classes"}  # the saved state does not fit others
+FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate", "classes", "label_weight"}  # of the saved state
 KEYS = {"model", "ema", "optimizer", "loss_scale", "projection", "step", "epoch", "batch", "sums", "rows", "settings"}
 
 

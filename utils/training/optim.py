@@ -114,10 +114,10 @@ def clip_gradients(parameters, head, max_norm):
 
 
 class LossScale:
-    """`value` multiplies the loss in fp16, so that small gradients do not vanish; it is 1 if not enabled.
+    """`value` multiplies the loss in fp16 (arXiv 1710.03740), so that small gradients do not vanish; else it is 1.
 
-    (Micikevicius et al. 2018, arXiv 1710.03740.) It replaces torch.amp.GradScaler, which waits for the device to read
-    its own state. Here the caller reads an overflow together with the loss, the same on all ranks.
+    It replaces torch.amp.GradScaler, which waits for the device to read its own state. Here the caller reads an
+    overflow together with the loss, the same on all ranks.
     """
 
     def __init__(self, enabled, value=2.0 ** 16):

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import math
+import os
 import shlex
 import signal
 import subprocess
@@ -16,8 +17,8 @@ from tqdm import tqdm
 
 from utils.common import distributed
 from utils.common.errors import UserError
-from utils.common.files import REPOSITORY, atomic_write, write_text
-from utils.drawing.contact_sheets import draw_batch
+from utils.common.files import REPOSITORY, write_text
+from utils.drawing.contact_sheets import draw_batch, save_image
 from utils.drawing.plots import plot_history
 from utils.training.validation import best_row
 from utils.weights import checkpoint as weights
@@ -36,7 +37,7 @@ def on_main(method):
 
 
 class Run:
-    """Everything that rank 0 writes for a run. rows: the epochs so far, dicts of COLUMNS; NaN is not measured.
+    """Everything that rank 0 writes for a run. rows: the epochs so far, dicts of COLUMNS; NaN: not measured.
 
     If a file of an epoch cannot be written, a warning is printed and the run continues.
     """
@@ -120,9 +121,8 @@ class Run:
     @on_main
     def save_batch_image(self, images, names):
         """Draw a float batch (B, 3, H, W) in [-1, 1], as the network sees it, with names below: batch.png."""
-        pixels = ((images[:64] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        with atomic_write(self.folder / "batch.png") as temporary:
-            draw_batch(pixels, names[:64]).save(temporary, format="png")
+        pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        save_image(draw_batch(pixels, names), self.folder / "batch.png")
 
     @on_main
     def print_best(self):
@@ -184,3 +184,5 @@ class StopRequest:
     def note(self, number, frame):
         self.received = number
         signal.signal(number, signal.SIG_DFL)
+        if distributed.is_main():  # print() may be what the signal interrupts
+            os.write(2, b"\nstopping after this step; a second signal stops at once, without saving\n")

@@ -53,7 +53,7 @@ def make_parser():
     data.add_argument("--input-shape", type=positive_int, nargs=2, default=[112, 112], metavar=("H", "W"),
                       help="height and width of the network's images")
     data.add_argument("--val-split", type=below_one, default=0.01, help="fraction of the images held out")
-    data.add_argument("--augment", nargs="+", choices=KINDS, metavar="KIND", default=[],
+    data.add_argument("--augment", nargs="*", choices=KINDS, metavar="KIND", default=[],
                       help=f"augment images besides flipping: any of {', '.join(KINDS)} (default: none)")
     data.add_argument("--num-workers", type=non_negative_int, default=min(4, available_cores()),
                       help="processes that decode images (default: 4, at most the cores)")
@@ -88,14 +88,14 @@ def make_parser():
     optim.add_argument("--batch-size", type=number(int, minimum=2), default=64, help="images in a batch, on all ranks")
     optim.add_argument("--accumulate", type=positive_int, default=1, help="batches in an optimizer step")
     optim.add_argument("--init-lr", type=positive_float, default=1e-2,
-                       help="peak learning rate for a batch of 64; it is scaled with the batch")
+                       help="peak learning rate for a step of 64 images; it is scaled with the images of a step")
     optim.add_argument("--scale-lr", action=switch, default=True,
-                       help="scale --init-lr with the batch and keep it within the published limits")
+                       help="scale --init-lr with the images of a step and keep it within the published limits")
     optim.add_argument("--min-lr-ratio", type=number(above=0, maximum=1), default=0.01,
                        help="lowest learning rate, as a fraction of the peak")
     optim.add_argument("--lr-decay-type", choices=("cos", "step"), default="cos",
                        help="decay the learning rate along a cosine, or in ten steps")
-    optim.add_argument("--milestones", type=positive_float, nargs="+", default=[], metavar="EPOCH",
+    optim.add_argument("--milestones", type=positive_float, nargs="*", default=[], metavar="EPOCH",
                        help="divide the learning rate by ten at each of these epochs instead (default: none)")
     optim.add_argument("--warmup-epochs", type=non_negative_float, help="increase the learning rate over the first N "
                        "epochs (default: a tenth of the run, 1 to 3 epochs, before a cosine; else 0)")
@@ -121,7 +121,7 @@ def make_parser():
     results.add_argument("--lfw-eval", action=switch,
                          help="evaluate on LFW after every epoch (default: if --lfw-dir exists)")
     results.add_argument("--eval", nargs="+", metavar="BENCHMARK", help="evaluate on these instead: lfw, and "
-                         "insightface's files such as agedb_30.bin (default: as --lfw-eval says)")
+                         "insightface's files such as agedb_30.bin (default: see --lfw-eval)")
     results.add_argument("--best-by", choices=("first", "mean"), default="first",
                          help="choose best.pth by the first benchmark's accuracy, or by the mean of all")
     results.add_argument("--lfw-dir", default="lfw", help="the aligned images of LFW")
@@ -148,7 +148,7 @@ def check_args(args, parser):
     if args.fp16 and args.bf16:
         parser.error("--fp16 and --bf16 exclude each other: add --no-fp16 or --no-bf16")
     if args.eval and args.lfw_eval:
-        parser.error("--eval and --lfw-eval exclude each other: name lfw among those of --eval")
+        parser.error("--eval and --lfw-eval exclude each other: add --no-lfw-eval, and name lfw in --eval to keep it")
     if args.label_weight is None:
         args.label_weight = 0.0 if args.teacher else 1.0
     if not args.teacher and (args.teacher_flip or args.label_weight != 1 or args.unlabeled):

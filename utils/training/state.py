@@ -14,9 +14,9 @@ from utils.training import optim
 from utils.weights import checkpoint as weights
 
 MEMORY_FORMAT = torch.channels_last  # of networks and images: faster on CPUs and on tensor cores
-# Number of images to train on from which torch.compile saves time on a CPU. Compiling takes up to 50 s on 2 cores of
-# Zen 4. MobileFaceNet then goes from 47 to 70 img/s (in bfloat16 from 58 to 127), iResNet-50 in bfloat16 from 9.7 to
-# 10.5, and MobileNet from 37 to 34 (58 to 56). Other iResNets are assumed to be like the 50. On CUDA it is a choice.
+# From so many images torch.compile saves time on a CPU. Compiling takes up to 50 s on 2 cores of Zen 4. MobileFaceNet
+# then goes from 47 to 70 img/s (in bfloat16 from 58 to 127), iResNet-50 in bfloat16 from 9.7 to 10.5, and MobileNet
+# from 37 to 34 (58 to 56). Other iResNets are assumed to be like the 50. On CUDA it is a choice.
 MIN_IMAGES = 10_000
 
 
@@ -151,9 +151,8 @@ def compile_if_it_pays(state, args, images):
     if not args.compile:
         return "torch.compile: no (--compile turns it on)"
     torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs eagerly, with a warning
-    # Inductor looks for convolutions to choose the memory layout, and a backward pass has only their gradients. Without
-    # this option it recomputes inputs in another layout and copies them: MobileFaceNet 60 instead of 70 img/s, in
-    # bfloat16 93 instead of 113.
+    # Inductor chooses the memory layout by the convolutions, of which a backward pass has only the gradients. Without
+    # this option it copies inputs to another layout: MobileFaceNet 60 instead of 70 img/s, in bfloat16 93, not 113.
     options = {"force_layout_optimization": True} if state.device.type == "cpu" else {}
     state.net.arcface.compile(options=options)
     return "torch.compile: yes, the first step takes up to a minute (--no-compile: no)"

@@ -8,7 +8,7 @@ import torch
 from utils.common import distributed
 from utils.common.device import send
 from utils.common.errors import UserError
-from utils.data.dataset import batches_of
+from utils.data.dataset import batches_of, print_overlap
 from utils.evaluation.embedding import inference_copy
 from utils.evaluation.pairs import check_aligned, embed_pairs, pair_metrics, read_bin, read_pairs
 from utils.faces.images import normalise
@@ -41,18 +41,18 @@ def validate(state, loader):
     return {"val_loss": loss / count, "val_accuracy": correct / count}
 
 
-def read_benchmarks(args):
+def read_benchmarks(args, class_names):
     """Return {name: Pairs}: what --eval lists, else LFW if --lfw-eval asks for it or --lfw-dir exists.
 
-    LFW's name is "lfw" and a file's "eval/" and its stem, so that no file shares a column of log.csv.
+    LFW's name is "lfw" and a file's "eval/" and its stem, so that no file shares a column of log.csv. Prints a line for
+    images that are not aligned, and for identities that are among class_names.
     """
     names = args.eval
     if names is None:
         exists = distributed.gather(Path(args.lfw_dir).is_dir())[0]  # one answer on all hosts
         names = ["lfw"] if args.lfw_eval or (args.lfw_eval is None and exists) else []
         if args.lfw_eval is None and not exists:
-            print(f"{args.lfw_dir} does not exist: training without LFW (best.pth is chosen by validation loss, or is "
-                  "the last epoch's if nothing is held out)")
+            print(f"{args.lfw_dir} does not exist: training without LFW, best.pth is chosen by validation loss")
     benchmarks = {}
     for name in names:
         key = "lfw" if name == "lfw" else f"eval/{Path(name).stem}"
@@ -62,6 +62,7 @@ def read_benchmarks(args):
         benchmarks[key] = read_pairs(args.lfw_pairs, args.lfw_dir) if name == "lfw" else read_bin(name)
     for pairs in benchmarks.values():
         check_aligned(pairs)
+        print_overlap(class_names, pairs.name, pairs.identities or [])
     return benchmarks
 
 

@@ -87,7 +87,7 @@ def load(path, remedy="give the path of a .pth file", mmap=False):
 
 
 def check_checksums(path):
-    """Compare the parts of a file that torch.save wrote with their CRC-32, which torch.load does not. 1 GB takes 2 s.
+    """Check the CRC-32 of each part of a file that torch.save wrote; torch.load does not. 1 GB takes 2 s.
 
     A file in the format before PyTorch 1.6 has none: it is compared with the SHA-256 in the .json beside it, if there
     is one. Raises UserError for a damaged file.

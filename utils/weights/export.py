@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from utils.common.errors import UserError, first_line
-from utils.common.files import REPOSITORY, atomic_write, hash_file
+from utils.common.files import REPOSITORY, atomic_write
 from utils.evaluation.thresholds import BY_DEFAULT, save_thresholds, thresholds_path
 from utils.faces.images import normalise, preprocess
 from utils.weights.onnx_model import INSTALL, OnnxModel
@@ -70,7 +70,7 @@ def describe_network(arcface):
         # The same person below this L2 distance; the default was measured with other weights.
         "threshold": None if arcface.pair_threshold.meaning == BY_DEFAULT else arcface.threshold,
         "weights": Path(arcface.model_path).name,
-        "weights_sha256": hash_file(arcface.model_path),
+        "weights_sha256": arcface.thresholds.weights_sha256,
     }
     return {name: str(value) for name, value in metadata.items() if value is not None}
 
