@@ -179,8 +179,8 @@ def check_step(state, loss, norm, lr):
     """
     where = f"at step {state.step} (epoch {state.epoch + 1}, learning rate {lr:.3g})"
     if not math.isfinite(loss) or not (math.isfinite(norm) or state.loss_scale.enabled):
-        raise InvalidWeights(f"the loss is {loss} and the gradient norm {norm} {where}: lower --init-lr, set "
-                             "--grad-clip 5, or leave out --fp16; last.pt, if there is one, holds an earlier state")
+        raise InvalidWeights(f"the loss is {loss} and the gradient norm {norm} {where}: lower --init-lr, or set "
+                             "--grad-clip 5; last.pt, if there is one, holds an earlier state")
     if not math.isfinite(norm) and state.loss_scale.value < 2:
         raise UserError(f"the gradients exceed fp16 {where}: use --bf16 (to resume: --no-fp16 --bf16 --force)")
 
@@ -208,8 +208,8 @@ def init_device(args):
 
 
 def draw_first_batch(loader, class_names, run, args):
-    """Write batch.png: images of the first batch as the network sees them."""
-    images, labels, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))[:64]])
+    """Write batch.png: the first batch as the network sees it."""
+    images, labels, _ = default_collate([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
     names = ["unlabeled" if label == IGNORE else class_names[label] for label in labels]
     run.save_batch_image(augment(images, args.seed, 0, 0, args.augment)[0], names)
 

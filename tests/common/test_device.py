@@ -28,7 +28,7 @@ def test_auto_is_the_gpu_of_a_mac_if_there_is_no_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert device.choose_device("auto") == device.choose_device("mps") == torch.device("mps")
-    assert "nobody has tested" in device.describe_device(torch.device("mps"))
+    assert "not tested" in device.describe_device(torch.device("mps"))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert device.choose_device("auto") == CPU
     for name in ("mps", "cuda", "tpu", "meta"):

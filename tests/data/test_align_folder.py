@@ -131,7 +131,7 @@ def test_photos_without_a_face_are_a_user_error(call_script, tmp_path, face_mode
     (tmp_path / "photos" / "ann").mkdir(parents=True)
     Image.new("RGB", (200, 200), "navy").save(tmp_path / "photos" / "ann" / "sky.png")
     result = call_script("txt_annotation.py", "--datasets-path", "photos", "--align-to", "crops")
-    assert_user_error(result, "no photo shows a face", str(report_path(tmp_path / "crops")))
+    assert_user_error(result, "no crop was written or kept", str(report_path(tmp_path / "crops")))
     assert not (tmp_path / "cls_train.txt").exists()
 
 

@@ -92,6 +92,16 @@ def test_a_signal_ends_the_epoch_after_its_step_and_the_next_call_trains_the_res
     assert math.isfinite(state.epoch_metrics()["loss"])
 
 
+def test_a_signal_is_noted_even_if_its_line_cannot_be_printed(monkeypatch):
+    def broken_pipe(*arguments):
+        raise BrokenPipeError
+    stop = StopRequest()
+    monkeypatch.setattr("os.write", broken_pipe)  # as after `train.py | tee log`, if Ctrl-C has ended tee
+    monkeypatch.setattr("signal.signal", lambda *arguments: None)
+    stop.note(2, None)
+    assert stop.received == 2
+
+
 def test_a_signal_to_another_rank_stops_this_one_and_one_to_this_rank_alone_does_not(monkeypatch):
     state, args = make_state()
     stop = StopRequest()

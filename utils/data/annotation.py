@@ -108,7 +108,7 @@ def read_names(annotation_path, num_classes):
 
 
 def check_files_exist(paths, annotation_path):
-    """Raise UserError if several of 100 to 199 images, spread over the list, do not exist."""
+    """Raise UserError if several of at most 199 images, spread over the list, do not exist."""
     sample = range(0, len(paths), max(1, len(paths) // SAMPLED))
     missing = [paths[index] for index in sample if not os.path.exists(paths[index])]
     if len(missing) > 1:

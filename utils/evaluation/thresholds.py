@@ -98,7 +98,7 @@ class Thresholds:
         At most 1% of unknown identities are identified, with far-0.001 at most 0.1%. An unknown face is compared with
         every image, so the FAR of one comparison is this fraction divided by the number of images (Boole's inequality).
         The impostor curve of the weights and the tail of the gallery each give a distance for this FAR. The smaller one
-        is used, because its people may be more alike than those of LFW. Raises UserError for best-accuracy.
+        is used: the gallery's people may be more alike than those of LFW. Raises UserError for best-accuracy.
         """
         if self.given is not None:
             return Threshold(float(self.given), "on the distance")

@@ -10,7 +10,7 @@ NOT_SAVED = {"resume", "force"}  # flags of this start only
 # Settings that may differ when a run is resumed: they change where and how it runs, not what it computes.
 FREE = {"num_workers", "device", "save_dir", "save_period", "checkpoint_every", "annotation_path", "datasets_path",
         "unlabeled", "shard_head", "compile", "teacher"}
-FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate", "classes", "label_weight"}  # of the saved state
+FIXED = {"backbone", "optimizer_type", "batch_size", "accumulate", "classes"}  # the saved state does not fit others
 KEYS = {"model", "ema", "optimizer", "loss_scale", "projection", "step", "epoch", "batch", "sums", "rows", "settings"}
 
 
@@ -57,9 +57,10 @@ def check_resumed(saved, args):
     now = vars(args)
     changed = {name: f"{name} was {saved[name]}, is {now[name]}" for name in saved
                if name not in FREE | NOT_SAVED and name in now and saved[name] != now[name]}
+    fixed = FIXED if saved["label_weight"] else FIXED | {"label_weight"}  # of its head SGD would have no momentum
     message = f"{args.resume}: the resumed run differs: {'; '.join(changed.values())}"
-    if changed and (not args.force or FIXED & changed.keys()):
-        raise UserError(f"{message} (use --force; if {', '.join(sorted(FIXED))} differ, start a new run, from its "
+    if changed and (not args.force or fixed & changed.keys()):
+        raise UserError(f"{message} (use --force; if {', '.join(sorted(fixed))} differ, start a new run, from its "
                         "best.pth with --model-path)")
     if changed:
         print(message)

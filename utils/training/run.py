@@ -121,8 +121,8 @@ class Run:
     @on_main
     def save_batch_image(self, images, names):
         """Draw a float batch (B, 3, H, W) in [-1, 1], as the network sees it, with names below: batch.png."""
-        pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        save_image(draw_batch(pixels, names), self.folder / "batch.png")
+        pixels = ((images[:64] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        save_image(draw_batch(pixels, names[:64]), self.folder / "batch.png")
 
     @on_main
     def print_best(self):
@@ -184,5 +184,6 @@ class StopRequest:
     def note(self, number, frame):
         self.received = number
         signal.signal(number, signal.SIG_DFL)
-        if distributed.is_main():  # print() may be what the signal interrupts
-            os.write(2, b"\nstopping after this step; a second signal stops at once, without saving\n")
+        if distributed.is_main():  # not by print(), which the signal may have interrupted
+            with suppress(OSError):
+                os.write(2, b"\nstopping after this step; a second signal stops at once, without saving\n")

@@ -44,15 +44,14 @@ def validate(state, loader):
 def read_benchmarks(args, class_names):
     """Return {name: Pairs}: what --eval lists, else LFW if --lfw-eval asks for it or --lfw-dir exists.
 
-    LFW's name is "lfw" and a file's "eval/" and its stem, so that no file shares a column of log.csv. Prints a line for
-    images that are not aligned, and for identities that are among class_names.
+    LFW's name is "lfw" and a file's "eval/<stem>", so that no file shares a column of log.csv. Prints warnings.
     """
     names = args.eval
     if names is None:
         exists = distributed.gather(Path(args.lfw_dir).is_dir())[0]  # one answer on all hosts
         names = ["lfw"] if args.lfw_eval or (args.lfw_eval is None and exists) else []
         if args.lfw_eval is None and not exists:
-            print(f"{args.lfw_dir} does not exist: training without LFW, best.pth is chosen by validation loss")
+            print(f"{args.lfw_dir} does not exist: training without LFW (best.pth: the lowest validation loss, if any)")
     benchmarks = {}
     for name in names:
         key = "lfw" if name == "lfw" else f"eval/{Path(name).stem}"
