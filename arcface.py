@@ -117,7 +117,7 @@ class Arcface:
     def embed(self, images, batch_size=64, on_error="raise", progress=None):
         """Return the L2-normalised embeddings of an iterable of N images, float32 (N, D).
 
-        on_error: "raise" a UserError that names the first image that does not open or shows no face. "skip": return
+        on_error: "raise" a UserError that names an image that does not open or shows no face. "skip": return
         (embeddings, errors) instead. Such an image has a row of NaN, and errors is {its index: the reason}.
         progress: such as tqdm, called as progress(iterable of batches, total=count).
         """

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from utils.common.device import choose_device, describe_device, keep_freed_memory
 from utils.common.errors import SettingsParser, UserError, non_negative_int, number, positive_int, script
-from utils.common.files import write_text
+from utils.common.files import hash_file, write_text
 from utils.drawing.contact_sheets import draw_errors, image_format, save_image
 from utils.drawing.plots import plot_roc
 from utils.evaluation.embedding import inference_copy
@@ -96,7 +96,7 @@ def save_measurement(args, metrics, thresholds, counts, benchmark, aligned):
         "backbone": args.backbone, "input_shape": args.input_shape, "letterbox_image": args.letterbox_image,
         "flip": args.flip, "bf16": args.bf16, "benchmark": benchmark, "aligned": aligned,
         **{name: getattr(metrics, name) for name in kept},
-        "thresholds": thresholds, "impostors": impostor_curve(counts)})
+        "thresholds": thresholds, "impostors": impostor_curve(counts)}, args.weights_sha256)
     print(f"Thresholds: {path}")
 
 
@@ -131,7 +131,7 @@ def main():
     device = choose_device(args.device)
     keep_freed_memory(device)
     net = inference_copy(load_embedder(args.model_path, args.backbone)).to(device)
-    args.backbone = net.backbone
+    args.backbone, args.weights_sha256 = net.backbone, hash_file(args.model_path)  # a training run may replace the file
     print(f"{args.model_path} ({net.backbone}) on {describe_device(device, args.bf16)}")
     pairs = read_benchmark(args)
     print(f"{pairs.name}: {len(pairs.genuine)} pairs in {pairs.folds} folds, {len(pairs.paths)} images")

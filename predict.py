@@ -43,7 +43,7 @@ def parse_args():
                         "rate of unknown identities that are identified (default: best-accuracy, with --gallery "
                         "far-0.01, and \"not sure\" between the clear cases)")
     parser.add_argument("--gallery", metavar="DIR", help="find the face of one image among the people in this folder")
-    parser.add_argument("--all-faces", action="store_true", help="with --gallery: every face of the image")
+    parser.add_argument("--all-faces", action="store_true", help="with --gallery: every face, from left to right")
     parser.add_argument("--top", type=positive_int, default=5, help="how many people to print, with --gallery")
     parser.add_argument("--save", metavar="FILE.png", help="write an image of the faces with the verdict")
     parser.add_argument("--show", action=switch, default=True, help="show it in a window if there is a screen")
@@ -77,18 +77,12 @@ def compare(arcface, image_1, image_2, args):
     for remark in match.remarks:
         print(remark)
     print(f"Distance: {match.distance:.3f}  Similarity: {match.similarity:.3f}")
-    verdict, doubts = WORDS[match.verdict], describe_doubts(faces)
-    if match.verdict == "not sure" and not doubts:
+    verdict = WORDS[match.verdict]
+    if match.verdict == "not sure" and not any(face.doubts for face in faces):
         verdict += f": below the threshold, but not below {arcface.pair_threshold.unsure[0]:.3f} (FAR 0.001)"
-    print(f"Verdict: {doubts or verdict} (threshold {match.threshold:.3f} {arcface.pair_threshold.meaning})")
+    print(f"Verdict: {verdict} (threshold {match.threshold:.3f} {arcface.pair_threshold.meaning})")
     if args.save or args.show:
         save_and_show(arcface.draw(*faces, match), args)
-
-
-def describe_doubts(faces):
-    """Return why a verdict on these faces is "not sure", or None."""
-    doubts = [f"{face.name}: {doubt}" for face in faces for doubt in face.doubts]
-    return f"not sure: {'; '.join(doubts)}" if doubts else None
 
 
 def save_and_show(image, args):
@@ -122,7 +116,7 @@ def identify(arcface, image, args):
     else:
         verdict = {"same": best.name, "not sure": f"not sure: the nearest is {best.name}",
                    "different": "nobody in the gallery"}[best.verdict]
-        print(f"Verdict: {describe_doubts(faces) or verdict} (threshold {best.threshold:.3f} {meaning})")
+        print(f"Verdict: {verdict} (threshold {best.threshold:.3f} {meaning})")
     if args.save or args.show:
         save_and_show(draw_everybody(faces, candidates) if args.all_faces else
                       arcface.draw_candidates(faces[0], candidates, meaning), args)

@@ -86,7 +86,7 @@ def main():
     if stopped:
         launcher = "python" if distributed.world_size() == 1 else "torchrun ..."
         print(f"stopped after step {state.step}, continue with: {launcher} train.py --resume "
-              f"{shlex.quote(str(run.folder))}", flush=True)
+              f"{shlex.quote(run.folder.as_posix())}", flush=True)
     else:
         run.print_best()
     distributed.stop()

@@ -78,7 +78,7 @@ def main():
     if args.align_to:
         counts = align_folder(args.datasets_path, args.align_to)
         print(f"{args.align_to}: {counts['written']} crops written, {counts['kept']} kept, {counts['removed']} removed"
-              f", as their photo is gone, {counts['left out']} left out: {report_path(args.align_to)}")
+              f", {counts['left out']} left out; {report_path(args.align_to)} lists these, and photos of several faces")
         if not counts["written"] + counts["kept"]:
             raise UserError(f"no crop was written or kept: see {report_path(args.align_to)}")
     list_faces(os.path.abspath(args.align_to or args.datasets_path), args.output, args.check)

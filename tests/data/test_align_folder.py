@@ -133,12 +133,15 @@ def test_photos_without_a_face_are_a_user_error(call_script, tmp_path, face_mode
     result = call_script("txt_annotation.py", "--datasets-path", "photos", "--align-to", "crops")
     assert_user_error(result, "no crop was written or kept", str(report_path(tmp_path / "crops")))
     assert not (tmp_path / "cls_train.txt").exists()
+    (tmp_path / "photos" / "ann" / "sky.png").rename(tmp_path / "photos" / "ann" / "sky.HEIC")
+    with pytest.raises(UserError, match=r"sky\.HEIC: not an image by its extension.* convert it to JPEG"):
+        align_folder(tmp_path / "photos", tmp_path / "crops")
 
 
 def test_the_script_writes_crops_and_their_annotation(call_script, photos, tmp_path):
     result = call_script("txt_annotation.py", "--datasets-path", photos, "--align-to", "crops")
     assert result.returncode == 0 and result.stderr == "", result.stderr
-    assert "crops: 5 crops written, 0 kept, 0 removed, as their photo is gone, 3 left out: " in result.stdout
+    assert "crops: 5 crops written, 0 kept, 0 removed, 3 left out; " in result.stdout
     assert str(report_path(tmp_path / "crops")) in result.stdout and "use --align-to" not in result.stdout
     paths, labels = read_annotation(tmp_path / "cls_train.txt")
     assert {path.removeprefix(f"{tmp_path}/crops/") for path in paths} == CROPS and labels.tolist() == [0, 0, 0, 0, 1]

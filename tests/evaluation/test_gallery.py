@@ -109,13 +109,25 @@ def test_folders_and_loose_images_are_people_and_the_rest_is_reported(colors):
     draw(colors / "red.jpg", (250, 0, 0))  # another image of red
     draw(colors / "green" / "deep" / "1.png", (0, 9, 0))
     draw(colors / ".hidden.png", (9, 9, 9))
+    (colors / "red" / "link.png").symlink_to("link.png")  # leads to itself
     for name in ("green/notes.txt", "red/phone.HEIC"):
         (colors / name).write_text("no image")
     gallery, _ = open_colors(colors)
     names = [gallery.names[number] for number in gallery.identity]
     assert dict(zip(gallery.paths, names)) == {"blue.png": "blue", "red.jpg": "red", "green/1.png": "green",
                                                "red/1.png": "red", "red/2.png": "red"}
-    assert len(gallery.skipped) == 2 and "1 .heic" in gallery.skipped[0] and "deep" in gallery.skipped[1]
+    assert len(gallery.skipped) == 3 and "link.png cannot be read" in gallery.skipped[0]
+    assert "1 .heic" in gallery.skipped[1] and "deep" in gallery.skipped[2]
+
+
+def test_a_folder_that_cannot_be_read_for_a_moment_keeps_its_embeddings(colors, monkeypatch):
+    def fail(*arguments):
+        raise OSError(24, "Too many open files")
+    open_colors(colors)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="Too many open files"):
+        patch.setattr("os.scandir", fail)
+        open_colors(colors)
+    assert open_colors(colors)[0].embedded == 0
 
 
 def test_one_name_in_two_unicode_forms_is_one_person(tmp_path):

@@ -74,6 +74,8 @@ def test_saving_names_the_weights_and_keeps_other_keys(weights):
     assert found["training"] == {"epochs": 5, "people": "王小明"} and found["accuracy"] == 0.9 and "val" not in found
     assert found["thresholds"] == THRESHOLDS and found["weights_sha256"] == hash_file(weights)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
+    save_thresholds(weights, {"thresholds": THRESHOLDS}, "the hash of the file that was measured")
+    assert read(weights)["weights_sha256"] == "the hash of the file that was measured"
 
 
 def test_saving_over_a_file_of_another_kind_is_a_user_error_and_leaves_it(weights):

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def describe_device(device, bf16=False):
     if device.type == "cuda":
         name = f"{device} ({torch.cuda.get_device_name(device)})"
     elif device.type == "mps":
-        name = "mps (a Mac's GPU, not tested)"
+        name = "mps (a Mac's GPU, not tested: --device cpu is)"
     else:
         name = f"cpu ({torch.get_num_threads()} threads)"
     slow = bf16 and emulates_bf16(device)
@@ -100,7 +101,7 @@ def keep_freed_memory(device):
 
     The process keeps its peak memory until it ends. Does nothing on another device or C library.
     """
-    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+    if device.type == "cpu" and sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)   # M_MMAP_MAX of malloc.h
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD

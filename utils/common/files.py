@@ -4,6 +4,7 @@ import os
 import secrets
 import socket
 import sys
+import threading
 import unicodedata
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
@@ -15,6 +16,7 @@ from utils.common.errors import UserError, first_line
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SILENCE = 30  # seconds without an answer, after which a download fails
+DOWNLOADING = threading.Lock()  # one download at a time: the timeout of sockets is one for all threads
 
 
 def locate(path):
@@ -85,10 +87,14 @@ def download(url, path, sha256=None, check=None):
     Raises UserError if the file cannot be fetched or is another one; `path` is then unchanged.
     """
     path = Path(path)
-    if path.is_file():
-        if sha256 and hash_file(path) != sha256:
+    with DOWNLOADING:
+        if not path.is_file():
+            fetch(url, path, sha256, check)
+        elif sha256 and hash_file(path) != sha256:
             raise UserError(f"{path} is not the published file (its SHA-256 is not {sha256}): remove it and try again")
-        return
+
+
+def fetch(url, path, sha256, check):
     timeout = socket.getdefaulttimeout()
     with atomic_write(path) as temporary:
         try:

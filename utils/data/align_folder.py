@@ -23,8 +23,7 @@ def align_folder(source, destination):
     unchanged, and removed if its photo is gone. Files without such a comment are never touched.
 
     Returns the numbers of "written", "kept", "removed" and "left out" files.
-    Raises UserError if one folder is inside the other, if there is no photo, if all crops in `destination` are of other
-    photos, and if there is no face detector.
+    Raises UserError if the folders overlap, if no photo or no detector is found, or if all crops are of other photos.
     """
     source, destination = Path(os.path.abspath(source)), Path(os.path.abspath(destination))
     first, second = source.resolve(), destination.resolve()
@@ -42,16 +41,15 @@ def align_folder(source, destination):
         raise UserError(f"{destination} holds the crops of other photos: give --align-to another folder, or remove it")
     counts = Counter({"left out": len(remarks)}, removed=len(orphans))
     shared_detector()  # raises here, and not for each photo
+    for orphan in orphans:  # first: a renamed folder may be the same one to a disk that ignores case
+        orphan.unlink()
+        remarks[source / orphan.relative_to(destination)] = "the photo is gone, its crop is removed"
     with ThreadPoolExecutor(available_cores()) as pool:  # Pillow and OpenCV release the interpreter lock
         results = pool.map(align_photo, crops.values(), crops)
         for photo, (outcome, remark) in zip(crops.values(), tqdm(results, "aligning", len(crops), disable=None)):
             counts[outcome] += 1
             if remark:
                 remarks[photo] = remark
-
-    for orphan in orphans:
-        orphan.unlink()
-        remarks[source / orphan.relative_to(destination)] = "the photo is gone, its crop is removed"
 
     report = io.StringIO()
     rows = sorted((path.relative_to(source).as_posix(), remark) for path, remark in remarks.items())
@@ -68,7 +66,8 @@ def list_photos(source):
         photos += map(Path, identity.images)
         skipped += identity.skipped
     if not photos:
-        raise UserError(f"{source} holds no photo: make one folder of photos per person in it")
+        reasons = f" ({len(skipped)} skipped, the first: {': '.join(skipped[0])})" if skipped else ""
+        raise UserError(f"{source} holds no photo{reasons}: make one folder of photos per person in it")
     return photos, {Path(path): f"left out: {reason}" for path, reason in skipped}
 
 

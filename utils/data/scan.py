@@ -29,8 +29,9 @@ def list_root(root):
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder: make one folder per person in it, or give --datasets-path")
     identities, skipped = {}, []
-    for entry in sorted(os.scandir(root), key=lambda entry: (identity_name(entry.name), entry.name)):
-        if entry.is_dir() and not entry.name.startswith("."):
+    entries = (e for e in os.scandir(root) if e.name[0] != ".")
+    for entry in sorted(entries, key=lambda entry: (identity_name(entry.name), entry.name)):
+        if os.path.isdir(entry.path):  # unlike is_dir(), False for a link that cannot be followed
             identities.setdefault(identity_name(entry.name), []).append(entry.path)
         else:
             skipped.append((entry.path, "not the folder of a person"))
@@ -56,7 +57,7 @@ def scan_identity(item, check=True):
     found = Identity(name, [], [], [])
     for folder in folders:
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = sorted((e for e in os.scandir(folder) if e.name[0] != "."), key=lambda e: e.name)
         except OSError as error:
             found.skipped.append((folder, f"cannot be read ({error.strerror})"))
             continue
@@ -81,8 +82,8 @@ def why_no_image(entry):
     """Return why an entry of a person's folder is no image by its name, or None if it is one."""
     if entry.is_dir():
         return "a folder inside a person's folder; if it is a person's, give --datasets-path the folder around it"
-    if entry.name.startswith(".") or extension(entry.name) not in EXTENSIONS:
-        return "not an image by its extension; if it is one, save it as .jpg or .png"
+    if extension(entry.name) not in EXTENSIONS:
+        return "not an image by its extension; if it is one, convert it to JPEG or PNG"
     if entry.path != entry.path.encode("utf-8", "ignore").decode():
         return "a name that is not valid Unicode"
 

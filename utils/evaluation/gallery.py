@@ -4,7 +4,7 @@
 
 The embeddings are kept in DIR/.embeddings.npz, which is rewritten if anything changed. An image, also one without a
 face, is embedded again only if its size, modification time or ctime changed. (On Windows ctime is the time of
-creation.) What else an embedding depends on, such as the weights, is the key of the file.
+creation.) The weights and the settings that an embedding depends on are the key of the file.
 """
 import json
 import os
@@ -94,24 +94,25 @@ def list_images(folder):
         try:
             entries = sorted(os.scandir(path), key=attrgetter("name"))
         except OSError as error:
+            if not prefix:  # an empty gallery would lose its cache
+                raise UserError(f"{path} cannot be read ({error.strerror}): try again") from None
             skipped.append(f"{path} cannot be read ({error.strerror})")
             continue
         for entry in entries:
             name = entry.name
             if name[0] == ".":
                 continue
-            if entry.is_dir():
-                nested.append(entry.path) if prefix else folders.append((f"{name}/", entry.path))
-            elif extension(name) not in EXTENSIONS:
-                unread.append(name)
-            else:
-                try:
+            try:
+                if entry.is_dir():
+                    nested.append(entry.path) if prefix else folders.append((f"{name}/", entry.path))
+                elif extension(name) not in EXTENSIONS:
+                    unread.append(name)
+                else:
                     stat = entry.stat()
-                except OSError as error:  # such as a link that leads nowhere
-                    skipped.append(f"{entry.path} cannot be read ({error.strerror})")
-                    continue
-                paths.append(prefix + name)
-                stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+                    stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+                    paths.append(prefix + name)
+            except OSError as error:  # such as a link that leads nowhere
+                skipped.append(f"{entry.path} cannot be read ({error.strerror})")
     if line := describe_unread(unread):
         skipped.append(line)
     if nested:

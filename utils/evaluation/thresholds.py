@@ -28,7 +28,6 @@ DEFAULT_THRESHOLD = 1.167  # of the published MobileFaceNet on LFW at best accur
 DEFAULT_CURVE = {          # and its impostor curve there
     0.1: 1.27940, 0.01: 1.16093, 0.001: 1.06511, 1e-4: 0.98220, 1e-5: 0.90947, 1e-6: 0.84265}
 BY_DEFAULT = "by default, not measured for these weights"
-REMEDY = "`python eval_LFW.py --save-threshold` measures them"
 WORDS = {"same": "same person", "not sure": "not sure", "different": "different people"}
 
 GALLERY_FPIR = 0.01  # false positive identification rate: fraction of unknown identities that are falsely identified
@@ -68,10 +67,11 @@ class Thresholds:
             raise ValueError(f"threshold={given!r}: give an L2 distance from 0 to 2")
         self.weights_path, self.operating_point, self.given = weights_path, operating_point, given
         self.weights_sha256 = hash_file(weights_path)
+        self.remedy = f"`python eval_LFW.py --model-path {weights_path} --save-threshold` measures them"
         try:
             self.record, self.note = read_measured(weights_path, self.weights_sha256), None
         except UserError as error:
-            self.record, self.note = {}, f"{error}: {REMEDY}"
+            self.record, self.note = {}, f"{error}: {self.remedy}"
         self.benchmark = self.record.get("benchmark", "LFW")
 
     def for_pair(self):
@@ -87,8 +87,7 @@ class Thresholds:
             unsure = (sure, value) if self.operating_point is None and sure < value else None
             return Threshold(value, f"= {name} on {self.benchmark}", unsure)
         if name != "best accuracy":
-            raise UserError(self.note or f"{name} was not measured for {self.weights_path}: {REMEDY}, if the benchmark "
-                            "has enough impostor pairs")
+            raise UserError(self.note or f"{name} was not measured: {self.remedy} if the impostor pairs are enough")
         return Threshold(DEFAULT_THRESHOLD, BY_DEFAULT)
 
     def for_gallery(self, images, tail=()):
@@ -154,13 +153,14 @@ def read_measured(weights_path, weights_sha256):
     return record
 
 
-def save_thresholds(weights_path, record):
+def save_thresholds(weights_path, record, weights_sha256=None):
     """Write `record`, the thresholds and how they were measured, beside the weights and return the file's path.
 
     Other keys of an existing file stay; keys that are None are removed. Raises UserError if it is not a JSON object.
     """
     path = thresholds_path(weights_path)
-    written = {"date": time.strftime("%Y-%m-%d")} | record | {"weights_sha256": hash_file(weights_path)}
+    record = record | {"weights_sha256": weights_sha256 or hash_file(weights_path)}
+    written = {"date": time.strftime("%Y-%m-%d")} | record
     written = {name: value for name, value in (read_record(path) | written).items() if value is not None}
     write_text(path, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     return path

@@ -82,7 +82,7 @@ class FaceCrop:
 
     align: True: every image is a photo. False: none is. "auto": all but those that has_crop_size().
     face: which face of a photo, 1 for the main one (FaceDetector.detect).
-    Raises ValueError for other settings. The detector is made for the first photo: aligned crops need no OpenCV.
+    Raises ValueError for other settings. The detector is made for the first photo, or crop near blank.
     """
 
     def __init__(self, align="auto", face=1):
@@ -123,12 +123,11 @@ class FaceCrop:
             raise UserError(f"{name} shows no face: give another, or --align no if it is an aligned crop")
         return CroppedFace(image, image, faces, rotated=rotated, name=name)
 
-    def check_shows_face(self, source):
-        """Raise UserError, which names the file, if its crop shows no face.
+    def check_shows_face(self, face):
+        """Raise UserError, which names the file, if the crop of a CroppedFace shows no face.
 
         With align=False only blank and noise images are rejected; no detector runs.
         """
-        face = self.find(source)
         if is_blank_or_noise(face.crop) or (self.align and not detector_for(face.name).shows_face(face.crop)):
             raise UserError(f"{face.name} shows no face: give a photo of one, or one aligned to the 112x112 template")
 

@@ -63,7 +63,7 @@ def open_image(source):
         reason = "not an image, or in a format that is not read, such as HEIC"
     except Exception as error:  # Pillow raises almost anything for a damaged image
         reason = first_line(error)
-    raise UserError(f"{image_name(source)} does not decode ({reason}): replace or remove it")
+    raise UserError(f"{image_name(source)} does not decode ({reason}): convert, replace or remove it")
 
 
 def image_name(source):
@@ -135,7 +135,7 @@ def describe_unread(names):
     unread = Counter(extension(name) or "without extension" for name in names if extension(name) not in EXTENSIONS)
     if unread:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(unread.items()))
-        return f"left out, not read as images: {kinds}: save images as .jpg or .png"
+        return f"left out, not read as images: {kinds}: convert images to JPEG or PNG"
 
 
 class EncodedImage(io.BytesIO):

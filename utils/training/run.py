@@ -127,7 +127,7 @@ class Run:
     @on_main
     def print_best(self):
         """Print the best epoch, and what to do with it."""
-        row, folder = best_row(self.rows), shlex.quote(str(self.folder))
+        row, folder = best_row(self.rows), shlex.quote(self.folder.as_posix())
         if row:
             print(f"best.pth is of epoch {row['epoch']}: {describe_row(row)}\n"
                   f"    python eval_LFW.py --model-path {folder}\n"
@@ -186,4 +186,4 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
         if distributed.is_main():  # not by print(), which the signal may have interrupted
             with suppress(OSError):
-                os.write(2, b"\nstopping after this step; a second signal stops at once, without saving\n")
+                os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, without saving\n")
