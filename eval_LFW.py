@@ -130,8 +130,10 @@ def main():
         image_format(path)  # an unknown ending is an error before anything is computed
     device = choose_device(args.device)
     keep_freed_memory(device)
+    # Before they are loaded: a training run may replace them.
+    args.weights_sha256 = hash_file(args.model_path) if os.path.isfile(args.model_path) else None
     net = inference_copy(load_embedder(args.model_path, args.backbone)).to(device)
-    args.backbone, args.weights_sha256 = net.backbone, hash_file(args.model_path)  # a training run may replace the file
+    args.backbone = net.backbone
     print(f"{args.model_path} ({net.backbone}) on {describe_device(device, args.bf16)}")
     pairs = read_benchmark(args)
     print(f"{pairs.name}: {len(pairs.genuine)} pairs in {pairs.folds} folds, {len(pairs.paths)} images")

@@ -125,7 +125,7 @@ def test_predict_names_the_threshold_that_eval_saved(call_script, shared, publis
     arcface = Arcface(model_path=weights, cuda=False)
     predict.compare(arcface, *PAIR, SimpleNamespace(save=None, show=False))
     assert f"Verdict: same person (threshold {arcface.threshold:.3f} = best accuracy on LFW)" in capfd.readouterr().out
-    with pytest.raises(UserError, match=r"FAR 0\.01 was not measured .*weights\.pth.*impostor pairs"):
+    with pytest.raises(UserError, match=r"FAR 0\.01 was not measured: .*weights\.pth.*impostor pairs"):
         Arcface(model_path=weights, cuda=False, operating_point="far-0.01")
 
 

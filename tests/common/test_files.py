@@ -1,7 +1,9 @@
 """utils/common/files.py: a file is written whole or not at all."""
 import hashlib
 import os
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,13 @@ def test_a_file_is_downloaded_under_any_name_once(server, tmp_path):
     for _ in range(2):
         download(f"{server.address}/a", path, SHA256)
     assert path.read_bytes() == CONTENT and files(tmp_path) == ["权 重/a;b.pth"] and server.asked == ["/a"]
+
+
+def test_threads_that_need_one_file_download_it_once_and_restore_the_timeout(server, tmp_path):
+    server.files["/a"] = CONTENT
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: download(f"{server.address}/a", tmp_path / "a.pth", SHA256), range(4)))
+    assert server.asked == ["/a"] and socket.getdefaulttimeout() is None
 
 
 def test_another_file_at_its_place_is_a_user_error_and_stays(nowhere, tmp_path):

@@ -47,14 +47,16 @@ def test_what_is_no_image_is_skipped_with_its_reason(tmp_path):
     (tmp_path / "bob" / "empty.jpg").write_text("")
     (tmp_path / "bob" / "text.jpg").write_text("not an image")
     (tmp_path / "bob" / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
-    (tmp_path / "loop").symlink_to("loop")
+    for loop in (tmp_path / "loop", tmp_path / "ann" / "loop.png"):
+        loop.symlink_to(loop.name)
     whole = draw(tmp_path / "bob" / "truncated.jpg").read_bytes()
     (tmp_path / "bob" / "truncated.jpg").write_bytes(whole[:-100])
 
     scanned = scan(tmp_path)
     assert {name: len(images) for name, images in scanned.identities.items()} == {"ann": 2, "bob": 2}
     for name, reason in {
-            "README.md": "not the folder", "loop": "not the folder", "face beside the folders.png": "not the folder",
+            "README.md": "not the folder", "loop": "not the folder", "ann/loop.png": "not a file",
+            "face beside the folders.png": "not the folder",
             "cy": "no image", "ann/README.md": "extension", "ann/nested": "--datasets-path",
             "ann/phone.HEIC": "convert it", "bob/empty.jpg": "decode",
             "bob/text.jpg": "decode", "bob/gone.jpg": "not a file", "bob/truncated.jpg": "truncated"}.items():

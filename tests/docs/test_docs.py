@@ -24,7 +24,7 @@ SCRIPTS = ["txt_annotation.py", "train.py", "eval_LFW.py", "predict.py",
              if "__main__" in path.read_text(encoding="utf-8"))]
 # Files that the user brings or a command writes.
 MADE = {
-    "cls_train.txt", "cls_classes.txt", "datasets/", "lfw/", "people/", "people/.embeddings.npz",
+    "cls_train.txt", "cls_classes.txt", "datasets/", "lfw/", "people/", "people/.embeddings.npz", "photographs/",
     "datasets_alignment.csv", "best.pth", "best.json", "last.pt", "log.csv", "loss.png", "accuracy.png", "batch.png",
     "settings.json", "model_data/roc_test.png", "model_data/face_detection_yunet_2026may.onnx", "train.rec",
     "train.idx", "agedb_30.bin", "cfp_fp.bin", "calfw.bin", "cplfw.bin", "vgg2_fp.bin", "lfw.bin", "nets/tinynet.py"}

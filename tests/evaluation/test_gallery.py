@@ -120,9 +120,12 @@ def test_folders_and_loose_images_are_people_and_the_rest_is_reported(colors):
     assert "1 .heic" in gallery.skipped[1] and "deep" in gallery.skipped[2]
 
 
-def test_a_folder_that_cannot_be_read_for_a_moment_keeps_its_embeddings(colors, monkeypatch):
-    def fail(*arguments):
-        raise OSError(24, "Too many open files")
+@pytest.mark.parametrize("folder", [".", "red"])
+def test_a_folder_that_cannot_be_read_for_a_moment_keeps_its_embeddings(colors, monkeypatch, folder):
+    def fail(path, scandir=os.scandir):
+        if Path(path) == colors / folder:
+            raise OSError(24, "Too many open files")
+        return scandir(path)
     open_colors(colors)
     with monkeypatch.context() as patch, pytest.raises(UserError, match="Too many open files"):
         patch.setattr("os.scandir", fail)

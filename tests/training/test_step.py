@@ -152,9 +152,12 @@ def test_a_validation_loss_that_is_not_finite_is_a_user_error():
         validate(state, FakeLoader([noise_batch()]))
 
 
-@pytest.mark.parametrize(("backbone", "images", "compiled"), [
-    ("mobilefacenet", 0, False), ("mobilefacenet", 10 ** 6, True), ("mobilenet", 10 ** 6, False)])
-def test_by_default_only_long_runs_compile(backbone, images, compiled):
+@pytest.mark.parametrize(("backbone", "images", "compiler", "compiled"), [
+    ("mobilefacenet", 0, "g++", False), ("mobilefacenet", 10 ** 6, "g++", True), ("mobilenet", 10 ** 6, "g++", False),
+    ("mobilefacenet", 10 ** 6, None, False)])
+def test_by_default_only_long_runs_with_a_compiler_compile(backbone, images, compiler, compiled, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    monkeypatch.setattr("sys.platform", "linux")
     state, args = make_state("--backbone", backbone)
     calls = []
     state.net.arcface.compile = lambda **options: calls.append(options)

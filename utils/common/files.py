@@ -88,22 +88,19 @@ def download(url, path, sha256=None, check=None):
     """
     path = Path(path)
     with DOWNLOADING:
-        if not path.is_file():
-            fetch(url, path, sha256, check)
-        elif sha256 and hash_file(path) != sha256:
-            raise UserError(f"{path} is not the published file (its SHA-256 is not {sha256}): remove it and try again")
-
-
-def fetch(url, path, sha256, check):
-    timeout = socket.getdefaulttimeout()
-    with atomic_write(path) as temporary:
-        try:
-            socket.setdefaulttimeout(SILENCE)  # torch.hub sets none: behind a firewall it would wait forever
-            torch.hub.download_url_to_file(url, temporary, hash_prefix=sha256, progress=sys.stderr.isatty())
-            if check:
-                check(temporary)
-        except (OSError, RuntimeError, ValueError, HTTPException, UserError) as error:
-            raise UserError(f"cannot download {url} ({first_line(error)}): try again with a network, or download it "
-                            f"elsewhere and put it at {path}") from None
-        finally:
-            socket.setdefaulttimeout(timeout)
+        if path.is_file():
+            if sha256 and hash_file(path) != sha256:
+                raise UserError(f"{path} is not the published file (SHA-256 {sha256}): remove it and try again")
+            return
+        timeout = socket.getdefaulttimeout()
+        with atomic_write(path) as temporary:
+            try:
+                socket.setdefaulttimeout(SILENCE)  # torch.hub sets none: behind a firewall it would wait forever
+                torch.hub.download_url_to_file(url, temporary, hash_prefix=sha256, progress=sys.stderr.isatty())
+                if check:
+                    check(temporary)
+            except (OSError, RuntimeError, ValueError, HTTPException, UserError) as error:
+                raise UserError(f"cannot download {url} ({first_line(error)}): try again with a network, or download "
+                                f"it elsewhere and put it at {path}") from None
+            finally:
+                socket.setdefaulttimeout(timeout)

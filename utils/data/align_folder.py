@@ -41,7 +41,7 @@ def align_folder(source, destination):
         raise UserError(f"{destination} holds the crops of other photos: give --align-to another folder, or remove it")
     counts = Counter({"left out": len(remarks)}, removed=len(orphans))
     shared_detector()  # raises here, and not for each photo
-    for orphan in orphans:  # first: a renamed folder may be the same one to a disk that ignores case
+    for orphan in orphans:  # first: without case, a crop may lie where its renamed photo needs one
         orphan.unlink()
         remarks[source / orphan.relative_to(destination)] = "the photo is gone, its crop is removed"
     with ThreadPoolExecutor(available_cores()) as pool:  # Pillow and OpenCV release the interpreter lock

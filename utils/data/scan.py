@@ -80,7 +80,7 @@ def scan_identity(item, check=True):
 
 def why_no_image(entry):
     """Return why an entry of a person's folder is no image by its name, or None if it is one."""
-    if entry.is_dir():
+    if os.path.isdir(entry.path):
         return "a folder inside a person's folder; if it is a person's, give --datasets-path the folder around it"
     if extension(entry.name) not in EXTENSIONS:
         return "not an image by its extension; if it is one, convert it to JPEG or PNG"

@@ -94,7 +94,7 @@ def list_images(folder):
         try:
             entries = sorted(os.scandir(path), key=attrgetter("name"))
         except OSError as error:
-            if not prefix:  # an empty gallery would lose its cache
+            if not prefix or not isinstance(error, PermissionError):  # else the cache would lose its images
                 raise UserError(f"{path} cannot be read ({error.strerror}): try again") from None
             skipped.append(f"{path} cannot be read ({error.strerror})")
             continue

@@ -32,12 +32,12 @@ class VerificationMetrics(NamedTuple):
 def verification_metrics(distances, genuine, folds=10, far_target=1e-3):
     """Return the VerificationMetrics of distances (N,) and genuine flags (N,), in the order of the folds.
 
-    The thresholds of a fold are chosen on the other folds. Raises ValueError if a distance is NaN or all are
-    equal (collapsed embeddings), and for a fold without a genuine or an impostor pair.
+    The thresholds of a fold are chosen on the other folds. Raises ValueError if a distance is not finite or all
+    are equal (collapsed embeddings), and for a fold without a genuine or an impostor pair.
     """
     distances, genuine = np.asarray(distances, np.float64), np.asarray(genuine, bool)
-    if not np.ptp(distances) >= 1e-6:  # also if one is NaN
-        raise ValueError(f"distances of {distances.min():.6f} to {distances.max():.6f}: the embeddings have collapsed")
+    if not 1e-6 <= np.ptp(distances) < np.inf:  # also if one is NaN
+        raise ValueError(f"distances {distances.min():g} to {distances.max():g}: embeddings have collapsed or are NaN")
     fold_of = fold_of_pairs(len(distances), folds)
     rows = []
     for fold in range(folds):

@@ -120,8 +120,8 @@ def check_aligned(pairs):
         print(f"{pairs.name}: the alignment is not checked: {error}")
         return None
     if not aligned:
-        print(f"{pairs.name}: the images are not aligned to the 112x112 template, so expect about 71% if the same "
-              "network has 98.5% on aligned ones; eval_LFW.py --align-from DIR --lfw-dir NEW aligns them")
+        print(f"{pairs.name}: the images are not aligned to the 112x112 template (about 71% accuracy, not 98.5%); "
+              "eval_LFW.py --align-from DIR --lfw-dir NEW aligns them")
     return aligned
 
 

@@ -67,7 +67,7 @@ class Thresholds:
             raise ValueError(f"threshold={given!r}: give an L2 distance from 0 to 2")
         self.weights_path, self.operating_point, self.given = weights_path, operating_point, given
         self.weights_sha256 = hash_file(weights_path)
-        self.remedy = f"`python eval_LFW.py --model-path {weights_path} --save-threshold` measures them"
+        self.remedy = f"`python eval_LFW.py --model-path \"{weights_path}\" --save-threshold` measures them"
         try:
             self.record, self.note = read_measured(weights_path, self.weights_sha256), None
         except UserError as error:
@@ -87,7 +87,7 @@ class Thresholds:
             unsure = (sure, value) if self.operating_point is None and sure < value else None
             return Threshold(value, f"= {name} on {self.benchmark}", unsure)
         if name != "best accuracy":
-            raise UserError(self.note or f"{name} was not measured: {self.remedy} if the impostor pairs are enough")
+            raise UserError(self.note or f"{name} was not measured: {self.remedy}, if there are enough impostor pairs")
         return Threshold(DEFAULT_THRESHOLD, BY_DEFAULT)
 
     def for_gallery(self, images, tail=()):

@@ -186,4 +186,4 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
         if distributed.is_main():  # not by print(), which the signal may have interrupted
             with suppress(OSError):
-                os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, without saving\n")
+                os.write(2, b"\nstopping after this step; the same again stops at once, without saving\n")

@@ -1,6 +1,7 @@
 """TrainState: everything that a training step reads and changes, and what last.pt holds of it."""
 import math
 import shutil
+import sys
 
 import torch
 from torch import nn
@@ -148,8 +149,8 @@ def new_sums():
 def compile_if_it_pays(state, args, images):
     """Compile the backbone if --compile asks for it, or by default if that pays for so many images. Return a line."""
     if args.compile is None:
-        args.compile = bool(state.device.type == "cpu" and BACKBONES[args.backbone].compile_pays and shutil.which("g++")
-                            and images >= MIN_IMAGES)
+        args.compile = (state.device.type == "cpu" and images >= MIN_IMAGES and BACKBONES[args.backbone].compile_pays
+                        and sys.platform == "linux" and shutil.which("g++") is not None)
     if not args.compile:
         return "torch.compile: no (--compile turns it on)"
     torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs eagerly, with a warning
