@@ -65,7 +65,7 @@ def read_pairs(pairs_path, folder):
     missing = [path for path in pairs.paths if not path.is_file()]
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of the {len(pairs.paths)} images in {pairs_path}, such as "
-                        f"{missing[0]}: give --lfw-dir, eval_LFW.py --download or --align-from, or train with --no-lfw-eval")
+                        f"{missing[0]}: set --lfw-dir, eval_LFW.py --download or --align-from; train.py: --no-lfw-eval")
     return pairs
 
 
