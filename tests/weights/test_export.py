@@ -13,7 +13,7 @@ from PIL import Image
 from arcface import Arcface
 from utils.common.errors import UserError
 from utils.common.files import hash_file
-from utils.evaluation.thresholds import BY_DEFAULT, Threshold, save_thresholds
+from utils.evaluation.thresholds import BY_DEFAULT, Threshold, Thresholds, save_thresholds
 from utils.weights.export import describe_network, export
 from utils.weights.onnx_model import OnnxModel
 
@@ -105,6 +105,7 @@ class TinyPredictor:
     def __init__(self, folder):
         self.model_path = folder / "tiny.pth"
         self.model_path.write_bytes(b"weights")
+        self.thresholds = Thresholds(self.model_path)
 
 
 @pytest.fixture
