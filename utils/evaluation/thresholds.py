@@ -159,9 +159,9 @@ def save_thresholds(weights_path, record, weights_sha256=None):
     Other keys of an existing file stay; keys that are None are removed. Raises UserError if it is not a JSON object.
     """
     path = thresholds_path(weights_path)
-    record = record | {"weights_sha256": weights_sha256 or hash_file(weights_path)}
-    written = {"date": time.strftime("%Y-%m-%d")} | record
-    written = {name: value for name, value in (read_record(path) | written).items() if value is not None}
+    written = read_record(path) | {"date": time.strftime("%Y-%m-%d")} | record
+    written["weights_sha256"] = weights_sha256 or hash_file(weights_path)
+    written = {name: value for name, value in written.items() if value is not None}
     write_text(path, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     return path
 

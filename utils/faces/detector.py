@@ -18,7 +18,7 @@ MODEL_URL = ("https://media.githubusercontent.com/media/opencv/opencv_zoo/47534e
              "models/face_detection_yunet/face_detection_yunet_2026may.onnx")
 MODEL_SHA256 = "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0"
 
-# YuNet finds faces of 20 to 800 pixels high. So a photo is searched twice: with 640 pixels on its longer side, for a
+# YuNet finds faces 20 to 800 pixels high. So a photo is searched twice: with 640 pixels on its longer side, for a
 # face that fills it, and with 1280, where a face of a large group still has 20.
 LONGEST_SIDES = 640, 1280
 SCORE = 0.6      # finds the main face of all 2,320 LFW photos; faces below 20 pixels' height score less
