@@ -150,7 +150,7 @@ def main():
         record = {"benchmark": pairs.name} | metrics._asdict() | {"aligned": aligned, "settings": vars(args)}
         write_text(args.json, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         print(f"Metrics: {args.json}")
-    if args.save_threshold:  # all pairs of images of two people, if the people are known
+    if args.save_threshold:  # all pairs of different people, if identities are known
         counts = (count_impostors(embeddings, pairs.identities) if pairs.identities
                   else histogram(distances[~pairs.genuine]))
         save_measurement(args, metrics, thresholds, counts, pairs.name, aligned)

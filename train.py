@@ -111,8 +111,9 @@ def train_one_epoch(state, loader, run, stop, args):
             now = time.perf_counter()
 
             labels = torch.cat([labels for _, labels, _ in group])
-            state.add_to_sums(images=len(labels), labeled=(labels != IGNORE).sum().item(), loss=loss * len(labels),
-                              correct=correct, seconds=now - began, data_wait=fetched - began)
+            main = distributed.is_main()  # seconds are those of rank 0 alone, not a sum over ranks
+            state.sums.update(images=len(labels), labeled=(labels != IGNORE).sum().item(), loss=loss * len(labels),
+                              correct=correct, seconds=main * (now - began), data_wait=main * (fetched - began))
             bar.update(state.step - bar.n)
             bar.set_postfix_str(f"loss {state.sums['loss'] / state.sums['images']:.3f}, "
                                 f"lr {state.learning_rate(state.step):.2g}", refresh=False)
@@ -163,17 +164,18 @@ def train_step(state, batches, args):
         loss, correct, norm = torch.stack([  # the one wait for the device
             torch.stack(losses).mean(), torch.stack(correct).sum(), norm]).tolist()
         check_step(state, loss, norm, lr)
-        if math.isfinite(norm):
+        finite = math.isfinite(norm)  # otherwise fp16 overflowed, and these batches are skipped
+        if finite:
             state.optimizer.step()
-    state.loss_scale.update(overflow=not math.isfinite(norm))
-    if math.isfinite(norm):  # on an overflow these batches are skipped
+    state.loss_scale.update(overflow=not finite)
+    if finite:
         state.step += 1
         state.ema.update(state.net)
     return loss, correct
 
 
 def check_step(state, loss, norm, lr):
-    """Raises UserError if the loss or the gradient is not finite.
+    """Raise UserError if the loss or the gradient is not finite.
 
     With a loss scale infinite gradients are normal, unless the scale is at its minimum.
     """

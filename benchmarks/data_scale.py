@@ -48,7 +48,7 @@ def measure(list_path, method):
     check_files_exist(paths, list_path)
     hash_file(list_path)
     multiprocessing.set_start_method(method, force=True)
-    settings = SimpleNamespace(input_shape=[112, 112], letterbox_image=True, num_workers=2, val_split=0.01, seed=11,
+    settings = SimpleNamespace(input_shape=[112, 112], num_workers=2, val_split=0.01, seed=11,
                                batch_size=BATCH_SIZE, shard_head=False)
     loader, _ = make_loaders(paths, labels, settings, torch.device("cpu"))
     next(iter(loader.batch_sampler))

@@ -41,7 +41,7 @@ def measure(args, ours):
         args.bf16 = args.fp16 = False
     device = init_device(args) if ours else choose_device(args.device)
     paths, labels = read_annotation(args.annotation_path)
-    dataset = FaceDataset(paths, labels, torch.arange(len(labels)), args.input_shape, args.letterbox_image)
+    dataset = FaceDataset(paths, labels, torch.arange(len(labels)), args.input_shape)
     sampler = EpochBatches(len(paths), args.batch_size, args.seed)
     batches = [default_collate([dataset[index] for index in indices])
                for indices in islice(sampler, WARM_UP + args.steps)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-ROWS_AT_ONCE = 8192  # that are initialized at a time
+ROWS_AT_ONCE = 8192  # rows that are drawn at a time
 
 
 class Shard(NamedTuple):

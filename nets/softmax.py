@@ -37,7 +37,7 @@ class SoftmaxTerms(torch.autograd.Function):
     The caller's autograd computes the first two lines and their gradients; this function computes the others.
 
     embeddings: (B, D), of length 1. weight: (C, D), not normalised, so that no normalised copy of it is made.
-    target_rows: int64 (B, K), rows of `weight`, of which two may be equal; -1 is none. s: the scale.
+    target_rows: int64 (B, K), rows of `weight`, which may repeat; -1 means no target. s: the scale.
     shard: with sharded classes `weight` holds this rank's rows, target_rows is (world_size * B, K) for the images of
     all ranks; a target on another rank is -1. All ranks have the same B. The returned values are of this rank's images.
     Gradients are means over the ranks: grad_weight is divided by the world size here, and the gradient of the

@@ -40,7 +40,7 @@ def faces(tmp_path):
 
 def dataset_of(faces, indices):
     paths, labels = faces
-    return FaceDataset(pack(paths), labels, torch.tensor(indices), [112, 112], True)
+    return FaceDataset(pack(paths), labels, torch.tensor(indices), [112, 112])
 
 
 def spoil(*paths):
@@ -50,7 +50,7 @@ def spoil(*paths):
 
 
 def loader_settings(**changes):
-    return SimpleNamespace(**{"input_shape": [112, 112], "letterbox_image": True, "num_workers": 0, "val_split": 0,
+    return SimpleNamespace(**{"input_shape": [112, 112], "num_workers": 0, "val_split": 0,
                               "seed": 3, "batch_size": 3, "shard_head": False} | changes)
 
 
@@ -170,7 +170,7 @@ def test_unlabeled_images_follow_those_of_a_rec_file(tmp_path):
     settings = SimpleNamespace(annotation_path=str(records), datasets_path=None, unlabeled=str(folder))
     images, labels, class_names, sha256 = read_training_set(settings)
     assert labels.tolist() == [0, 0, 1, 1, IGNORE, IGNORE] and class_names == ["0", "1"]
-    dataset = FaceDataset(images, labels, torch.arange(6), (8, 8), True)
+    dataset = FaceDataset(images, labels, torch.arange(6), (8, 8))
     assert [dataset[index][1:] for index in (1, 3, 5)] == [(0, 1), (1, 3), (IGNORE, 5)]
     place(folder, "c.jpg")
     assert read_training_set(settings)[3] != sha256

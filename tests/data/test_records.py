@@ -50,7 +50,7 @@ def test_records_in_parts_several_labels_and_png_are_read(images, rec):
                   (4, record([4.0, 35.0, 1.0], images[1]))])
     found, labels, _ = read_records(folder)
     assert contents(found) == [*split, png.getvalue(), images[1]] and labels.tolist() == [0, 1, 2, 3, 4]
-    assert FaceDataset(found, labels, torch.arange(5), [112, 112], True)[3][0].shape == (112, 112, 3)
+    assert FaceDataset(found, labels, torch.arange(5), [112, 112])[3][0].shape == (112, 112, 3)
 
 
 @pytest.mark.parametrize("change", [lambda images: [(1, record(0, images[0])), (2, record(0, images[1]))],

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def dataset(shared, tmp_path_factory):
     images, labels = read_annotation(write_faces(shared, tmp_path_factory.mktemp("data") / "cls_train.txt"))
-    return FaceDataset(images, labels, torch.arange(len(labels)), (112, 112), True)
+    return FaceDataset(images, labels, torch.arange(len(labels)), (112, 112))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_table_holds_the_embeddings_of_all_images_and_is_read_again(
 def test_the_next_image_takes_the_place_of_one_that_cannot_be_read(dataset, published_weights, tmp_path):
     images = [*dataset.images]
     images[3] = str(tmp_path / "gone.jpg")
-    damaged = FaceDataset(images, dataset.labels, dataset.indices, (112, 112), True)
+    damaged = FaceDataset(images, dataset.labels, dataset.indices, (112, 112))
     table = teacher_embeddings([published_weights], damaged, False, tmp_path, CPU)
     assert torch.equal(table[3], table[4]) and not torch.equal(table[2], table[3])
 

@@ -62,11 +62,3 @@ def test_runs_that_start_in_one_second_have_a_folder_each(tmp_path, monkeypatch)
     monkeypatch.setattr(time, "strftime", lambda form: "2026_01_01_00_00_00")
     folders = {make_folder(tmp_path / "logs", "mobilefacenet") for _ in range(3)}
     assert len(folders) == 3 and set((tmp_path / "logs").iterdir()) == folders
-
-
-def test_a_run_without_a_finite_epoch_has_no_best_one(tmp_path, capsys):
-    run = Run(tmp_path, {})
-    run.log(row(1) | {"val_loss": math.inf})
-    run.save_weights({"weight": torch.tensor([1.0])}, SimpleNamespace(save_period=1, epochs=2))
-    assert {"log.csv", "loss.png"} <= set(os.listdir(tmp_path)) and not (tmp_path / "best.pth").exists()
-    assert capsys.readouterr().err == ""

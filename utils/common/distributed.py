@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from utils.common.device import available_cores
 from utils.common.errors import UserError
@@ -53,14 +54,13 @@ def is_main():
     return rank() == 0
 
 
-def wrap(objective, device, ignored=()):
+def wrap(objective, device, ignored):
     """Return the module to train with: with several ranks, DistributedDataParallel around loss, head and network.
 
     ignored: names of parameters whose gradients are not averaged, such as a sharded head (TrainState chooses them).
     """
     if world_size() == 1:
         return objective
-    from torch.nn.parallel import DistributedDataParallel
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, ignored)  # there is no public way
     wrapped = DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
                                       gradient_as_bucket_view=True)

@@ -12,9 +12,6 @@ from pathlib import Path
 class UserError(Exception):
     """An error that the user can fix. The message is one line that names the file and the remedy."""
 
-    def __init__(self, message):
-        super().__init__("\n".join(map(shorten, str(message).splitlines())))  # a DataLoader worker adds lines
-
 
 def print_error(line):
     """Print a line on stderr; torchrun's ranks put theirs before it."""
@@ -25,12 +22,6 @@ def print_error(line):
 def first_line(error):
     """Return the first line of an exception's message, or the name of its class if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def shorten(text, longest=800):
-    """Return the text, with its middle left out if it is too long: it may quote an image given as base64 text."""
-    text, half = str(text), longest // 2
-    return text if len(text) <= longest else f"{text[:half]} ... [{len(text)} characters] ... {text[-half:]}"
 
 
 def number(kind=float, minimum=-math.inf, maximum=math.inf, above=-math.inf, below=math.inf):
@@ -50,7 +41,6 @@ def number(kind=float, minimum=-math.inf, maximum=math.inf, above=-math.inf, bel
 
 positive_int = number(int, minimum=1)
 non_negative_int = number(int, minimum=0)
-positive_float = number(above=0)
 non_negative_float = number(minimum=0)
 
 
@@ -97,5 +87,5 @@ class SettingsParser(argparse.ArgumentParser):
                          formatter_class=HelpFormatter, **kwargs)
 
     def error(self, message):
-        print_error(f"{self.prog}: {shorten(message)} (see python {self.prog} --help)")
+        print_error(f"{self.prog}: {message} (see python {self.prog} --help)")
         sys.exit(2)

@@ -13,7 +13,7 @@ from utils.faces.images import normalise
 ROTATION, SCALE, SHIFT = math.radians(10), 0.1, 0.1
 CONTRAST, BRIGHTNESS, SATURATION = 0.25, 0.2, 0.5
 ERASED = 0.4
-MAX_DRAWS = 5  # random numbers that one kind draws for an image
+MAX_DRAWS = 5  # the most random numbers that one kind draws for an image
 
 
 def augment(images, seed, epoch, batch, kinds=()):

@@ -101,9 +101,8 @@ class FaceDataset(Dataset):
     If an image cannot be read, one line is printed and the next one that can is returned instead, with its own index.
     """
 
-    def __init__(self, images, labels, indices, input_shape, letterbox):
-        self.images, self.labels, self.indices = images, labels, indices
-        self.input_shape, self.letterbox = input_shape, letterbox
+    def __init__(self, images, labels, indices, input_shape):
+        self.images, self.labels, self.indices, self.input_shape = images, labels, indices, input_shape
 
     def __len__(self):
         return len(self.indices)
@@ -120,7 +119,7 @@ class FaceDataset(Dataset):
         raise UserError(f"{MAX_UNREADABLE} images in a row cannot be read, the last: {message}")
 
     def load(self, index):
-        return torch.from_numpy(preprocess(self.images[index], self.input_shape, self.letterbox))
+        return torch.from_numpy(preprocess(self.images[index], self.input_shape))
 
 
 class EpochBatches:
@@ -157,7 +156,7 @@ def mix_seeds(*numbers):
 def make_loaders(images, labels, settings, device):
     """Return (training loader over EpochBatches, validation loader or None) of what read_training_set() returned."""
     def make_loader(indices, **batching):
-        dataset = FaceDataset(images, labels, indices, settings.input_shape, settings.letterbox_image)
+        dataset = FaceDataset(images, labels, indices, settings.input_shape)
         return DataLoader(dataset, num_workers=workers, pin_memory=device.type == "cuda",
                           persistent_workers=workers > 0, worker_init_fn=start_worker,
                           # A generator of its own: without one, each epoch's start would draw from the global one.
@@ -189,7 +188,7 @@ def start_worker(worker_id):
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.freeze()  # a collection would write into every shared object: 47 MB instead of 8 MB
+    gc.freeze()  # a collection would write into every shared object: 47 MB per worker instead of 8 MB
 
 
 def batches_of(loader):

@@ -93,8 +93,9 @@ def read_heads(words, offsets, sizes, path):
     kinds, lengths = np.divmod(kind_and_length.astype(np.int64), 1 << 29)
     ends = 8 + lengths + -lengths % 4
     fits = np.where(kinds == WHOLE, ends == sizes, (kinds == FIRST) & (ends < sizes))
-    for offset in offsets[(magic != MAGIC) | ~fits | (lengths < HEADER_BYTES)][:1]:
-        raise UserError(f"{path}, byte {offset}: the record is not as long as train.idx says, one of the two files is "
-                        "incomplete or of another set: download both again")
+    damaged = offsets[(magic != MAGIC) | ~fits | (lengths < HEADER_BYTES)]
+    if len(damaged):
+        raise UserError(f"{path}, byte {damaged[0]}: the record is not as long as train.idx says, one of the two files "
+                        "is incomplete or of another set: download both again")
     labels = np.where(flags > 0, first_of_labels, label).view("<f4")
     return labels, (kinds == WHOLE) & (lengths <= HEADER_BYTES + 4 * flags.astype(np.int64))

@@ -89,7 +89,7 @@ def why_no_image(entry):
 
 
 def reason_of(error, path):
-    """Return what is wrong by a UserError about an image, without its path and the remedy."""
+    """Return the reason in a UserError about an image: its message without the path and the remedy."""
     return str(error).removeprefix(f"{path} ").rpartition(":")[0]
 
 

@@ -73,8 +73,8 @@ def plot_roc(distances, genuine, thresholds, title, path):
 def plot_history(rows, columns, best_epoch, path):
     """Plot a curve for each column of log.csv that holds any number.
 
-    rows: the dicts of log.csv. columns: {column: label}. best_epoch: the epoch of best.pth, or None. The file's name,
-    such as loss.png, labels the y axis, and its folder, the run, is the title.
+    rows: the dicts of log.csv. columns: {column: label}. best_epoch: the epoch of best.pth. The file's name, such as
+    loss.png, labels the y axis, and its folder, the run, is the title.
     """
     path = Path(path).absolute()
     figure = new_figure()
@@ -84,8 +84,7 @@ def plot_history(rows, columns, best_epoch, path):
         points = [(row["epoch"], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
         if points:
             axes.plot(*zip(*points), marker="." if len(points) < 40 else "", label=label)
-    if best_epoch is not None:
-        axes.axvline(best_epoch, color="tab:gray", linestyle=":", label=f"best.pth: epoch {best_epoch}")
+    axes.axvline(best_epoch, color="tab:gray", linestyle=":", label=f"best.pth: epoch {best_epoch}")
     axes.grid(alpha=0.3)
     add_legend(figure, axes)
     save_figure(figure, path)

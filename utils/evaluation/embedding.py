@@ -1,4 +1,4 @@
-"""From images to embeddings, fast."""
+"""Embed images with a network in inference mode."""
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress

@@ -21,7 +21,7 @@ from utils.evaluation.thresholds import count_impostors, fit_tail
 from utils.faces.images import EXTENSIONS, describe_unread, extension
 
 CACHE_NAME = ".embeddings.npz"
-MIN_IDENTITIES = 20      # 190 pairs of identities, the fewest that show how alike they are
+MIN_IDENTITIES = 20      # 190 pairs of identities; fewer do not show how similar they are
 MAX_TAIL_IMAGES = 4000   # 8 million pairs
 
 
@@ -104,7 +104,10 @@ def list_images(folder):
                 continue
             try:
                 if entry.is_dir():
-                    nested.append(entry.path) if prefix else folders.append((f"{name}/", entry.path))
+                    if prefix:
+                        nested.append(entry.path)
+                    else:
+                        folders.append((f"{name}/", entry.path))
                 elif extension(name) not in EXTENSIONS:
                     unread.append(name)
                 else:
@@ -135,7 +138,8 @@ def update_cache(cache, folder, paths, stamps, rows, embed, progress):
     new = np.flatnonzero(rows < 0)
     images = [folder / paths[index] for index in new]
     embeddings, remarks, uncertain = embed(images, progress)
-    remarks = cache.remarks + [remark.removeprefix(str(path)) for path, remark in zip(images, remarks)]  # it may move
+    remarks = [remark.removeprefix(str(path)) for path, remark in zip(images, remarks)]  # the folder may be moved
+    remarks = cache.remarks + remarks
     embeddings = np.concatenate([cache.embeddings.reshape(-1, embeddings.shape[1]), embeddings])
     order = rows.copy()
     order[new] = len(cache.paths) + np.arange(len(new))

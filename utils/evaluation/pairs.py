@@ -70,7 +70,8 @@ def read_pairs(pairs_path, folder):
 
 
 def lfw_pair(fields, folder):
-    if genuine := len(fields) == 3:
+    genuine = len(fields) == 3
+    if genuine:
         fields = [*fields[:2], fields[0], fields[2]]
     if len(fields) != 4 or not fields[1].isdecimal() or not fields[3].isdecimal():
         raise ValueError("`name n m` or `name n name m`, or in all lines `path path 1` or `path path 0`")
@@ -251,10 +252,10 @@ def embed_pairs(net, pairs, **options):
     except InvalidEmbeddings as error:  # raised by all ranks, so that none waits for another
         own_part = InvalidEmbeddings(f"no metrics on {pairs.name}: {error}")
     embeddings = np.empty((len(pairs.paths), net.embedding_size), np.float32)
-    for rank, part in enumerate(distributed.gather(own_part)):
+    for other, part in enumerate(distributed.gather(own_part)):
         if isinstance(part, InvalidEmbeddings):
             raise part
-        embeddings[rank::ranks] = part
+        embeddings[other::ranks] = part
     return embeddings
 
 

@@ -34,7 +34,7 @@ GALLERY_FPIR = 0.01  # false positive identification rate: fraction of unknown i
 UNSURE_FACTOR = 10   # a gallery's verdict is "not sure" up to this multiple of it
 
 CURVE_FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-BINS = 100_000               # a unit of distance; distances are below 2
+BINS = 100_000               # per unit of distance; distances are at most 2
 COSINES_AT_ONCE = 2_000_000  # 40 MB with the temporary arrays
 MIN_ACCEPTED = 20            # pairs: a FAR that accepts fewer is not measured
 
@@ -68,10 +68,14 @@ class Thresholds:
         self.weights_path, self.operating_point, self.given = weights_path, operating_point, given
         self.weights_sha256 = hash_file(weights_path)
         self.remedy = f"`python eval_LFW.py --model-path \"{weights_path}\" --save-threshold` measures them"
+        path, self.note = thresholds_path(weights_path), None
         try:
-            self.record, self.note = read_measured(weights_path, self.weights_sha256), None
+            self.record = read_record(path)
         except UserError as error:
             self.record, self.note = {}, f"{error}: {self.remedy}"
+        if "thresholds" in self.record and self.record.get("weights_sha256") != self.weights_sha256:
+            self.record, self.note = {}, (f"the thresholds in {path} are not used, they are of other weights (the "
+                                          f"SHA-256 differs): {self.remedy}")
         self.benchmark = self.record.get("benchmark", "LFW")
 
     def for_pair(self):
@@ -135,22 +139,8 @@ def read_record(path):
         return dict(json.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a JSON object ({error}), fix or remove it") from None
-
-
-def read_measured(weights_path, weights_sha256):
-    """Return what save_thresholds() wrote for these weights, {} if nothing was measured.
-
-    Raises UserError if the file beside the weights is not usable.
-    """
-    path = thresholds_path(weights_path)
-    record = read_record(path)
-    if "thresholds" not in record:
-        return {}
-    if record.get("weights_sha256") != weights_sha256:
-        raise UserError(f"the thresholds in {path} are not used, they are of other weights (the SHA-256 differs)")
-    return record
 
 
 def save_thresholds(weights_path, record, weights_sha256=None):

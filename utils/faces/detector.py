@@ -75,8 +75,8 @@ class FaceDetector:
         """Return two FaceDetectorYN for this thread: one with a box per face, and one with every box."""
         if not hasattr(self.per_thread, "networks"):
             create = self.cv2.FaceDetectorYN.create
-            self.per_thread.networks = [create(self.model_path, "", (VIEW, VIEW), score, overlap)
-                                        for score, overlap in ((SCORE, SAME_FACE), (SCORE / 2, 1.0))]
+            self.per_thread.networks = [create(self.model_path, "", (VIEW, VIEW), score, same_face)
+                                        for score, same_face in ((SCORE, SAME_FACE), (SCORE / 2, 1.0))]
         return self.per_thread.networks
 
     def detect(self, image):

@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
@@ -77,21 +78,14 @@ def to_rgb(image):
     """Return any PIL image as RGB, upright. 16-bit gray is scaled to 8 bits and transparency becomes gray."""
     image.load()  # before its EXIF is read: TIFF transposes itself, and a PNG's EXIF may follow its pixels
     if isinstance(image, ImageFile.ImageFile):
-        image = transpose_by_exif(image)
+        with suppress(Exception):  # no orientation, or a damaged block: other programs show such an image as it is
+            image = image.transpose(EXIF_TRANSPOSES[image.getexif()[ExifTags.Base.Orientation]])
     if image.mode.startswith("I"):  # convert() would clip 16 bits to white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*GRAY, 255)), image)
     return image.convert("RGB")
-
-
-def transpose_by_exif(image):
-    """Return a loaded image, transposed by the orientation in its EXIF or XMP."""
-    try:
-        return image.transpose(EXIF_TRANSPOSES[image.getexif()[ExifTags.Base.Orientation]])
-    except Exception:  # there is none, or a damaged block: other programs show such an image as it is
-        return image
 
 
 def resize(image, input_shape, letterbox):
@@ -116,7 +110,7 @@ def preprocess(source, input_shape=(112, 112), letterbox=True):
 
 
 def normalise(images):
-    """uint8 tensor (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1], channels last in memory."""
+    """Return a uint8 tensor (B, H, W, 3) as float32 (B, 3, H, W) in [-1, 1], channels last in memory."""
     return (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 

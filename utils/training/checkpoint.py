@@ -1,5 +1,4 @@
 """last.pt: the state of a run, from which --resume continues."""
-import zipfile
 from pathlib import Path
 
 from utils.common import distributed
@@ -27,7 +26,7 @@ def find_checkpoint(resume, save_dir):
 
 def read_checkpoint(path):
     """Return what `save_checkpoint` wrote, its tensors still on the disk. Raises UserError for any other file."""
-    content = weights.load(path, "give the last.pt of a run", mmap=zipfile.is_zipfile(path))
+    content = weights.load(path, "give the last.pt of a run, or start from weights with --model-path", mmap=True)
     if not isinstance(content, dict) or KEYS - content.keys() or "images_sha256" not in content["settings"]:
         raise UserError(f"{path} does not hold the state of a run of this version: start a new run, from weights with "
                         "--model-path")
@@ -50,7 +49,7 @@ def save_checkpoint(state, run, args):
 
 
 def check_resumed(saved, args):
-    """Raises UserError if a setting that changes the result differs from the checkpoint's.
+    """Raise UserError if a setting that changes the result differs from the checkpoint's.
 
     The hash of the training images is such a setting. --force allows all differences but those of FIXED.
     """

@@ -28,9 +28,9 @@ def teacher_embeddings(paths, dataset, flip, folder, device):
     `folder`, in a file named by the hashes of the teacher and of the images. Every rank embeds its part of the images.
     """
     part, tables = range(*Shard(distributed.rank(), distributed.world_size()).bounds(len(dataset))), []
-    images_sha256 = hashlib.sha256(b"".join(distributed.gather(hash_images(dataset.images, part)))).hexdigest()
+    contents_sha256 = hashlib.sha256(b"".join(distributed.gather(hash_images(dataset.images, part)))).hexdigest()
     for path in paths:
-        key = repr((hash_file(path), images_sha256, flip, tuple(dataset.input_shape), dataset.letterbox))
+        key = repr((hash_file(path), contents_sha256, flip, tuple(dataset.input_shape)))
         file = Path(folder, f"teacher_{hashlib.sha256(key.encode()).hexdigest()[:16]}.pth")
         if all(distributed.gather(file.is_file())):
             print(f"{path}: its embeddings of {len(dataset)} images are read from {file}")

@@ -66,7 +66,7 @@ def make_loss(args, net, images, labels, device):
     """Return LabelLoss, or DistillationLoss with the targets of --teacher. images, labels: of the training set."""
     if not args.teacher:
         return LabelLoss(net)
-    dataset = FaceDataset(images, labels, range(len(labels)), args.input_shape, args.letterbox_image)
+    dataset = FaceDataset(images, labels, range(len(labels)), args.input_shape)
     table = teacher_embeddings(args.teacher, dataset, args.teacher_flip, args.save_dir, device)
     from_weights = (args.model_path or args.pretrained) and args.resume is None  # last.pt has the projection
     projection = fit_projection(table, net.embedding_size, dataset, inference_copy(net) if from_weights else None)

@@ -141,7 +141,7 @@ class LossScale:
         return {"value": self.value, "finite_steps": self.finite_steps} if self.enabled else {}
 
     def load_state_dict(self, state):
-        """An empty state, of a run without fp16, changes nothing."""
+        """Load the state; that of a run without fp16 is empty and is ignored."""
         if self.enabled and state:
             self.value, self.finite_steps = state["value"], state["finite_steps"]
 

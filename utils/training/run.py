@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.common import distributed
-from utils.common.errors import UserError
+from utils.common.errors import UserError, print_error
 from utils.common.files import REPOSITORY, write_text
 from utils.drawing.contact_sheets import draw_batch, save_image
 from utils.drawing.plots import plot_history
@@ -81,8 +81,7 @@ class Run:
             write(*arguments)
             return True
         except Exception as error:  # matplotlib and TensorBoard may raise anything
-            print(f"{name} of epoch {self.rows[-1]['epoch']} is not written ({error}); the run continues",
-                  file=sys.stderr, flush=True)
+            print_error(f"{name} of epoch {self.rows[-1]['epoch']} is not written ({error}); the run continues")
             return False
 
     def write_log(self):
@@ -95,8 +94,7 @@ class Run:
         write_text(self.folder / "log.csv", text.getvalue())
 
     def plot(self, name, columns):
-        best = best_row(self.rows)
-        plot_history(self.rows, columns, best and best["epoch"], self.folder / name)
+        plot_history(self.rows, columns, best_row(self.rows)["epoch"], self.folder / name)
 
     def write_events(self):
         for name, value in self.rows[-1].items():
@@ -128,10 +126,9 @@ class Run:
     def print_best(self):
         """Print the best epoch, and what to do with it."""
         row, folder = best_row(self.rows), shlex.quote(self.folder.as_posix())
-        if row:
-            print(f"best.pth is of epoch {row['epoch']}: {describe_row(row)}\n"
-                  f"    python eval_LFW.py --model-path {folder}\n"
-                  f"    python predict.py A.jpg B.jpg --model-path {folder}", flush=True)
+        print(f"best.pth is of epoch {row['epoch']}: {describe_row(row)}\n"
+              f"    python eval_LFW.py --model-path {folder}\n"
+              f"    python predict.py A.jpg B.jpg --model-path {folder}", flush=True)
 
 
 def describe_row(row):

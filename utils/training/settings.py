@@ -5,15 +5,7 @@ import os
 
 from nets.arcface import BACKBONES, DEFAULT_BACKBONE, HEADS, backbone_name
 from utils.common.device import DEVICES, available_cores
-from utils.common.errors import (
-    SettingsParser,
-    UserError,
-    non_negative_float,
-    non_negative_int,
-    number,
-    positive_float,
-    positive_int,
-)
+from utils.common.errors import SettingsParser, UserError, non_negative_float, non_negative_int, number, positive_int
 from utils.common.files import hash_file
 from utils.data.augmentation import KINDS
 from utils.training import checkpoint
@@ -42,7 +34,6 @@ def parse_args():
 def make_parser():
     switch = argparse.BooleanOptionalAction
     parser = SettingsParser("Train a face-recognition network with ArcFace.")
-    parser.set_defaults(letterbox_image=True)  # as in evaluation and prediction; no difference for aligned images
     data = parser.add_argument_group("data")
     data.add_argument("--annotation-path", "--rec", default="cls_train.txt", metavar="PATH", help="the list that "
                       "txt_annotation.py wrote, or the folder of insightface's train.rec and train.idx")
@@ -87,7 +78,7 @@ def make_parser():
     optim.add_argument("--epochs", type=positive_int, default=100, help="passes over the images")
     optim.add_argument("--batch-size", type=number(int, minimum=2), default=64, help="images in a batch, on all ranks")
     optim.add_argument("--accumulate", type=positive_int, default=1, help="batches in an optimizer step")
-    optim.add_argument("--init-lr", type=positive_float, default=1e-2,
+    optim.add_argument("--init-lr", type=number(above=0), default=1e-2,
                        help="peak learning rate for a step of 64 images; it is scaled with the images of a step")
     optim.add_argument("--scale-lr", action=switch, default=True,
                        help="scale --init-lr with the images of a step and keep it within the published limits")
@@ -95,7 +86,7 @@ def make_parser():
                        help="lowest learning rate, as a fraction of the peak")
     optim.add_argument("--lr-decay-type", choices=("cos", "step"), default="cos",
                        help="decay the learning rate along a cosine, or in ten steps")
-    optim.add_argument("--milestones", type=positive_float, nargs="*", default=[], metavar="EPOCH",
+    optim.add_argument("--milestones", type=number(above=0), nargs="*", default=[], metavar="EPOCH",
                        help="divide the learning rate by ten at each of these epochs instead (default: none)")
     optim.add_argument("--warmup-epochs", type=non_negative_float, help="increase the learning rate over the first N "
                        "epochs (default: a tenth of the run, 1 to 3 epochs, before a cosine; else 0)")
@@ -169,7 +160,7 @@ def check_args(args, parser):
 
 
 def check_ranks(args, device, world_size):
-    """Raises UserError for flags that do not fit the device or the number of ranks."""
+    """Raise UserError for flags that do not fit the device or the number of ranks."""
     if args.fp16 and device.type == "cpu":
         raise UserError("--fp16 needs CUDA: on a CPU use --bf16")
     if args.sync_bn and device.type != "cuda":

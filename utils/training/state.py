@@ -2,6 +2,7 @@
 import math
 import shutil
 import sys
+from collections import Counter
 
 import torch
 from torch import nn
@@ -75,11 +76,6 @@ class TrainState:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def add_to_sums(self, seconds, data_wait, **counts):
-        main = distributed.is_main()  # seconds of rank 0 alone, so that they need no division by the number of ranks
-        for name, value in (counts | {"seconds": main * seconds, "data_wait": main * data_wait}).items():
-            self.sums[name] += value
-
     def epoch_metrics(self):
         """Return the means of the epoch so far, over all ranks; accuracy is without the margin, of labeled images."""
         sums = dict(zip(self.sums, distributed.reduce(self.sums.values())))
@@ -116,7 +112,7 @@ class TrainState:
             raise UserError(f"last.pt does not fit what is to be trained ({first_line(error)}): start a new run, from "
                             "its best.pth with --model-path") from None
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
-        self.sums = state["sums"] if distributed.is_main() else new_sums()
+        self.sums = Counter(state["sums"]) if distributed.is_main() else new_sums()
 
     def exported_weights(self, args):
         """Return the state dict of an epoch's weight file: the averaged network's. Every rank has to call it.
@@ -143,7 +139,7 @@ class TrainState:
 
 
 def new_sums():
-    return {"images": 0, "labeled": 0, "loss": 0.0, "correct": 0.0, "seconds": 0.0, "data_wait": 0.0}
+    return Counter(images=0, labeled=0, loss=0.0, correct=0.0, seconds=0.0, data_wait=0.0)
 
 
 def compile_if_it_pays(state, args, images):

@@ -74,8 +74,7 @@ def measure_benchmarks(net, benchmarks, args):
     """Return {column: value} of an ArcfaceNet, in the order of --eval. Every rank embeds a part."""
     net, row = inference_copy(net), {}
     for name, pairs in benchmarks.items():
-        embeddings = embed_pairs(net, pairs, input_shape=args.input_shape, letterbox=args.letterbox_image,
-                                 workers=args.num_workers)
+        embeddings = embed_pairs(net, pairs, input_shape=args.input_shape, workers=args.num_workers)
         metrics, _ = pair_metrics(embeddings, pairs)
         row |= zip(benchmark_columns(name), (metrics.accuracy, math.nan if metrics.val is None else metrics.val))
     if benchmarks and args.best_by == "mean":
@@ -84,17 +83,16 @@ def measure_benchmarks(net, benchmarks, args):
 
 
 def best_row(rows):
-    """Return the log.csv row of the best epoch, the first of equal ones; None if none has only finite values.
+    """Return the log.csv row of the best epoch, the first of equal ones.
 
     With --best-by mean the highest mean accuracy is best, otherwise the highest accuracy on the first benchmark.
     Without benchmarks it is the lowest validation loss, and without validation images the last epoch.
     """
-    finite = [row for row in rows if math.isfinite(row["train_loss"]) and not any(map(math.isinf, row.values()))]
-    for column, sign in [(column, 1) for row in finite[-1:] for column in accuracy_columns(row)] + [("val_loss", -1)]:
-        measured = [row for row in finite if not math.isnan(row.get(column, math.nan))]
+    for column, sign in [(column, 1) for column in accuracy_columns(rows[-1])] + [("val_loss", -1)]:
+        measured = [row for row in rows if not math.isnan(row.get(column, math.nan))]
         if measured:
             return max(measured, key=lambda row: sign * row[column])
-    return finite[-1] if finite else None
+    return rows[-1]
 
 
 def accuracy_columns(row):
