@@ -19,6 +19,7 @@ from script_runner import Runner
 
 # One thread for each of the two test processes. It has to be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["https_proxy"] = "http://127.0.0.1:9"  # no test uses the network: this port refuses connections
 
 ROOT = Path(__file__).parent.parent
 BUNDLED = ROOT / "model_data" / "arcface_mobilefacenet.pth"

@@ -50,12 +50,6 @@ def test_imports_point_one_way(path):
 
 
 @pytest.mark.parametrize("package", ALLOWED)
-def test_a_package_has_a_docstring_and_no_code(package):
-    body = ast.parse((ROOT / "utils" / package / "__init__.py").read_text(encoding="utf-8")).body
-    assert len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value.value, str)
-
-
-@pytest.mark.parametrize("package", ALLOWED)
 def test_tests_mirror_the_packages(package):
     assert list((ROOT / "tests" / package).glob("test_*.py"))
 

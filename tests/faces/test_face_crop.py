@@ -1,6 +1,5 @@
 """utils/faces/face_crop.py: the main face of an image, the remarks on it, and crops that show no face."""
 import sys
-import urllib.request
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from photos import CROPS, PHOTOS, difference, side_by_side
 from PIL import Image, ImageDraw, ImageFilter
 
 from arcface import Arcface
+from utils.common import files
 from utils.common.errors import UserError
 from utils.faces import face_crop
 from utils.faces.alignment import TEMPLATE
@@ -26,11 +26,9 @@ def detected(detector, monkeypatch):
 @pytest.fixture(params=["OpenCV", "network"])
 def without(request, monkeypatch, tmp_path):
     """Hide the detector from FaceCrop. Return what is missing."""
-    def no_network(*arguments, **settings):
-        raise urllib.request.URLError("no network")
     if request.param == "OpenCV":
         monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(files, "REPOSITORY", tmp_path)  # whose model_data/ may have the detector's model
     monkeypatch.chdir(tmp_path)
     return request.param
 

@@ -139,10 +139,3 @@ def test_the_average_forgets_the_start_and_then_moves_by_one_minus_the_decay():
         expected = value if expected is None else decay * expected + (1 - decay) * value
         assert average.net[0].weight.item() == pytest.approx(expected, rel=1e-5)
         assert average.net[1].running_mean.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_without_a_decay_the_average_is_the_network_itself():
-    net = nn.Linear(1, 1)
-    average = MovingAverage(net, decay=0)
-    average.update(net)
-    assert average.net is net and average.state_dict() == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_user_error
+from conftest import BUNDLED, assert_user_error
 from training_data import (
     QUICK,
     assert_same_weights,
@@ -57,8 +57,8 @@ def start_and_signal(arguments, folder, number):
 
 def test_a_killed_run_resumed_ends_with_the_same_weights(run_script, annotation, published_weights, tmp_path):
     arguments = [*QUICK, "--annotation-path", annotation, "--epochs", 2, "--checkpoint-every", 0.00001, "--val-split",
-                 0.1, "--num-workers", 2, "--ema", 0.9, "--accumulate", 2, "--batch-size", 4, "--teacher",
-                 published_weights, "--label-weight", 1, "--augment", "affine", "color", "mixup"]
+                 0.1, "--num-workers", 2, "--ema", 0.9, "--accumulate", 2, "--batch-size", 4, "--model-path", BUNDLED,
+                 "--teacher", published_weights, "--label-weight", 1, "--augment", "affine", "color", "mixup"]
     whole = run_script("train.py", *arguments, "--save-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     status, _, _ = start_and_signal(arguments, tmp_path, signal.SIGKILL)
@@ -69,6 +69,7 @@ def test_a_killed_run_resumed_ends_with_the_same_weights(run_script, annotation,
     assert resumed.returncode == 0, resumed.stderr
     assert f"resumed after step {step}" in resumed.stdout
     assert_same_weights(only_run(tmp_path / "whole"), only_run(tmp_path / "logs"))
+    assert [row["epoch"] for row in last_state(tmp_path / "logs")["rows"]] == [1, 2]
 
 
 def test_a_signal_to_all_processes_saves_and_prints_the_command_that_continues(annotation, tmp_path):

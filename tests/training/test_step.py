@@ -32,6 +32,38 @@ def test_clipping_bounds_the_step():
     assert lengths[1] == pytest.approx(1e-3 * 1e-2, rel=1e-3) and lengths[0] > 100 * lengths[1]
 
 
+def test_each_step_has_its_learning_rate_and_margin():
+    state, args = make_state("--warmup-epochs", 1, "--margin-warmup-epochs", 1)
+    found = []
+    for _ in range(3):
+        train_step(state, [noise_batch()], args)
+        found.append((state.optimizer.param_groups[0]["lr"], state.net.head.m))
+    assert found == [(state.learning_rate(step), state.margin(step)) for step in range(3)]
+    assert found[0] < found[1] < found[2]
+
+
+def test_accumulated_gradients_are_averaged():
+    def change(*batches, number=0):
+        torch.manual_seed(0)
+        state, args = make_state("--momentum", 0, "--weight-decay", 0, "--ema", 0)
+        state.batch, before = number, flat(state.net)  # the random flips depend on the number of the batch
+        train_step(state, batches, args)
+        return flat(state.net) - before
+
+    first, second = noise_batch(), noise_batch(seed=2)
+    mean = (change(first) + change(second, number=1)) / 2
+    assert (change(first, second) - mean).norm() < 1e-3 * mean.norm()
+
+
+def test_bf16_changes_the_loss_of_a_step_by_rounding_alone():
+    losses = []
+    for flags in ([], ["--bf16"]):
+        torch.manual_seed(0)
+        state, args = make_state(*flags)
+        losses.append(train_step(state, [noise_batch()], args)[0])
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 def test_a_step_that_overflows_the_loss_scale_is_not_taken_and_not_counted():
     state, args = make_state("--ema", 0.9)
     state.loss_scale = LossScale(True, 2.0 ** 126)
