@@ -70,10 +70,8 @@ def main():
     while state.epoch < args.epochs:
         try:
             stopped = train_one_epoch(state, train_loader, run, stop, args)
-        except InvalidWeights:  # last.pt keeps an earlier state
-            raise
-        except Exception as error:  # with several ranks the others cannot know of it
-            if distributed.world_size() == 1 and state.step > first_step:
+        except Exception as error:  # with several ranks the others cannot know of it, so that nothing is saved
+            if not isinstance(error, InvalidWeights) and distributed.world_size() == 1 and state.step > first_step:
                 save_checkpoint(state, run, args)
             if isinstance(error, torch.OutOfMemoryError):
                 raise UserError(f"{first_line(error)}: lower --batch-size, and raise --accumulate") from None
@@ -111,9 +109,9 @@ def train_one_epoch(state, loader, run, stop, args):
             now = time.perf_counter()
 
             labels = torch.cat([labels for _, labels, _ in group])
-            main = distributed.is_main()  # seconds are those of rank 0 alone, not a sum over ranks
+            is_main = distributed.is_main()  # seconds are those of rank 0 alone, not a sum over ranks
             state.sums.update(images=len(labels), labeled=(labels != IGNORE).sum().item(), loss=loss * len(labels),
-                              correct=correct, seconds=main * (now - began), data_wait=main * (fetched - began))
+                              correct=correct, seconds=is_main * (now - began), data_wait=is_main * (fetched - began))
             bar.update(state.step - bar.n)
             bar.set_postfix_str(f"loss {state.sums['loss'] / state.sums['images']:.3f}, "
                                 f"lr {state.learning_rate(state.step):.2g}", refresh=False)
@@ -177,7 +175,7 @@ def train_step(state, batches, args):
 def check_step(state, loss, norm, lr):
     """Raise UserError if the loss or the gradient is not finite.
 
-    With a loss scale infinite gradients are normal, unless the scale is at its minimum.
+    With a loss scale, gradients that overflow are normal until the scale has been halved to its minimum.
     """
     where = f"at step {state.step} (epoch {state.epoch + 1}, learning rate {lr:.3g})"
     if not math.isfinite(loss) or not (math.isfinite(norm) or state.loss_scale.enabled):

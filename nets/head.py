@@ -21,8 +21,8 @@ class MarginHead(nn.Module):
     s * margin(cos(theta), norm). A head is a class that defines `margin`; nets/arcface.py lists them by name.
 
     embeddings: (B, in_features), of any length. labels: int64 (B,).
-    s: scale. It has to be smaller for fewer dimensions (32 for 128, 64 for 512), because random cosines spread by
-    1/sqrt(in_features).
+    s: scale. It has to be smaller for fewer dimensions (32 for 128, 64 for 512), because the cosines of random
+    vectors have a standard deviation of 1/sqrt(in_features).
     m: margin, in radians if it is an angle, 0 <= m < pi.
     easy_margin: apply the margin only if cos(theta) > 0.
     shard: the classes that this rank holds; `forward` needs an unsharded head.
@@ -90,8 +90,8 @@ class MarginHead(nn.Module):
 
     def rows_of(self, labels):
         """Return the rows of `weight` for labels of any shape, -1 for classes that are not in it."""
-        first, last = self.shard.bounds(self.classes)
-        rows, count = labels - first, last - first
+        first, end = self.shard.bounds(self.classes)
+        rows, count = labels - first, end - first
         present = (rows >= 0) & (rows < count)
         if self.sample is not None and count:
             index = torch.searchsorted(self.sample, rows).clamp_max(len(self.sample) - 1)

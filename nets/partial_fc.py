@@ -37,7 +37,7 @@ class Shard(NamedTuple):
         return tensor
 
     def own(self, tensor):
-        """Return this rank's (B, ...) of a gathered and flattened (world_size * B, ...)."""
+        """Return this rank's part (B, ...) of a gathered and flattened tensor (world_size * B, ...)."""
         count = len(tensor) // self.world_size
         return tensor[self.rank * count:(self.rank + 1) * count]
 
@@ -53,15 +53,15 @@ class Shard(NamedTuple):
 UNSHARDED = Shard()
 
 
-def init_rows(classes, dimensions, first, last):
-    """Return rows first..last of the (classes, dimensions) matrix that xavier_uniform_ would draw.
+def init_rows(classes, dimensions, first, end):
+    """Return rows first..end-1 of the (classes, dimensions) matrix that xavier_uniform_ would draw.
 
-    The other rows are drawn too, a few at a time, so that neither they nor the generator depend on the sharding.
+    The other rows are drawn too, some at a time: neither the rows nor the generator's state depend on the sharding.
     """
     bound, parts = math.sqrt(6 / (classes + dimensions)), []
     for start in range(0, classes, ROWS_AT_ONCE):
         drawn = torch.empty(min(ROWS_AT_ONCE, classes - start), dimensions).uniform_(-bound, bound)
-        parts.append(drawn[max(0, first - start):max(0, last - start)].clone())
+        parts.append(drawn[max(0, first - start):max(0, end - start)].clone())
     return torch.cat(parts)
 
 

@@ -3,7 +3,7 @@ from contextlib import contextmanager
 
 import torch
 
-CHUNK = 2 ** 21  # elements of a weight gradient that are changed at once: a temporary of all would be another weight
+CHUNK = 2 ** 21  # elements of a weight gradient that are changed at once; a temporary for all would double its memory
 
 
 @contextmanager
@@ -34,14 +34,14 @@ class SoftmaxTerms(torch.autograd.Function):
         d loss/d x      = sum_j (d loss/d cos_j) w_j / |w_j|, for the embedding x of length 1
         d loss/d w_j    = sum_x (d loss/d cos_j) x / |w_j|, without its part along w_j
 
-    The caller's autograd computes the first two lines and their gradients; this function computes the others.
+    The caller's autograd computes `loss` and d loss/d phi; this function computes all other lines.
 
     embeddings: (B, D), of length 1. weight: (C, D), not normalised, so that no normalised copy of it is made.
     target_rows: int64 (B, K), rows of `weight`, which may repeat; -1 means no target. s: the scale.
     shard: with sharded classes `weight` holds this rank's rows, target_rows is (world_size * B, K) for the images of
     all ranks; a target on another rank is -1. All ranks have the same B. The returned values are of this rank's images.
-    Gradients are means over the ranks: grad_weight is divided by the world size here, and the gradient of the
-    embeddings by DistributedDataParallel.
+    Gradients are means over the ranks: grad_weight is divided by the world size here, the backbone's gradients by
+    DistributedDataParallel.
     needs_backward: allocate grad_weight before the buffer.
     """
 
@@ -62,7 +62,7 @@ class SoftmaxTerms(torch.autograd.Function):
             hidden = torch.where(has_target, -torch.inf, torch.inf).to(buffer.dtype)
             buffer.scatter_reduce_(1, column, hidden, "amin")              # z, and -inf at the targets
             max_negative = buffer.amax(1)
-            shift = max_negative.clamp_min(-2 * s)                         # -inf if there are no negatives
+            shift = max_negative.clamp_min(-2 * s)                         # max_negative is -inf without negatives
             buffer.sub_(shift[:, None]).exp_()                             # exp(z - shift), and 0 at the targets
             lse_negatives = buffer.sum(1).log_().add_(shift)
             if shard.world_size > 1:

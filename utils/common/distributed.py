@@ -32,7 +32,7 @@ def start(device):
         torch.set_num_threads(max(1, available_cores() // local_ranks))  # torchrun sets one thread per rank
         dist.init_process_group("gloo", timeout=TIMEOUT)
     if not is_main():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
+        sys.stdout = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115, open until the process ends
     return device
 
 
@@ -54,16 +54,15 @@ def is_main():
     return rank() == 0
 
 
-def wrap(objective, device, ignored):
+def wrap(loss_fn, ignored):
     """Return the module to train with: with several ranks, DistributedDataParallel around loss, head and network.
 
     ignored: names of parameters whose gradients are not averaged, such as a sharded head (TrainState chooses them).
     """
     if world_size() == 1:
-        return objective
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, ignored)  # there is no public way
-    wrapped = DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None,
-                                      gradient_as_bucket_view=True)
+        return loss_fn
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss_fn, ignored)  # there is no public way
+    wrapped = DistributedDataParallel(loss_fn, gradient_as_bucket_view=True)
     # Each rank keeps its own running statistics until copy_buffers_of_main(). torch 2.14 renames the argument for it.
     wrapped.broadcast_buffers = False
     return wrapped

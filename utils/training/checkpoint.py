@@ -56,7 +56,7 @@ def check_resumed(saved, args):
     now = vars(args)
     changed = {name: f"{name} was {saved[name]}, is {now[name]}" for name in saved
                if name not in FREE | NOT_SAVED and name in now and saved[name] != now[name]}
-    fixed = FIXED if saved["label_weight"] else FIXED | {"label_weight"}  # of its head SGD would have no momentum
+    fixed = FIXED if saved["label_weight"] else FIXED | {"label_weight"}  # no momentum of the head is saved
     message = f"{args.resume}: the resumed run differs: {'; '.join(changed.values())}"
     if changed and (not args.force or fixed & changed.keys()):
         raise UserError(f"{message} (use --force; if {', '.join(sorted(fixed))} differ, start a new run, from its "

@@ -23,7 +23,7 @@ class LabelLoss(nn.Module):
         self.net = net
 
     def targets(self, indices):
-        """Return the teachers' embeddings of the images of these indices: None without a teacher."""
+        """Return the teachers' embeddings of the images with these indices; None without a teacher."""
 
     def forward(self, images, labels, lam=None, targets=None, net=None):
         net = net or self.net

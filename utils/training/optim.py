@@ -9,7 +9,7 @@ from torch import nn
 from nets.arcface import BACKBONES
 
 REFERENCE_BATCH = 64
-# The lowest and highest learning rate that a batch size may scale to, as in the published scripts.
+# The lowest and highest peak learning rate that scaling with the batch size can give, as in the published scripts.
 LIMITS = {"sgd": (5e-4, 1e-1), "adam": (3e-4, 1e-3), "adamw": (3e-4, 1e-3)}
 
 
@@ -27,8 +27,8 @@ class LearningRate:
     "cos": half a cosine to the lowest rate. The last 30% of the run (at least 1, at most 15 epochs) keep that rate.
     "step": ten equal stretches, from the peak to the lowest rate by a constant factor.
     milestones: epochs at which the rate is divided by ten, such as 20.5. If given, they replace the decay.
-    warmup_epochs: None is 10% of the run (at least 1, at most 3 epochs) for "cos", and no warm-up otherwise: a run of
-    one epoch is all warm-up. If it is given, the flat end may be shorter than an epoch.
+    warmup_epochs: None is 10% of the run (at least 1, at most 3 epochs) for "cos" without milestones, so that a run of
+    one epoch is all warm-up, and no warm-up otherwise. If a number is given, the flat end may be shorter than an epoch.
     These are the published rules, except that the rate changes with every step instead of every epoch.
     """
     decay: str
@@ -116,8 +116,8 @@ def clip_gradients(parameters, head, max_norm):
 class LossScale:
     """`value` multiplies the loss in fp16 (arXiv 1710.03740), so that small gradients do not vanish; else it is 1.
 
-    It replaces torch.amp.GradScaler, which waits for the device to read its own state. Here the caller reads an
-    overflow together with the loss, the same on all ranks.
+    It replaces torch.amp.GradScaler, which waits for the device to read its own state. Here the caller reads
+    whether the gradients overflowed together with the loss. It is the same on all ranks.
     """
 
     def __init__(self, enabled, value=2.0 ** 16):
@@ -132,10 +132,8 @@ class LossScale:
     def update(self, overflow):
         """Halve the value after an overflow, and double it after 2,000 steps without one."""
         self.finite_steps = 0 if overflow else self.finite_steps + 1
-        if self.enabled and overflow:
-            self.value /= 2
-        elif self.enabled and self.finite_steps % 2000 == 0:
-            self.value *= 2
+        if self.enabled:
+            self.value *= 0.5 if overflow else 1 if self.finite_steps % 2000 else 2
 
     def state_dict(self):
         return {"value": self.value, "finite_steps": self.finite_steps} if self.enabled else {}

@@ -29,7 +29,7 @@ COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accur
 
 
 def on_main(method):
-    """Decorate a method that does nothing on other ranks than 0."""
+    """Decorate a method so that it does nothing on ranks other than 0."""
     @functools.wraps(method)
     def run(*args, **kwargs):
         return method(*args, **kwargs) if distributed.is_main() else None
@@ -37,7 +37,7 @@ def on_main(method):
 
 
 class Run:
-    """Everything that rank 0 writes for a run. rows: the epochs so far, dicts of COLUMNS; NaN: not measured.
+    """What rank 0 writes for a run, except last.pt. rows: the epochs so far, dicts of COLUMNS; NaN: not measured.
 
     If a file of an epoch cannot be written, a warning is printed and the run continues.
     """
@@ -47,7 +47,7 @@ class Run:
         self.folder, self.origin, self.rows = Path(folder), origin, []
         self.tensorboard = None
         if distributed.is_main():
-            with suppress(ImportError):  # it is optional
+            with suppress(Exception):  # it is optional, and an old one may raise anything
                 from torch.utils.tensorboard import SummaryWriter
                 self.tensorboard = SummaryWriter(self.folder)
 
@@ -142,10 +142,10 @@ def make_folder(save_dir, backbone):
         try:
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:  # another run has started in this second
-            folder = folder.with_name(f"{folder.name}_2")
         except OSError as error:
-            raise UserError(f"cannot make {folder} ({error.strerror}): choose another --save-dir") from None
+            if not folder.is_dir():
+                raise UserError(f"cannot make {folder} ({error.strerror}): choose another --save-dir") from None
+            folder = folder.with_name(f"{folder.name}_2")  # another run has started in this second
 
 
 def commit():
@@ -168,7 +168,7 @@ def progress_bar(state, epochs):
 class StopRequest:
     """SIGINT and SIGTERM as a request to stop after the current step.
 
-    `received` is 0, or the number of the signal that came after listen(). A second one ends the process at once.
+    `received` is 0, or the number of the signal that came after listen(). The same one again ends the process at once.
     """
 
     def __init__(self):

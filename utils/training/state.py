@@ -17,10 +17,10 @@ from utils.training import optim
 from utils.weights import checkpoint as weights
 
 MEMORY_FORMAT = torch.channels_last  # of networks and images: faster on CPUs and on tensor cores
-# From so many images torch.compile saves time on a CPU. Compiling takes up to 50 s on 2 cores of Zen 4. MobileFaceNet
+# A run of so many images, over all epochs, is faster compiled on a CPU. This takes up to 50 s on 2 cores. MobileFaceNet
 # then goes from 47 to 70 img/s (in bfloat16 from 58 to 127), iResNet-50 in bfloat16 from 9.7 to 10.5, and MobileNet
 # from 37 to 34 (58 to 56). Other iResNets are assumed to be like the 50. On CUDA it is a choice.
-MIN_IMAGES = 10_000
+COMPILE_FROM_IMAGES = 10_000
 
 
 def make_net(args, num_classes, device):
@@ -45,13 +45,12 @@ class TrainState:
 
     def __init__(self, args, net, loss_fn, batches, device):
         steps_per_epoch = math.ceil(len(batches) / args.accumulate)
-        peak, images = args.init_lr, batches.batch_size * min(args.accumulate, len(batches))  # of a step
-        if args.scale_lr:
-            peak = optim.scale_learning_rate(args.init_lr, images, args.optimizer_type)
+        images = batches.batch_size * min(args.accumulate, len(batches))  # of a step
+        peak = optim.scale_learning_rate(args.init_lr, images, args.optimizer_type) if args.scale_lr else args.init_lr
         self.net, self.loss_fn, self.device = net, loss_fn, device
         # Each rank has its own rows of a sharded head; with --label-weight 0 the head has no gradient.
         ignored = ["net.head.weight"] if args.shard_head or not args.label_weight else []
-        self.wrapped_loss = distributed.wrap(loss_fn, device, ignored)
+        self.wrapped_loss = distributed.wrap(loss_fn, ignored)
         self.optimizer = optim.make_optimizer(net, args, peak)
         self.learning_rate = optim.LearningRate(
             args.lr_decay_type, peak, peak * args.min_lr_ratio, args.epochs * steps_per_epoch, steps_per_epoch,
@@ -83,7 +82,7 @@ class TrainState:
                 "images_per_second": sums["images"] / sums["seconds"], "data_wait": sums["data_wait"] / sums["seconds"]}
 
     def state_dict(self):
-        """Return the state as plain types and tensors. Every rank has to call it; that of rank 0 is complete."""
+        """Return the state as plain types and tensors. Every rank has to call it; only rank 0's result is complete."""
         state = {
             "model": self.net.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(),
             "loss_scale": self.loss_scale.state_dict(), "projection": getattr(self.loss_fn, "projection", None),
@@ -117,7 +116,7 @@ class TrainState:
     def exported_weights(self, args):
         """Return the state dict of an epoch's weight file: the averaged network's. Every rank has to call it.
 
-        Left out is a head that has learned nothing, or of more than 100,000 classes: 205 MB at 512 dimensions.
+        A head is left out if it has learned nothing or has more than 100,000 classes (205 MB at 512 dimensions).
         """
         head, state = self.ema.net.head, self.ema.net.state_dict()
         if args.label_weight and head.classes <= 100_000:
@@ -145,13 +144,14 @@ def new_sums():
 def compile_if_it_pays(state, args, images):
     """Compile the backbone if --compile asks for it, or by default if that pays for so many images. Return a line."""
     if args.compile is None:
-        args.compile = (state.device.type == "cpu" and images >= MIN_IMAGES and BACKBONES[args.backbone].compile_pays
+        args.compile = (state.device.type == "cpu" and images >= COMPILE_FROM_IMAGES
+                        and BACKBONES[args.backbone].compile_pays
                         and sys.platform == "linux" and shutil.which("g++") is not None)
     if not args.compile:
         return "torch.compile: no (--compile turns it on)"
     torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs eagerly, with a warning
     # Inductor chooses the memory layout by the convolutions, of which a backward pass has only the gradients. Without
-    # this option it copies inputs to another layout: MobileFaceNet 60 instead of 70 img/s, in bfloat16 93, not 113.
+    # this option it copies inputs to another layout: MobileFaceNet 60 instead of 70 img/s, in bfloat16 18% slower.
     options = {"force_layout_optimization": True} if state.device.type == "cpu" else {}
     state.net.arcface.compile(options=options)
     return "torch.compile: yes, the first step takes up to a minute (--no-compile: no)"
