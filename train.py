@@ -70,7 +70,7 @@ def main():
     while state.epoch < args.epochs:
         try:
             stopped = train_one_epoch(state, train_loader, run, stop, args)
-        except Exception as error:  # with several ranks the others cannot know of it, so that nothing is saved
+        except Exception as error:  # with several ranks the others cannot know of it; invalid weights are never saved
             if not isinstance(error, InvalidWeights) and distributed.world_size() == 1 and state.step > first_step:
                 save_checkpoint(state, run, args)
             if isinstance(error, torch.OutOfMemoryError):
@@ -109,7 +109,7 @@ def train_one_epoch(state, loader, run, stop, args):
             now = time.perf_counter()
 
             labels = torch.cat([labels for _, labels, _ in group])
-            is_main = distributed.is_main()  # seconds are those of rank 0 alone, not a sum over ranks
+            is_main = distributed.is_main()  # a Counter adds; the seconds are those of rank 0 alone
             state.sums.update(images=len(labels), labeled=(labels != IGNORE).sum().item(), loss=loss * len(labels),
                               correct=correct, seconds=is_main * (now - began), data_wait=is_main * (fetched - began))
             bar.update(state.step - bar.n)

@@ -44,7 +44,6 @@ def test_each_step_has_its_learning_rate_and_margin():
 
 def test_accumulated_gradients_are_averaged():
     def change(*batches, number=0):
-        torch.manual_seed(0)
         state, args = make_state("--momentum", 0, "--weight-decay", 0, "--ema", 0)
         state.batch, before = number, flat(state.net)  # the random flips depend on the number of the batch
         train_step(state, batches, args)
@@ -58,7 +57,6 @@ def test_accumulated_gradients_are_averaged():
 def test_bf16_changes_the_loss_of_a_step_by_rounding_alone():
     losses = []
     for flags in ([], ["--bf16"]):
-        torch.manual_seed(0)
         state, args = make_state(*flags)
         losses.append(train_step(state, [noise_batch()], args)[0])
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)

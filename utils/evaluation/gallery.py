@@ -138,8 +138,8 @@ def update_cache(cache, folder, paths, stamps, rows, embed, progress):
     new = np.flatnonzero(rows < 0)
     images = [folder / paths[index] for index in new]
     embeddings, remarks, uncertain = embed(images, progress)
-    remarks = [remark.removeprefix(str(path)) for path, remark in zip(images, remarks)]  # the folder may be moved
-    remarks = cache.remarks + remarks
+    # Without the path, because the folder may be moved.
+    remarks = cache.remarks + [remark.removeprefix(str(path)) for path, remark in zip(images, remarks)]
     embeddings = np.concatenate([cache.embeddings.reshape(-1, embeddings.shape[1]), embeddings])
     order = rows.copy()
     order[new] = len(cache.paths) + np.arange(len(new))

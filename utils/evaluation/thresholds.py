@@ -68,14 +68,15 @@ class Thresholds:
         self.weights_path, self.operating_point, self.given = weights_path, operating_point, given
         self.weights_sha256 = hash_file(weights_path)
         self.remedy = f"`python eval_LFW.py --model-path \"{weights_path}\" --save-threshold` measures them"
-        path, self.note = thresholds_path(weights_path), None
+        path, self.record, self.note = thresholds_path(weights_path), {}, None
         try:
-            self.record = read_record(path)
+            record = read_record(path)
+            if "thresholds" in record and record.get("weights_sha256") != self.weights_sha256:
+                raise UserError(f"the thresholds in {path} are not used, they are of other weights "
+                                "(the SHA-256 differs)")
+            self.record = record
         except UserError as error:
-            self.record, self.note = {}, f"{error}: {self.remedy}"
-        if "thresholds" in self.record and self.record.get("weights_sha256") != self.weights_sha256:
-            self.record, self.note = {}, (f"the thresholds in {path} are not used, they are of other weights (the "
-                                          f"SHA-256 differs): {self.remedy}")
+            self.note = f"{error}: {self.remedy}"
         self.benchmark = self.record.get("benchmark", "LFW")
 
     def for_pair(self):

@@ -117,7 +117,7 @@ class LossScale:
     """`value` multiplies the loss in fp16 (arXiv 1710.03740), so that small gradients do not vanish; else it is 1.
 
     It replaces torch.amp.GradScaler, which waits for the device to read its own state. Here the caller reads
-    whether the gradients overflowed together with the loss. It is the same on all ranks.
+    the loss and whether the gradients overflowed at once, the same on all ranks.
     """
 
     def __init__(self, enabled, value=2.0 ** 16):
@@ -132,8 +132,10 @@ class LossScale:
     def update(self, overflow):
         """Halve the value after an overflow, and double it after 2,000 steps without one."""
         self.finite_steps = 0 if overflow else self.finite_steps + 1
-        if self.enabled:
-            self.value *= 0.5 if overflow else 1 if self.finite_steps % 2000 else 2
+        if self.enabled and overflow:
+            self.value /= 2
+        elif self.enabled and self.finite_steps % 2000 == 0:
+            self.value *= 2
 
     def state_dict(self):
         return {"value": self.value, "finite_steps": self.finite_steps} if self.enabled else {}

@@ -144,9 +144,8 @@ def new_sums():
 def compile_if_it_pays(state, args, images):
     """Compile the backbone if --compile asks for it, or by default if that pays for so many images. Return a line."""
     if args.compile is None:
-        args.compile = (state.device.type == "cpu" and images >= COMPILE_FROM_IMAGES
-                        and BACKBONES[args.backbone].compile_pays
-                        and sys.platform == "linux" and shutil.which("g++") is not None)
+        args.compile = (state.device.type == "cpu" and images >= COMPILE_FROM_IMAGES and sys.platform == "linux"
+                        and BACKBONES[args.backbone].compile_pays and shutil.which("g++") is not None)
     if not args.compile:
         return "torch.compile: no (--compile turns it on)"
     torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs eagerly, with a warning
