@@ -64,8 +64,8 @@ class Arcface:
     Afterwards `threshold` is the threshold for two images, and `pair_threshold` also gives its origin. A gallery has
     its own. Threads may share an Arcface. It can be pickled, and used after a fork unless its model is an .onnx file.
 
-    Raises TypeError for an unknown keyword, ValueError for an invalid `align`, `face` or `threshold`, and UserError if
-    the weights do not load, or for another invalid setting.
+    Raises TypeError for an unknown keyword, ValueError for an invalid `align` or `face` or a threshold outside 0 to 2,
+    and UserError if the weights do not load, or for another invalid setting.
     """
 
     _defaults = {

@@ -130,7 +130,7 @@ def main():
         image_format(path)  # an unknown ending is an error before anything is computed
     device = choose_device(args.device)
     keep_freed_memory(device)
-    if args.save_threshold and os.path.isfile(args.model_path):  # before they are loaded: a run may replace them
+    if os.path.isfile(args.model_path):  # before they are loaded: a run may replace them
         args.weights_sha256 = hash_file(args.model_path)
     net = inference_copy(load_embedder(args.model_path, args.backbone)).to(device)
     args.backbone = net.backbone

@@ -24,7 +24,7 @@ from utils.common.files import REPOSITORY
 from utils.drawing.contact_sheets import draw_everybody, image_format, save_image
 from utils.evaluation.thresholds import OPERATING_POINTS, WORDS
 from utils.weights.export import export
-from utils.weights.published import SHA256, add_network_flags, chosen_weights, published_weights
+from utils.weights.published import add_network_flags, chosen_weights, published_weights
 
 
 def parse_args():
@@ -44,12 +44,12 @@ def parse_args():
                         "far-0.01, and \"not sure\" between the clear cases)")
     parser.add_argument("--gallery", metavar="DIR", help="find the face of one image among the people in this folder")
     parser.add_argument("--all-faces", action="store_true", help="with --gallery: every face, from left to right")
-    parser.add_argument("--top", type=positive_int, default=5, help="how many people to print, with --gallery")
+    parser.add_argument("--top", type=positive_int, default=5, help="with --gallery: how many people to print")
     parser.add_argument("--save", metavar="FILE.png", help="write an image of the faces with the verdict")
     parser.add_argument("--show", action=switch, default=True, help="show it in a window if there is a screen")
     parser.add_argument("--fps", action="store_true", help="measure the speed instead")
     parser.add_argument("--batch-size", type=positive_int, default=64, help="for --fps")
-    parser.add_argument("--download", choices=tuple(SHA256), help="download these published weights instead")
+    parser.add_argument("--download", metavar="BACKBONE", help="download this backbone's published weights instead")
     parser.add_argument("--export", metavar="FILE.onnx", help="write the network instead")
     parser.add_argument("--version", action="store_true", help="print versions, device and weights instead")
     args = parser.parse_args()

@@ -204,7 +204,7 @@ def state():
 
 
 class Calls:
-    """Its pickle calls a function when it is loaded."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments

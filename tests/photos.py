@@ -21,5 +21,5 @@ def side_by_side(*photos):
 
 
 def difference(first, second):
-    """Mean over the pixels of two crops: below 26 for one photo, above 44 for two."""
+    """Return the mean difference of the pixels of two crops: below 26 for one photo, above 44 for two."""
     return np.abs(np.asarray(first, float) - np.asarray(second, float)).mean()

@@ -15,14 +15,14 @@ def frame(payload):
 
 
 def record(label, image, number=0):
-    """Return IRHeader and image. A list of labels is written behind the header and counted by the flag."""
+    """Return a header (IRHeader) and the image. Several labels follow the header, whose flag is their number."""
     if isinstance(label, list):
         return struct.pack("<IfQQ", len(label), 0, number, 0) + struct.pack(f"<{len(label)}f", *label) + image
     return struct.pack("<IfQQ", 0, label, number, 0) + image
 
 
 def insightface_set(images):
-    """Return the records of face2rec2: images from 1 on, then record 0 and a record for each of the two identities."""
+    """Return records as face2rec2 writes them: the images from 1 on, record 0, then one record per identity."""
     return [*((number, record(label, images[number], number)) for number, label in enumerate([0, 0, 0, 1, 1], 1)),
             (0, record([6.0, 8.0], b"")), (6, record([1.0, 4.0], b"", 6)), (7, record([4.0, 6.0], b"", 7))]
 

@@ -2,7 +2,6 @@
 import shutil
 import sys
 
-import numpy as np
 import pytest
 from conftest import ROOT
 from photos import CROPS, PHOTOS, side_by_side
@@ -18,29 +17,24 @@ WEIGHTS = "--model-path", ROOT / "model_data" / "arcface_mobilefacenet.pth", "--
 
 @pytest.fixture
 def group(tmp_path):
-    """A photo of photo_1's person, whose face is larger, and of photo_3's on the right."""
+    """photo_1 and photo_3 side by side. The face on the left is larger."""
     side_by_side(PHOTOS[0], PHOTOS[2]).save(tmp_path / "two faces.png")
     return tmp_path / "two faces.png"
 
 
 @pytest.fixture
 def people(tmp_path):
-    """A gallery of photo_1's person, ann, and of photo_3's, bob."""
+    """A gallery of two people: ann (photo_1) and bob (photo_3)."""
     for name, photo in (("ann", PHOTOS[0]), ("bob", PHOTOS[2])):
         (tmp_path / "people" / name).mkdir(parents=True)
         shutil.copy(photo, tmp_path / "people" / name / "1.jpg")
     return tmp_path / "people"
 
 
-def test_arcface_distinguishes_people_in_photos_and_draws_them(face_model, arcface):
+def test_arcface_distinguishes_people_in_photos(face_model, arcface):
     same, *others = (arcface.detect_image(PHOTOS[first], PHOTOS[second]) for first, second in ((0, 1), (0, 2), (1, 2)))
     assert same < 0.9 and min(others) > 1.1
     assert arcface.detect_image(PHOTOS[0], CROPS[0]) < 0.4
-    drawn = arcface.draw(PHOTOS[0], CROPS[2], arcface.verify(PHOTOS[0], CROPS[2]))
-    plain = arcface.draw(CROPS[2], CROPS[2], arcface.verify(CROPS[2], CROPS[2]))
-    assert drawn.height > plain.height + 300 and drawn.width == plain.width
-    marks = (np.asarray(drawn)[:350, :350] == (0x30, 0xE0, 0x60)).all(2)
-    assert 300 < marks.sum() < 3000  # the box and the landmarks
 
 
 def test_predict_on_two_photos(run_script, face_model, group, tmp_path):

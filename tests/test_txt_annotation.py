@@ -79,12 +79,3 @@ def test_the_old_list_stays_when_no_person_is_found(call_script, tmp_path):
     draw(tmp_path / "datasets" / "face beside the folders.png")
     assert_user_error(call_script("txt_annotation.py"), "datasets", "one folder per person")
     assert (tmp_path / "cls_train.txt").read_text() == "0;/precious.jpg\n"
-
-
-@pytest.mark.parametrize("output", ["datasets", "a file/list.txt"])
-def test_an_output_that_cannot_be_written_is_a_user_error(call_script, tmp_path, output):
-    make_identities(tmp_path / "datasets", ann=1)
-    (tmp_path / "a file").write_text("kept")
-    assert_user_error(call_script("txt_annotation.py", "--output", output), f"cannot write {output}")
-    assert sorted(os.listdir(tmp_path)) == ["a file", "datasets"]
-    assert (tmp_path / "a file").read_text() == "kept"

@@ -70,7 +70,7 @@ def test_cosface_follows_its_formula(extended):
 
 
 def test_adaface_follows_its_paper(extended):
-    """The margin rises with the norm; equations 12 to 14, and the loss of training is that of the logits."""
+    """Equations 12 to 14. The training loss is the cross-entropy of the logits."""
     torch.manual_seed(0)
     head = ArcfaceNet(50, "tinynet", s=32, m=0.4, head="adaface").head
     embeddings, labels = torch.randn(16, 64) * torch.linspace(0.5, 30, 16)[:, None], torch.randint(0, 50, (16,))

@@ -14,6 +14,7 @@ from utils.evaluation import thresholds as thresholds_module
 from utils.evaluation.metrics import best_threshold, threshold_at_far
 from utils.evaluation.thresholds import (
     CURVE_FARS,
+    DEFAULT_CURVE,
     DEFAULT_THRESHOLD,
     OPERATING_POINTS,
     Threshold,
@@ -216,6 +217,13 @@ def test_the_curve_passes_its_points_and_is_straight_over_the_normal_quantile_el
 
 
 # the repository's own
+
+def test_the_published_weights_have_thresholds_too(published_weights):
+    record = read(ROOT / "model_data" / "published_mobilefacenet.pth")
+    assert record["weights_sha256"] == hash_file(published_weights) and record["pairs"] == 6000
+    assert record["thresholds"]["best accuracy"] == pytest.approx(DEFAULT_THRESHOLD, abs=1e-4)
+    assert [*record["impostors"]["measured"].values()] == [*DEFAULT_CURVE.values()]
+
 
 def test_the_thresholds_in_the_repository_are_those_of_its_weights():
     weights = ROOT / "model_data" / "arcface_mobilefacenet.pth"

@@ -84,7 +84,7 @@ def test_the_loss_of_a_single_class_is_zero():
 
 
 def test_losses_far_apart_keep_their_digits():
-    """In float32, with the other class opposite the image, and with its own class opposite it."""
+    """In float32: one image is opposite the other class, one is opposite its own."""
     head = ArcMarginProduct(2, 2, 64.0, 0.5)
     head.weight.data.copy_(torch.tensor([[1.0, 0], [-1, 0]]))
     angles = torch.tensor([0.01, 3.13])

@@ -105,7 +105,6 @@ def test_the_head_computes_in_float32_under_autocast(autocast):
 def test_a_step_waits_once(flags):
     state, args = state_of(flags, CUDA)
     losses_of(state, args, 2)
-    state.step = 51  # every fiftieth step checks more
     try:
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as met:
@@ -150,10 +149,3 @@ def test_one_rank_under_torchrun_trains_with_nccl(tmp_path, annotation):
     result = torchrun(tmp_path, 1, "--annotation-path", annotation, "--batch-size", "8", "--epochs", "1",
                       "--no-lfw-eval")
     assert result.returncode == 0 and (only_run(tmp_path / "logs") / "best.pth").is_file(), result.stderr
-
-
-def test_more_ranks_than_devices_are_a_user_error(tmp_path, annotation):
-    count = torch.cuda.device_count()
-    result = torchrun(tmp_path, count + 1, "--annotation-path", annotation, "--batch-size", str(8 * (count + 1)))
-    assert result.returncode and f"{count + 1} ranks for {count} CUDA device(s)" in result.stderr
-    assert "Traceback (most recent call last):\n  File \"" + str(ROOT) not in result.stderr

@@ -23,7 +23,7 @@ from utils.training.state import TrainState
 from utils.training.validation import validate
 
 ROOT = Path(__file__).parents[2]
-VALIDATED = 5  # images; odd, because no rank may see an image twice to have as many as the other
+VALIDATED = 5  # images; an odd number shows that no image is validated twice
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 

@@ -65,7 +65,7 @@ def test_validation_is_that_of_one_rank(results, ranks):
 
 
 def test_a_run_resumes_with_another_number_of_ranks(results):
-    """A step with two ranks, one with three and one with one rank equal three steps with one rank."""
+    """One step each on two, three and one rank equals three steps on one rank."""
     assert_equal_runs(results["resumed1"], results["1"]["trained"])
     losses = [results[name]["losses"][0] for name in ("resumed2", "resumed3", "resumed1")]
     for found, expected in zip(losses, results["1"]["trained"]["losses"]):

@@ -151,6 +151,16 @@ def test_the_accuracy_of_an_epoch_is_of_the_labeled_images_alone(monkeypatch):
     assert state.epoch_metrics()["accuracy"] == 1
 
 
+def test_batch_norm_is_frozen_in_the_last_epochs_alone(monkeypatch):
+    state, args = make_state("--epochs", 3, "--freeze-bn-epochs", 2)
+    monkeypatch.setattr("train.train_step", lambda *given: (1.0, 2))
+    training = []
+    for state.epoch in range(3):
+        train_one_epoch(state, FakeLoader([noise_batch()]), None, StopRequest(), args)
+        training.append(state.net.arcface.last_bn.training)
+    assert training == [True, False, False]
+
+
 def test_in_the_last_epochs_batch_norm_is_in_eval_mode_and_still_learns():
     state, args = make_state()
     for freeze in (False, True):

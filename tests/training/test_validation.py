@@ -6,10 +6,18 @@ import pickle
 
 import pytest
 from conftest import assert_user_error
-from training_data import QUICK, only_run, write_faces
+from training_data import QUICK, make_args, only_run, write_faces
 
 from utils.training.run import COLUMNS
-from utils.training.validation import MEAN, accuracy_columns, benchmark_columns, best_row
+from utils.training.validation import (
+    MEAN,
+    accuracy_columns,
+    benchmark_columns,
+    best_row,
+    measure_benchmarks,
+    read_benchmarks,
+)
+from utils.weights.checkpoint import load_embedder
 
 
 @pytest.fixture
@@ -38,6 +46,12 @@ def test_each_benchmark_has_its_columns_and_the_mean_if_asked_for(run_script, sh
     assert row["eval/agedb_30_val_at_far"] == "", "ten impostor pairs measure no FAR of 0.001"
     best = json.loads((run / "best.json").read_text(encoding="utf-8"))["training"]
     assert best["eval/cfp_fp_accuracy"] == pytest.approx(accuracies[1], abs=1e-5)
+
+
+def test_without_best_by_mean_no_mean_is_measured(shared, pairs_path, published_weights):
+    args = make_args("--lfw-dir", shared / "lfw" / "images", "--lfw-pairs", pairs_path, "--num-workers", 0)
+    row = measure_benchmarks(load_embedder(published_weights), read_benchmarks(args, []), args)
+    assert tuple(row) == benchmark_columns("lfw")
 
 
 def rows(*accuracies):

@@ -67,9 +67,9 @@ def read_unlabeled(root):
 
 
 def print_overlap(class_names, benchmark, identities):
-    """Print a line if a benchmark shows identities of the training set, by name; underscores count as spaces."""
+    """Print a line if a benchmark shows identities of the training set, by the letters and digits of their names."""
     def plain(name):
-        return identity_name(name).replace("_", " ").casefold()
+        return "".join(filter(str.isalnum, identity_name(name).casefold()))
 
     benchmark_names = set(map(plain, identities))
     shared = [name for name in class_names if plain(name) in benchmark_names]

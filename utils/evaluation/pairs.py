@@ -91,7 +91,8 @@ def own_pair(fields, folder):
 
 def with_lfw_folds(pairs, header, pairs_path):
     if len(header) != 2 or not all(map(str.isdecimal, header)) or int(header[0]) < 2 or int(header[1]) < 1:
-        raise UserError(f"{pairs_path}, line 1: expected two or more folds and their pairs, such as `10 300`")
+        raise UserError(f"{pairs_path}, line 1: expected two or more folds and their pairs, such as `10 300`, or for "
+                        "your own pairs `path path 1`, with tabs if a path has spaces")
     folds, per_fold = map(int, header)
     if len(pairs.genuine) != 2 * folds * per_fold:
         raise UserError(f"{pairs_path}: the first line promises {2 * folds * per_fold} pairs, "
@@ -121,8 +122,8 @@ def check_aligned(pairs):
         print(f"{pairs.name}: the alignment is not checked: {error}")
         return None
     if not aligned:
-        print(f"{pairs.name}: the images are not aligned to the 112x112 template (about 71% accuracy, not 98.5%); "
-              "eval_LFW.py --align-from DIR --lfw-dir NEW aligns them")
+        print(f"{pairs.name}: the images are not aligned to the 112x112 template, so the accuracy is lower; "
+              "eval_LFW.py --align-from DIR --lfw-dir NEW aligns a folder")
     return aligned
 
 

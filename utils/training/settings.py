@@ -148,7 +148,8 @@ def check_args(args, parser):
         parser.error("--shard-head and --sample-rate are for training on labels: leave out --teacher")
     args.teacher = [str(find_weights(path)) for path in args.teacher]
     if missing := [path for path in args.teacher if not os.path.isfile(path)]:
-        raise UserError(f"{missing[0]} does not exist: give --teacher a weight file")
+        raise UserError(f"{missing[0]} does not exist: give --teacher a weight file, or fetch one with predict.py "
+                        "--download")
     args.teacher_sha256 = [hash_file(path) for path in args.teacher]
     args.model_path = args.model_path and str(find_weights(args.model_path))
     if args.backbone is None:

@@ -25,7 +25,7 @@ def published_weights(backbone=None):
     except ValueError as error:
         raise UserError(str(error)) from None
     if backbone not in SHA256:
-        raise UserError(f"no weights are published for {backbone}: choose --backbone {', '.join(SHA256)}")
+        raise UserError(f"no weights are published for {backbone}: choose from {', '.join(SHA256)}")
     path = locate(f"model_data/published_{backbone}.pth")
     download(f"{ADDRESS}/arcface_{backbone}.pth", path, SHA256[backbone], lambda file: load_embedder(file, backbone))
     return path
