@@ -162,7 +162,7 @@ class Arcface:
         if len(images) == 0:
             return np.zeros((0, self.net.embedding_size), np.float32)
         return embed_images(self.net, images, self.input_shape, self.letterbox_image, batch_size,
-                            workers=min(4, len(images)), bf16=self.bf16, crop=crop, progress=progress).numpy()
+                            bf16=self.bf16, crop=crop, progress=progress).numpy()
 
     def detect_image(self, image_1, image_2):
         """Return the L2 distance of two images: 0 for equal embeddings, 2 for opposite ones."""
@@ -181,9 +181,9 @@ class Arcface:
         """
         settings = {"weights_sha256": self.thresholds.weights_sha256, "input_shape": list(self.input_shape[:2]),
                     "letterbox_image": self.letterbox_image, "bf16": self.bf16, "align": self.align}
-        return open_gallery(folder, self.embed_gallery, settings, progress)
+        return open_gallery(folder, partial(self.embed_gallery, progress=progress), settings)
 
-    def embed_gallery(self, paths, progress):
+    def embed_gallery(self, paths, progress=None):
         """Return what open_gallery() asks for: embeddings, remarks, and whether each face is uncertain."""
         def find(path):
             face = self.gallery_crop.find(path)

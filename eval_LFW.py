@@ -70,9 +70,7 @@ def read_benchmark(args):
         source = fetch_lfw() if args.download else args.align_from
         if os.path.realpath(source) == os.path.realpath(args.lfw_dir):
             raise UserError(f"--align-from {source} is --lfw-dir too: give another --lfw-dir for the aligned images")
-        originals = read_pairs(args.lfw_pairs, source)
-        counts = align_lfw(originals.paths, source, args.lfw_dir, detector,
-                           partial(tqdm, desc="aligning", unit="img", disable=None))
+        counts = align_lfw(read_pairs(args.lfw_pairs, source).paths, source, args.lfw_dir, detector)
         print(f"{args.lfw_dir}: {counts['aligned']} images aligned, {counts['without a face']} without a face cropped "
               f"at the usual place, {counts['kept']} crops kept")
     return read_pairs(args.lfw_pairs, args.lfw_dir)

@@ -98,14 +98,13 @@ def train_one_epoch(state, loader, run, stop, args):
     """
     loader.batch_sampler.epoch, loader.batch_sampler.start = state.epoch, state.batch
     state.set_training_mode(freeze_bn=state.epoch >= args.epochs - args.freeze_bn_epochs)
-    batches, left = batches_of(loader), len(loader)
+    batches = batches_of(loader)
     began = saved = time.perf_counter()
     with progress_bar(state, args.epochs) as bar:
-        while left:
-            group = list(islice(batches, min(args.accumulate, left)))
+        while group := list(islice(batches, args.accumulate)):
             fetched = time.perf_counter()
             loss, correct = train_step(state, group, args)
-            state.batch, left = state.batch + len(group), left - len(group)
+            state.batch += len(group)
             now = time.perf_counter()
 
             labels = torch.cat([labels for _, labels, _ in group])
@@ -190,10 +189,8 @@ def finish_epoch(state, run, val_loader, benchmarks, args):
     metrics = state.epoch_metrics()
     state.epoch, state.batch, state.sums = state.epoch + 1, 0, new_sums()
     distributed.copy_buffers_of_main(state.ema.net)
-    run.log({"epoch": state.epoch, "lr": state.learning_rate(state.step - 1), "train_loss": metrics["loss"],
-             "train_accuracy": metrics["accuracy"], **validate(state, val_loader),
-             **measure_benchmarks(state.ema.net, benchmarks, args),
-             "images_per_second": metrics["images_per_second"], "data_wait": metrics["data_wait"]})
+    run.log({"epoch": state.epoch, "lr": state.learning_rate(state.step - 1), **metrics, **validate(state, val_loader),
+             **measure_benchmarks(state.ema.net, benchmarks, args)})
     run.save_weights(state.exported_weights(args), args)
 
 

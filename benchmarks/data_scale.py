@@ -21,9 +21,7 @@ from processes import in_new_processes
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils.common.errors import SettingsParser, script
-from utils.common.files import hash_file
-from utils.data.annotation import check_files_exist, check_trainable, read_annotation
-from utils.data.dataset import make_loaders
+from utils.data.dataset import make_loaders, read_training_set
 
 BATCH_SIZE, READ = 512, 1_000_000
 
@@ -42,14 +40,11 @@ def read_path(paths, index):
 
 def measure(list_path, method):
     """Return CPU seconds of the start, and megabytes of the main process and of the largest worker."""
-    start = time.process_time()
-    paths, labels = read_annotation(list_path)
-    check_trainable(labels, list_path)
-    check_files_exist(paths, list_path)
-    hash_file(list_path)
     multiprocessing.set_start_method(method, force=True)
-    settings = SimpleNamespace(input_shape=[112, 112], num_workers=2, val_split=0.01, seed=11,
-                               batch_size=BATCH_SIZE, shard_head=False)
+    settings = SimpleNamespace(annotation_path=list_path, datasets_path=None, unlabeled=None, input_shape=[112, 112],
+                               num_workers=2, val_split=0.01, seed=11, batch_size=BATCH_SIZE, shard_head=False)
+    start = time.process_time()
+    paths, labels, _, _ = read_training_set(settings)
     loader, _ = make_loaders(paths, labels, settings, torch.device("cpu"))
     next(iter(loader.batch_sampler))
     seconds = time.process_time() - start

@@ -41,7 +41,7 @@ def draw_rows(rows_of, people, least_images, generator):
 
 def measure(arcface, embeddings, identity, gallery, known, unknown):
     """Return images, threshold, FPIR, unknown "not sure", DIR, known "not sure" and wrong person of one draw."""
-    tail = fit_gallery_tail(embeddings[gallery], np.unique(identity[gallery], return_inverse=True)[1])
+    tail = fit_gallery_tail(embeddings[gallery], identity[gallery])
     threshold = arcface.thresholds.for_gallery(len(gallery), tail)
 
     def verdicts(rows):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from conftest import assert_user_error, write_rows
 from PIL import Image
-from tqdm import tqdm
 
 from utils.common.errors import UserError
 from utils.evaluation.pairs import align_lfw, fetch_lfw, read_pairs
@@ -49,7 +48,7 @@ def test_without_a_face_an_image_is_cropped_at_the_usual_place_and_crops_are_kep
     image.save(path)
 
     def align_again():
-        return align_lfw([path], tmp_path / "raw", tmp_path / "lfw", Blind(), tqdm)
+        return align_lfw([path], tmp_path / "raw", tmp_path / "lfw", Blind())
     assert align_again() == {"without a face": 1}
     crop = np.asarray(Image.open(crop_path))
     row, column = np.unravel_index(crop[..., 0].argmax(), (112, 112))
@@ -63,11 +62,11 @@ def test_the_paths_of_an_own_list_are_kept(tmp_path):
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (250, 250)).save(path)
-    align_lfw(paths, tmp_path / "raw", tmp_path / "new", Blind(), tqdm)
+    align_lfw(paths, tmp_path / "raw", tmp_path / "new", Blind())
     assert all((tmp_path / "new" / path.relative_to(tmp_path / "raw")).is_file() for path in paths)
     for outside in (tmp_path / "a.png", tmp_path / "raw" / ".." / "a.png"):
         with pytest.raises(UserError, match=r"a\.png is not below .*raw"):
-            align_lfw([outside], tmp_path / "raw", tmp_path / "new", Blind(), tqdm)
+            align_lfw([outside], tmp_path / "raw", tmp_path / "new", Blind())
 
 
 @pytest.mark.parametrize("flags, words", [

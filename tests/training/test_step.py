@@ -119,7 +119,7 @@ def test_a_signal_ends_the_epoch_after_its_step_and_the_next_call_trains_the_res
     stop.received = 0
     assert train_one_epoch(state, FakeLoader(loader[1:]), None, stop, args) == 0
     assert (state.step, state.batch, state.sums["images"]) == (2, 2, 8)
-    assert math.isfinite(state.epoch_metrics()["loss"])
+    assert math.isfinite(state.epoch_metrics()["train_loss"])
 
 
 def test_a_signal_is_noted_even_if_its_line_cannot_be_printed(monkeypatch):
@@ -148,7 +148,7 @@ def test_the_accuracy_of_an_epoch_is_of_the_labeled_images_alone(monkeypatch):
     state, args = make_state()
     monkeypatch.setattr("train.train_step", lambda *given: (1.0, 2))  # the mean loss and the number correct
     train_one_epoch(state, FakeLoader([noise_batch(labels=[0, IGNORE, 2, IGNORE])]), None, StopRequest(), args)
-    assert state.epoch_metrics()["accuracy"] == 1
+    assert state.epoch_metrics()["train_accuracy"] == 1
 
 
 def test_batch_norm_is_frozen_in_the_last_epochs_alone(monkeypatch):

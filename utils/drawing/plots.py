@@ -34,8 +34,7 @@ def add_legend(figure, *panels):
     """Add a legend of the curves of these axes below all axes."""
     curves = [(curve, label.replace("$", r"\$")) for axes in panels
               for curve, label in zip(*axes.get_legend_handles_labels())]
-    if curves:
-        figure.legend(*zip(*curves), loc="outside lower center")
+    figure.legend(*zip(*curves), loc="outside lower center")
 
 
 def plot_roc(distances, genuine, thresholds, title, path):

@@ -40,18 +40,17 @@ class Gallery(NamedTuple):
 
 class Cache(NamedTuple):
     """The content of .embeddings.npz. Images that were left out have a row of NaN, and a remark that says why."""
-    paths: list
+    stamps: list            # "path|bytes|time of modification|ctime" of each image
     remarks: list
-    stamps: np.ndarray      # int64 (N, 3): bytes, time of modification and ctime in ns
     embeddings: np.ndarray
     uncertain: np.ndarray
     tail: np.ndarray
 
 
-def open_gallery(folder, embed, settings, progress=None):
+def open_gallery(folder, embed, settings):
     """Return the Gallery of a folder. Only images that are new or changed since the last time are embedded.
 
-    embed: called as embed(paths, progress), returns embeddings (N, D), remarks and uncertain flags (N). An image that
+    embed: called as embed(paths), returns embeddings (N, D), remarks and uncertain flags (N). An image that
     cannot be embedded has a row of NaN, and its remark, which begins with its path, says why.
     settings: a dict of everything else that an embedding depends on.
     Raises UserError if `folder` is not a folder, and if no image in it can be embedded.
@@ -62,25 +61,25 @@ def open_gallery(folder, embed, settings, progress=None):
     paths, stamps, skipped = list_images(folder)
     cache_path, key, not_kept = folder / CACHE_NAME, json.dumps(settings, sort_keys=True), []
     cache = read_cache(cache_path, key)
-    rows = find_rows(cache, paths, stamps)
-    new = rows < 0
-    if new.any() or len(paths) != len(cache.paths) or not paths:
-        cache = update_cache(cache, folder, paths, stamps, rows, embed, progress)
+    row_of = {stamp: row for row, stamp in enumerate(cache.stamps)}
+    rows = np.array([row_of.get(stamp, -1) for stamp in stamps], np.int64)  # in the cache; -1: new or changed
+    if stamps != cache.stamps or not paths:
+        cache = update_cache(cache, folder, paths, stamps, rows, embed)
         try:
             write_cache(cache_path, key, cache)
         except (UserError, OSError) as error:
             not_kept = [f"{error}: the next query will embed the images again"]
 
     usable = np.isfinite(cache.embeddings[:, 0])
-    skipped += [f"{folder / cache.paths[row]}{cache.remarks[row]}" for row in np.flatnonzero(~usable)]
+    skipped += [f"{folder / paths[row]}{cache.remarks[row]}" for row in np.flatnonzero(~usable)]
     if not usable.any():
         reasons = f" ({len(skipped)} skipped, the first: {skipped[0]})" if skipped else ""
         raise UserError(f"{folder} holds no image to compare with{reasons}: put a folder of images per person in it")
-    paths = [*compress(cache.paths, usable)]
+    paths = [*compress(paths, usable)]
     remarks = [(f"{folder / path}: {remark}",) if remark else ()
                for path, remark in zip(paths, compress(cache.remarks, usable))]
     return Gallery(folder, paths, *list_identities(paths), cache.embeddings[usable], remarks, cache.uncertain[usable],
-                   cache.tail, int((new & usable).sum()), skipped + not_kept)
+                   cache.tail, int(((rows < 0) & usable).sum()), skipped + not_kept)
 
 
 def list_images(folder):
@@ -112,8 +111,8 @@ def list_images(folder):
                     unread.append(name)
                 else:
                     stat = entry.stat()
-                    stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
                     paths.append(prefix + name)
+                    stamps.append(f"{paths[-1]}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}")
             except OSError as error:  # such as a link that leads nowhere
                 skipped.append(f"{entry.path} cannot be read ({error.strerror})")
     if line := describe_unread(unread):
@@ -121,53 +120,44 @@ def list_images(folder):
     if nested:
         skipped.append(f"{len(nested)} folders inside a person's folder ({nested[0]} is the first): people's folders "
                        f"must be in {folder} itself")
-    return paths, np.array(stamps, np.int64).reshape(-1, 3), skipped
+    return paths, stamps, skipped
 
 
-def find_rows(cache, paths, stamps):
-    """Return the row of each image in the cache, int64 (N,), or -1 if it is new or has changed."""
-    row_of = {path: row for row, path in enumerate(cache.paths)}
-    rows = np.array([row_of.get(path, -1) for path in paths], np.int64)
-    if cache.paths:
-        rows[(cache.stamps[rows] != stamps).any(1)] = -1
-    return rows
-
-
-def update_cache(cache, folder, paths, stamps, rows, embed, progress):
-    """Return the Cache of these images, with the rows of the old one that are still right (find_rows)."""
+def update_cache(cache, folder, paths, stamps, rows, embed):
+    """Return the Cache of these images. rows: the row of each in the old one, or -1 for an image to embed."""
     new = np.flatnonzero(rows < 0)
     images = [folder / paths[index] for index in new]
-    embeddings, remarks, uncertain = embed(images, progress)
+    embeddings, remarks, uncertain = embed(images)
     # Without the path, because the folder may be moved.
     remarks = cache.remarks + [remark.removeprefix(str(path)) for path, remark in zip(images, remarks)]
     embeddings = np.concatenate([cache.embeddings.reshape(-1, embeddings.shape[1]), embeddings])
     order = rows.copy()
-    order[new] = len(cache.paths) + np.arange(len(new))
+    order[new] = len(cache.stamps) + np.arange(len(new))
     embeddings, uncertain = embeddings[order], np.concatenate([cache.uncertain, np.array(uncertain, bool)])[order]
     usable = np.isfinite(embeddings[:, 0])
     tail = fit_gallery_tail(embeddings[usable], list_identities(compress(paths, usable))[1])
-    return Cache(paths, [remarks[row] for row in order], stamps, embeddings, uncertain, tail)
+    return Cache(stamps, [remarks[row] for row in order], embeddings, uncertain, tail)
 
 
 def read_cache(path, key):
     """Return the Cache in a file, an empty one if there is none for this key."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            found, paths, remarks = json.loads(bytes(file["texts"]))
-            cache = Cache(paths, remarks, *(file[name] for name in Cache._fields[2:]))
+            found, stamps, remarks = json.loads(bytes(file["texts"]))
+            cache = Cache(stamps, remarks, *(file[name] for name in Cache._fields[2:]))
         if found == key:
             return cache
     except Exception:  # a damaged file may raise almost anything, and is written again
         pass
-    return Cache([], [], np.zeros((0, 3), np.int64), np.zeros((0, 1), np.float32), np.zeros(0, bool), np.zeros(0))
+    return Cache([], [], np.zeros((0, 1), np.float32), np.zeros(0, bool), np.zeros(0))
 
 
 def write_cache(path, key, cache):
     """Write the Cache, or remove the file of an empty one. Raises UserError if it cannot be written."""
-    if not cache.paths:
+    if not cache.stamps:
         path.unlink(missing_ok=True)
         return
-    texts = json.dumps([key, cache.paths, cache.remarks]).encode()
+    texts = json.dumps([key, cache.stamps, cache.remarks]).encode()
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, texts=np.frombuffer(texts, np.uint8), **dict(zip(Cache._fields[2:], cache[2:])))
 

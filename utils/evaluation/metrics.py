@@ -52,12 +52,14 @@ def verification_metrics(distances, genuine, folds=10, far_target=1e-3):
         rows.append((accuracy, threshold, val, far, far_threshold))
     accuracies, thresholds, vals, fars, far_thresholds = np.array(rows).T
     false_positive_rate, true_positive_rate = roc(distances, genuine)
+    # Where false accepts and false rejects are equally frequent; their difference rises from -1 to 1.
+    equal_error_rate = np.interp(0, false_positive_rate - (1 - true_positive_rate), false_positive_rate).item()
     return VerificationMetrics(
         accuracies.mean().item(), accuracies.std().item(), accuracies.std(ddof=1).item() / math.sqrt(folds),
         thresholds.mean().item(), thresholds.std().item(), vals.mean().item(), vals.std().item(),
         fars.mean().item(), far_target, far_thresholds.mean().item(),
-        np.trapezoid(true_positive_rate, false_positive_rate).item(),
-        equal_error_rate(false_positive_rate, true_positive_rate), folds, len(distances), accuracies.tolist())
+        np.trapezoid(true_positive_rate, false_positive_rate).item(), equal_error_rate, folds, len(distances),
+        accuracies.tolist())
 
 
 def fold_of_pairs(count, folds):
@@ -106,11 +108,3 @@ def roc(distances, genuine):
     true_positives = np.cumsum(genuine)[last_of_value]
     false_positives = np.cumsum(~genuine)[last_of_value]
     return np.append(0, false_positives) / (~genuine).sum(), np.append(0, true_positives) / genuine.sum()
-
-
-def equal_error_rate(false_positive_rate, true_positive_rate):
-    """Return the rate at which false accepts equal false rejects, interpolated between two points of the ROC."""
-    difference = false_positive_rate - (1 - true_positive_rate)  # rises from -1 to 1
-    after = int(np.argmax(difference >= 0))
-    around = slice(after - 1, after + 1)
-    return float(np.interp(0, difference[around], false_positive_rate[around]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.common import distributed
 from utils.common.device import available_cores
@@ -215,11 +216,11 @@ def fetch_lfw():
     return folder
 
 
-def align_lfw(paths, source, folder, detector, progress):
+def align_lfw(paths, source, folder, detector):
     """Write the aligned crops of the original images <source>/<path> to <folder>/<path>, as JPEG data.
 
     Existing crops are kept, so that an interrupted run resumes. The usual landmarks replace those of a face that is not
-    found, because the list needs every image. progress: such as tqdm.
+    found, because the list needs every image.
     Returns the numbers of images that were "kept", "aligned" and "without a face".
     Raises UserError for an image outside the source.
     """
@@ -240,7 +241,7 @@ def align_lfw(paths, source, folder, detector, progress):
         return "aligned" if faces else "without a face"
 
     with ThreadPoolExecutor(available_cores()) as pool:
-        return Counter(progress(pool.map(write, paths), total=len(paths)))
+        return Counter(tqdm(pool.map(write, paths), "aligning", len(paths), unit="img", disable=None))
 
 
 # A network's metrics

@@ -76,9 +76,10 @@ class TrainState:
                     module.eval()
 
     def epoch_metrics(self):
-        """Return the means of the epoch so far, over all ranks; accuracy is without the margin, of labeled images."""
+        """Return the row's means of the epoch, over all ranks. Accuracy is without the margin, of labeled images."""
         sums = dict(zip(self.sums, distributed.reduce(self.sums.values())))
-        return {"loss": sums["loss"] / sums["images"], "accuracy": sums["correct"] / (sums["labeled"] or math.nan),
+        return {"train_loss": sums["loss"] / sums["images"],
+                "train_accuracy": sums["correct"] / (sums["labeled"] or math.nan),
                 "images_per_second": sums["images"] / sums["seconds"], "data_wait": sums["data_wait"] / sums["seconds"]}
 
     def state_dict(self):
