@@ -40,10 +40,9 @@ def test_a_download_without_weights_of_its_backbone_is_not_kept(publisher, tmp_p
     assert files(tmp_path) == ["made.pth"]
 
 
-@pytest.mark.parametrize("backbone, word", [("iresnet18", "no weights are published for iresnet18"),
-                                            ("resnet7", "unknown backbone")])
-def test_a_backbone_without_published_weights_is_a_user_error_that_lists_those_with(backbone, word):
-    with pytest.raises(UserError, match=rf"{word}.*mobilefacenet, mobilenet.*iresnet50"):
+@pytest.mark.parametrize("backbone", ["iresnet18", "resnet7"])
+def test_a_backbone_without_published_weights_is_a_user_error_that_lists_those_with(backbone):
+    with pytest.raises(UserError, match=f"published for {backbone}: choose from mobilefacenet, mobilenet, iresnet50$"):
         published.published_weights(backbone)
 
 

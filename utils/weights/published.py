@@ -1,5 +1,6 @@
 """The weights that bubbliiiing/arcface-pytorch published, trained on CASIA-WebFace; the flags that choose weights."""
 import argparse
+from contextlib import suppress
 
 from nets.arcface import DEFAULT_BACKBONE, backbone_name
 from utils.common.device import DEVICES
@@ -20,10 +21,9 @@ def published_weights(backbone=None):
 
     backbone: None is the default one. Raises UserError for one without published weights, and as `download` does.
     """
-    try:
-        backbone = backbone_name(backbone or DEFAULT_BACKBONE)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    backbone = backbone or DEFAULT_BACKBONE
+    with suppress(ValueError):
+        backbone = backbone_name(backbone)
     if backbone not in SHA256:
         raise UserError(f"no weights are published for {backbone}: choose from {', '.join(SHA256)}")
     path = locate(f"model_data/published_{backbone}.pth")
