@@ -183,7 +183,7 @@ class Arcface:
                     "letterbox_image": self.letterbox_image, "bf16": self.bf16, "align": self.align}
         return open_gallery(folder, partial(self.embed_gallery, progress=progress), settings)
 
-    def embed_gallery(self, paths, progress=None):
+    def embed_gallery(self, paths, progress):
         """Return what open_gallery() asks for: embeddings, remarks, and whether each face is uncertain."""
         def find(path):
             face = self.gallery_crop.find(path)

@@ -2,6 +2,7 @@
 import builtins
 import importlib
 import io
+import json
 import os
 import shutil
 import sys
@@ -242,6 +243,10 @@ def assert_user_error(result, *words):
     assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
     for word in words:
         assert str(word) in lines[0], lines[0]
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_rows(path, rows):

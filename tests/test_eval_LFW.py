@@ -1,5 +1,4 @@
 """eval_LFW.py as a user runs it: what it prints and writes, and how a mistake ends."""
-import json
 import re
 import shutil
 import sys
@@ -7,7 +6,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, assert_user_error, is_png, write_rows
+from conftest import ROOT, assert_user_error, is_png, read_json, write_rows
 from PIL import Image
 
 from utils.common.files import hash_file
@@ -20,7 +19,7 @@ def test_eval_prints_the_published_lines_and_writes_its_files(run_script, weight
     result = run_script("eval_LFW.py", *weights, *tiny_lfw, "--device", "cpu", "--png-save-path", "out/roc.png",
                         "--json", "metrics.json", "--mistakes", "mistakes.png", "--num-workers", "1", "--far", 0.4)
     assert result.returncode == 0 and result.stderr == "", result.stderr
-    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(tmp_path / "metrics.json")
     assert metrics.keys() >= {*VerificationMetrics._fields, "aligned", "settings"}
     number = r"(\d\.\d{5})"
     for pattern, names in ((rf"^Accuracy: {number}\+-{number}$", ("accuracy", "accuracy_std")),
@@ -40,7 +39,7 @@ def test_eval_prints_that_images_are_not_aligned(call_script, weights, shared, p
     result = call_script("eval_LFW.py", *weights, "--lfw-dir", shared / "lfw_raw_folds1-3", "--lfw-pairs", pairs_path,
                          "--device", "cpu", "--json", "metrics.json", "--far", 0.2)
     assert result.returncode == 0 and "LFW: the images are not aligned" in result.stdout, result.stderr
-    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(tmp_path / "metrics.json")
     assert metrics["aligned"] is False and is_png(tmp_path / "model_data" / "roc_test.png")
 
 
@@ -55,7 +54,7 @@ def test_without_a_detector_it_is_unknown_whether_images_are_aligned(call_script
     monkeypatch.setitem(sys.modules, "cv2", None)
     result = call_script("eval_LFW.py", *weights, *tiny_lfw, "--device", "cpu", "--json", "metrics.json")
     assert result.returncode == 0 and "the alignment is not checked" in result.stdout, result.stderr
-    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["aligned"] is None
+    assert read_json(tmp_path / "metrics.json")["aligned"] is None
 
 
 @pytest.mark.parametrize("flags, options", [
@@ -66,7 +65,7 @@ def test_eval_embeds_as_its_flags_say(call_script, arcface, weights, tiny_lfw, p
         Image.open(path).crop((0, 0, 112, 90)).save(path)
     result = call_script("eval_LFW.py", *weights, *tiny_lfw, "--device", "cpu", "--json", "metrics.json", *flags)
     assert result.returncode == 0, result.stderr
-    threshold = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["threshold"]
+    threshold = read_json(tmp_path / "metrics.json")["threshold"]
     pairs = read_pairs(pairs_path, tmp_path / "lfw")
     thresholds = [pair_metrics(embed_pairs(arcface.net, pairs, **given), pairs)[0].threshold for given in (options, {})]
     assert threshold == pytest.approx(thresholds[0], abs=1e-5) and abs(threshold - thresholds[1]) > 1e-4
@@ -83,7 +82,7 @@ def test_eval_measures_own_pairs(call_script, weights, tiny_lfw, tmp_path):
                          "cpu", "--save-threshold")
     assert result.returncode == 0 and f"own: {len(rows)} pairs in 2 folds" in result.stdout, result.stderr
     assert re.search(r"^Accuracy: [01]\.\d{5}", result.stdout, re.MULTILINE)
-    record = json.loads((tmp_path / "copy.json").read_text(encoding="utf-8"))
+    record = read_json(tmp_path / "copy.json")
     assert record["benchmark"] == "own" and record["impostors"]["pairs"] == len(rows) - len(images)
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, assert_user_error, is_png
+from conftest import ROOT, assert_user_error, is_png, read_json
 from PIL import Image
 
 import predict
@@ -113,8 +113,7 @@ def test_predict_names_the_threshold_that_eval_saved(call_script, shared, publis
                          "lfw_pair.txt", "--device", "cpu", "--num-workers", 1, "--far", 0.01, "--json", "metrics.json",
                          "--save-threshold", "--png-save-path", "roc.png")
     assert result.returncode == 0 and f"Thresholds: {tmp_path / 'weights.json'}" in result.stdout, result.stderr
-    record, metrics = (json.loads((tmp_path / name).read_text(encoding="utf-8"))
-                       for name in ("weights.json", "metrics.json"))
+    record, metrics = (read_json(tmp_path / name) for name in ("weights.json", "metrics.json"))
     assert record["thresholds"] == {"best accuracy": metrics["threshold"]}  # twelve impostor pairs resolve no FAR
     assert metrics["val"] is None and "val" not in record and record["impostors"]["measured"].keys() == {
         "0.1", "0.01"}  # of all pairs of two people, some 2,700
@@ -156,7 +155,7 @@ def test_predict_reports_that_the_thresholds_are_of_other_weights(published_weig
     weights = tmp_path / "weights.pth"
     torch.save(torch.load(published_weights, weights_only=True), weights)  # with checksums, so that the file is valid
     path = save_thresholds(weights, {"thresholds": THRESHOLDS})
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"weights_sha256": "0" * 64}))
+    path.write_text(json.dumps(read_json(path) | {"weights_sha256": "0" * 64}))
     result = call_script("predict.py", *PAIR, "--device", "cpu", "--model-path", weights, "--no-show")
     printed = result.stdout.splitlines()
     assert sum("SHA-256" in line and "weights.json" in line for line in printed) == 1

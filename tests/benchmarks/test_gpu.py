@@ -1,12 +1,11 @@
 """benchmarks/gpu.py on a CPU in a small size, and its CUDA graph on a simulated one."""
-import json
 import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, read_json
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -73,7 +72,7 @@ def test_the_multiplications_of_an_image_are_counted():
 def test_a_small_size_runs_on_a_cpu(run_script, tmp_path):
     result = run_script("benchmarks/gpu.py", "--device", "cpu", "--only", "training", "head")
     assert result.returncode == 0, result.stderr
-    rows = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    rows = read_json(tmp_path / "gpu.json")
     rows = {row["measurement"]: row for row in rows}
     assert rows["training"]["img/s"] > 0 and rows["training"]["kernels"] > 700
     assert rows["training"]["loss difference"] == 0 and rows["training"]["floor img/s"] > 0

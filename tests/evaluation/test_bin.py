@@ -1,6 +1,5 @@
 """insightface's verification files, in the encodings of all known writers, and eval_LFW.py --bin."""
 import io
-import json
 import os
 import pickle
 import struct
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Calls, assert_user_error, is_png, jpeg, write_rows
+from conftest import Calls, assert_user_error, is_png, jpeg, read_json, write_rows
 from PIL import Image
 
 from utils.common.errors import UserError
@@ -139,7 +138,7 @@ def test_eval_of_a_bin_has_the_metrics_of_the_folder(call_script, shared, publis
     found = call_script(*common, "--bin", "agedb_30.bin", "--json", "bin.json", "--mistakes", "mistakes.png")
     assert folder.returncode == found.returncode == 0 and found.stderr == "", folder.stderr + found.stderr
     assert f"agedb_30: 20 pairs in 10 folds, {len(pairs.paths)} images" in found.stdout
-    expected, metrics = (json.loads((tmp_path / name).read_text("utf-8")) for name in ("folder.json", "bin.json"))
+    expected, metrics = (read_json(tmp_path / name) for name in ("folder.json", "bin.json"))
     assert (expected.pop("benchmark"), metrics.pop("benchmark")) == ("LFW", "agedb_30")
     assert expected.pop("settings") and metrics.pop("settings")["bin"] == "agedb_30.bin"
     assert metrics == expected and 0.8 < metrics["accuracy"] < 1

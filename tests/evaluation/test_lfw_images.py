@@ -1,10 +1,9 @@
 """The original images of LFW: fetched by scikit-learn or from a folder, and aligned into --lfw-dir."""
-import json
 import tarfile
 
 import numpy as np
 import pytest
-from conftest import assert_user_error, write_rows
+from conftest import assert_user_error, read_json, write_rows
 from PIL import Image
 
 from utils.common.errors import UserError
@@ -84,7 +83,7 @@ def test_eval_aligns_a_folder_of_originals(call_script, shared, published_weight
                          "--lfw-pairs", few_pairs, "--device", "cpu", "--json", "metrics.json")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert " images aligned, 0 without a face cropped at the usual place, 0 crops kept" in result.stdout
-    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(tmp_path / "metrics.json")
     assert metrics["aligned"] is True and metrics["accuracy"] >= 0.9
 
 

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, read_json
 
 from arcface import Arcface
 from utils.common.errors import UserError
@@ -40,7 +40,7 @@ def weights(tmp_path):
 
 
 def read(weights):
-    return json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    return read_json(weights.with_suffix(".json"))
 
 
 def write(weights, text):

@@ -1,6 +1,5 @@
 """Two gloo ranks compute the same values as one, also under torchrun."""
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import read_json
 from training_data import QUICK, assert_same_weights, make_args, only_run, weights, write_faces
 
 from nets.arcface import ArcfaceNet
@@ -84,7 +84,7 @@ def assert_validated_as_saved(run, annotation):
     """Check that two ranks logged the validation metrics of the weights they saved, on every image once."""
     with open(run / "log.csv", encoding="utf-8") as file:
         *_, row = csv.DictReader(file)
-    args = SimpleNamespace(**json.loads((run / "settings.json").read_text(encoding="utf-8")))
+    args = SimpleNamespace(**read_json(run / "settings.json"))
     net = ArcfaceNet(4)
     net.load_state_dict(weights(run))
     _, loader = make_loaders(*read_annotation(annotation), args, torch.device("cpu"))

@@ -1,12 +1,12 @@
 """Training on real faces: what a run writes, that it learns, and that it can be repeated."""
 import csv
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import read_json
 from recording import record, write_set
 from training_data import QUICK, make_args, only_run, weights, write_faces
 
@@ -40,9 +40,9 @@ def test_a_run_writes_what_the_readme_lists(trained):
     assert len([name for name in names if name.startswith("ep")]) == 2
     assert any(name.startswith("ep004-loss") and "-val_loss" in name for name in names)
     assert not any(name.endswith(".tmp") for name in names)
-    settings = json.loads((trained / "settings.json").read_text(encoding="utf-8"))
+    settings = read_json(trained / "settings.json")
     assert settings["epochs"] == 4
-    training = json.loads((trained / "best.json").read_text(encoding="utf-8"))["training"]
+    training = read_json(trained / "best.json")["training"]
     data = (trained.parent.parent / "cls_train.txt").read_bytes()
     assert settings["images_sha256"] == hashlib.sha256(data).hexdigest() and settings["classes"] == IDENTITIES
     assert training["settings"] == settings and 1 <= training["epoch"] <= 4 and "lfw_accuracy" not in training
@@ -66,7 +66,7 @@ def test_the_start_is_described(trained):
 
 def test_the_end_names_the_best_epoch_and_the_next_commands(trained):
     *_, best, evaluate, predict = (trained.parent.parent / "stdout.txt").read_text(encoding="utf-8").splitlines()
-    row = json.loads((trained / "best.json").read_text(encoding="utf-8"))["training"]
+    row = read_json(trained / "best.json")["training"]
     assert f"best.pth is of epoch {row['epoch']}: " in best and f"val_loss {row['val_loss']:.5g}" in best
     assert evaluate.split()[:2] == ["python", "eval_LFW.py"] and predict.split()[:2] == ["python", "predict.py"]
 

@@ -1,11 +1,10 @@
 """Several benchmarks after every epoch: their columns, and which of them chooses best.pth."""
 import csv
-import json
 import math
 import pickle
 
 import pytest
-from conftest import assert_user_error
+from conftest import assert_user_error, read_json
 from training_data import QUICK, make_args, only_run, write_faces
 
 from utils.training.run import COLUMNS
@@ -44,7 +43,7 @@ def test_each_benchmark_has_its_columns_and_the_mean_if_asked_for(run_script, sh
     assert all(0 <= accuracy <= 1 for accuracy in accuracies) and row["lfw_accuracy"] == ""
     assert float(row["mean_accuracy"]) == pytest.approx(sum(accuracies) / 2, abs=1e-5)
     assert row["eval/agedb_30_val_at_far"] == "", "ten impostor pairs measure no FAR of 0.001"
-    best = json.loads((run / "best.json").read_text(encoding="utf-8"))["training"]
+    best = read_json(run / "best.json")["training"]
     assert best["eval/cfp_fp_accuracy"] == pytest.approx(accuracies[1], abs=1e-5)
 
 

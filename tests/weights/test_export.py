@@ -1,5 +1,4 @@
 """predict.py --export: the file's embeddings and metadata, and when it is not kept."""
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -7,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, read_json
 from PIL import Image
 
 from arcface import Arcface
@@ -81,7 +80,7 @@ def test_the_script_writes_the_network_and_its_thresholds_quietly_under_any_name
 def test_the_measured_threshold_is_in_the_metadata(tiny, monkeypatch):
     assert "threshold" not in describe_network(tiny)  # the default was measured with other weights
     monkeypatch.chdir(ROOT)
-    measured = json.loads(Path("model_data/arcface_mobilefacenet.json").read_text(encoding="utf-8"))["thresholds"]
+    measured = read_json(Path("model_data/arcface_mobilefacenet.json"))["thresholds"]
     assert float(describe_network(Arcface(cuda=False))["threshold"]) == measured["best accuracy"]
 
 

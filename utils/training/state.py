@@ -76,7 +76,7 @@ class TrainState:
                     module.eval()
 
     def epoch_metrics(self):
-        """Return the row's means of the epoch, over all ranks. Accuracy is without the margin, of labeled images."""
+        """Return the epoch's means for log.csv, over all ranks. Accuracy is without the margin, of labeled images."""
         sums = dict(zip(self.sums, distributed.reduce(self.sums.values())))
         return {"train_loss": sums["loss"] / sums["images"],
                 "train_accuracy": sums["correct"] / (sums["labeled"] or math.nan),
